@@ -1,0 +1,28 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Real images: readers of every layout and format, modality presets, splits by patient, MONAI transforms."""
+
+from bundle.data.dataset import ImageData, open_dataset
+from bundle.data.errors import DataError, Problem
+from bundle.data.layouts import LAYOUTS, read_records
+from bundle.data.modality import MODALITIES, Modality, get_modality
+from bundle.data.records import SPLITS, Record
+from bundle.data.splits import Splits, resolve_splits
+from bundle.data.transforms import image_transform
+
+__all__ = [
+    "LAYOUTS",
+    "MODALITIES",
+    "SPLITS",
+    "DataError",
+    "ImageData",
+    "Modality",
+    "Problem",
+    "Record",
+    "Splits",
+    "get_modality",
+    "image_transform",
+    "open_dataset",
+    "read_records",
+    "resolve_splits",
+]

@@ -1,0 +1,134 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The one door to a folder of real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from monai.data import CacheDataset, Dataset
+
+from bundle.data.errors import DataError
+from bundle.data.layouts import read_folder
+from bundle.data.modality import Modality, get_modality
+from bundle.data.records import SPLITS, Record
+from bundle.data.splits import Splits, resolve_splits
+from bundle.data.transforms import image_transform
+
+__all__ = ["ImageData", "open_dataset"]
+
+#: Splits whose patients get an identity: what the GAN and the identity networks see.
+IDENTITY_SPLITS = ("train", "extra")
+
+
+class ImageData:
+    """Real images with labels, patients and splits.
+
+    Args:
+        records: all images.
+        splits: which image belongs to which split.
+        modality: preset.
+        class_names: the name of each label as this data set uses them.
+        resolution: side of the square images in pixels.
+
+    Attributes:
+        modality: preset.
+        resolution: side of the square images in pixels.
+        class_names: the name of each label.
+        split_sha256: SHA-256 of the split file.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        splits: Splits,
+        modality: Modality,
+        class_names: Sequence[str],
+        resolution: int,
+    ) -> None:
+        self.modality = modality
+        self.resolution = resolution
+        self.class_names = tuple(class_names)
+        self.split_sha256 = splits.sha256
+        self._records = sorted(records, key=lambda record: record.name)
+        self._split_of = splits.split_of
+        patients = {record.patient_id for record in self.records(IDENTITY_SPLITS)}
+        self._identities = {patient: index for index, patient in enumerate(sorted(patients))}
+
+    @property
+    def n_identities(self) -> int:
+        """Number of patients in train and extra: the classes of an identity network."""
+        return len(self._identities)
+
+    def records(self, splits: str | Sequence[str]) -> list[Record]:
+        """Returns the records of one or more splits, sorted by name.
+
+        Raises:
+            DataError: no such split.
+        """
+        wanted = (splits,) if isinstance(splits, str) else tuple(splits)
+        unknown = sorted(set(wanted) - set(SPLITS))
+        if unknown:
+            raise DataError(f"unknown split {unknown[0]!r}; the splits are {', '.join(SPLITS)}")
+        return [record for record in self._records if self._split_of[record.name] in wanted]
+
+    def identity(self, record: Record) -> int:
+        """Returns the index of the record's patient among the sorted patients of train and extra, -1 for others."""
+        return self._identities.get(record.patient_id, -1)
+
+    def dataset(self, splits: str | Sequence[str]) -> Dataset:
+        """Returns the images of one or more splits, in the order of :meth:`records`, decoded once and kept in memory.
+
+        Returns:
+            MONAI dataset of dictionaries: image float32 [C, resolution, resolution] in [-1, 1], label int, identity int
+            (see :meth:`identity`).
+        """
+        items = [
+            {"image": str(record.image), "label": record.label, "identity": self.identity(record)}
+            for record in self.records(splits)
+        ]
+        return CacheDataset(items, image_transform(self.modality, self.resolution), num_workers=2, progress=False)
+
+    def tensors(self, splits: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns one or more splits as whole tensors.
+
+        Returns:
+            images float32 [N, C, resolution, resolution] in [-1, 1], labels int64 [N], identities int64 [N]; N may be 0.
+        """
+        items = list(self.dataset(splits))
+        shape = (0, self.modality.channels, self.resolution, self.resolution)
+        images = torch.stack([item["image"] for item in items]) if items else torch.empty(shape)
+        labels = torch.tensor([item["label"] for item in items], dtype=torch.int64)
+        identities = torch.tensor([item["identity"] for item in items], dtype=torch.int64)
+        return images, labels, identities
+
+
+def open_dataset(
+    dataset_dir: str | Path,
+    output_dir: str | Path,
+    modality: str | Modality = "xray",
+    resolution: int = 64,
+    seed: int = 0,
+    layout: str = "auto",
+) -> ImageData:
+    """Opens a folder of real images.
+
+    Args:
+        dataset_dir: the folder, in any of the layouts of :data:`bundle.data.layouts.LAYOUTS`.
+        output_dir: its folder ``private`` keeps the split file.
+        modality: preset, or its name.
+        resolution: side of the square images in pixels.
+        seed: of the splits, where they have to be drawn.
+        layout: forces a layout; ``"auto"`` goes by what is in the folder.
+
+    Raises:
+        DataError: the data cannot be used; lists what is wrong, where, and the cure.
+    """
+    preset = get_modality(modality)
+    folder = read_folder(dataset_dir, layout, preset)
+    if folder.problems:
+        raise DataError(folder.problems)
+    splits = resolve_splits(folder.records, Path(output_dir) / "private" / "splits.json", seed)
+    return ImageData(folder.records, splits, preset, folder.class_names, resolution)

@@ -1,0 +1,77 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that is particular to one kind of image, as named presets."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from bundle.data.errors import DataError
+
+__all__ = ["MODALITIES", "Modality", "get_modality"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A kind of image: the only place where code may know what is on the picture.
+
+    Attributes:
+        name: short name, used in file names and on the command line.
+        channels: 1 (grey) or 3 (RGB).
+        class_names: the name of each label, in the order of the labels 0, 1, ...
+        class_aliases: other names that public data sets use for the classes, as pairs (alias, class name); compared
+            without regard to case.
+        preprocessing: name of the intensity and border treatment, a key of
+            :data:`bundle.data.transforms.PREPROCESSINGS`.
+    """
+
+    name: str
+    channels: int
+    class_names: tuple[str, ...]
+    class_aliases: tuple[tuple[str, str], ...] = ()
+    preprocessing: str = "plain"
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"modality {self.name!r}: channels is {self.channels}; use 1 (grey) or 3 (RGB)")
+        # Lists come from JSON configurations; a frozen preset must be hashable.
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "class_aliases", tuple((alias, name) for alias, name in self.class_aliases))
+        if len(set(self.class_names)) != len(self.class_names) or not self.class_names:
+            raise ValueError(f"modality {self.name!r}: class_names must be distinct and not empty: {self.class_names}")
+        unknown = [name for _, name in self.class_aliases if name not in self.class_names]
+        if unknown:
+            raise ValueError(f"modality {self.name!r}: class_aliases point to {unknown}, not in {self.class_names}")
+
+    def label_of(self, text: str) -> int | None:
+        """Returns the label that a class name, an alias or a number stands for, or None for anything else."""
+        word = text.strip().casefold()
+        names = {name.casefold(): label for label, name in enumerate(self.class_names)}
+        names |= {alias.casefold(): self.class_names.index(name) for alias, name in self.class_aliases}
+        return names.get(word, int(word) if word.isdecimal() and int(word) < len(self.class_names) else None)
+
+
+MODALITIES: dict[str, Modality] = {
+    "xray": Modality(
+        name="xray",
+        channels=1,
+        class_names=("normal", "tuberculosis"),
+        class_aliases=(("healthy", "normal"), ("tb", "tuberculosis")),
+    ),
+}
+
+
+def get_modality(name: str | Modality) -> Modality:
+    """Returns the preset called ``name``; a Modality is handed back as it is.
+
+    Raises:
+        DataError: no such preset; names the nearest one.
+    """
+    if isinstance(name, Modality):
+        return name
+    if name not in MODALITIES:
+        near = difflib.get_close_matches(str(name), MODALITIES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"unknown modality {name!r}; {hint}the modalities are: {', '.join(sorted(MODALITIES))}")
+    return MODALITIES[name]

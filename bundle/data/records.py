@@ -1,0 +1,34 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What is known about one image before it is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["SPLITS", "Record"]
+
+#: train is what the networks see, val selects and calibrates, test alone is held out; extra joins train for the GAN
+#: and the identity networks only.
+SPLITS = ("train", "val", "test", "extra")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data set.
+
+    Attributes:
+        image: absolute path of the file.
+        name: path relative to the data set's folder, with forward slashes; unique within the data set.
+        label: class, 0 to the number of classes - 1; None when the source does not say.
+        patient_id: whose image it is; images of one patient never part between splits. The name where the source does
+            not say.
+        split: one of :data:`SPLITS` when the source says, else None.
+    """
+
+    image: Path
+    name: str
+    label: int | None
+    patient_id: str
+    split: str | None = None
