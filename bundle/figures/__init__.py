@@ -1,0 +1,9 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of images. A leaf: any stage may import it, it imports no stage."""
+
+from __future__ import annotations
+
+from bundle.figures.grids import contact_sheet, image_grid, save_png, to_uint8
+
+__all__ = ["contact_sheet", "image_grid", "save_png", "to_uint8"]

@@ -1,0 +1,129 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Many small images on one sheet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from bundle.files import atomic_write
+
+__all__ = ["contact_sheet", "image_grid", "save_png", "to_uint8"]
+
+_GAP = 2
+_WHITE = 255
+
+
+def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Turns images into bytes, the one way in which every picture and every released file is made.
+
+    Args:
+        images: ``[N, 1 or 3, H, W]`` in [-1, 1]; values outside are clipped.
+
+    Returns:
+        ``[N, H, W]`` for one channel, ``[N, H, W, 3]`` for three; -1 becomes 0 and 1 becomes 255, rounded to nearest.
+
+    Raises:
+        ValueError: another shape, or a value that is not finite.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"Images are expected as [N, C, H, W] with 1 or 3 channels, not {list(images.shape)}. Stack them first."
+        )
+    values = images.detach().float().cpu()
+    if not bool(values.isfinite().all()):
+        raise ValueError("An image holds NaN or infinite values and cannot be drawn. Look for where it was made.")
+    array: npt.NDArray[np.uint8] = (values + 1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def image_grid(images: Tensor, columns: int, labels: Sequence[str] | None = None) -> Image.Image:
+    """Sets images side by side, row by row, at their own size.
+
+    Args:
+        images: ``[N, 1 or 3, H, W]`` in [-1, 1].
+        columns: images in a row.
+        labels: one text per row, written to its left.
+
+    Returns:
+        A picture of mode L (one channel) or RGB.
+
+    Raises:
+        ValueError: no image, no column, or other than one label per row.
+    """
+    return _sheet(images, columns, row_labels=labels)
+
+
+def contact_sheet(images: Tensor, captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """Sets images side by side with a caption under each; one too long is cut to the image's width.
+
+    Args:
+        images: ``[N, 1 or 3, H, W]`` in [-1, 1].
+        captions: one text per image.
+        columns: images in a row.
+
+    Returns:
+        A picture of mode L (one channel) or RGB.
+
+    Raises:
+        ValueError: no image, no column, or other than one caption per image.
+    """
+    return _sheet(images, columns, captions=captions)
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Writes a picture as PNG under a temporary name that becomes ``path`` once it is whole.
+
+    Args:
+        picture: what to write.
+        path: the file; missing folders are made.
+    """
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
+
+
+def _sheet(
+    images: Tensor, columns: int, row_labels: Sequence[str] | None = None, captions: Sequence[str] | None = None
+) -> Image.Image:
+    if not len(images) or columns < 1:
+        raise ValueError(f"A sheet needs at least one image and one column, not {len(images)} and {columns}.")
+    arrays = to_uint8(images)
+    height, width = arrays.shape[1:3]
+    columns = min(columns, len(arrays))
+    rows = -(-len(arrays) // columns)
+    for name, texts, expected in (("labels", row_labels, rows), ("captions", captions, len(arrays))):
+        if texts is not None and len(texts) != expected:
+            raise ValueError(f"{len(texts)} {name} do not fit {expected} places. Give one for each.")
+    font = ImageFont.load_default(size=max(9, min(14, height // 8)))
+    line = sum(font.getmetrics()) + _GAP if captions is not None else 0
+    margin = round(max((font.getlength(text) for text in row_labels or ()), default=-2 * _GAP)) + 2 * _GAP
+    picture = Image.new(
+        "L" if arrays.ndim == 3 else "RGB",
+        (margin + columns * (width + _GAP) - _GAP, rows * (height + line + _GAP) - _GAP),
+        _WHITE if arrays.ndim == 3 else (_WHITE,) * 3,
+    )
+    draw = ImageDraw.Draw(picture)
+    black = 0 if arrays.ndim == 3 else (0, 0, 0)
+    for index, array in enumerate(arrays):
+        row, column = divmod(index, columns)
+        left, top = margin + column * (width + _GAP), row * (height + line + _GAP)
+        picture.paste(Image.fromarray(array), (left, top))
+        if captions is not None:
+            draw.text((left, top + height), _cut(captions[index], width, font), fill=black, font=font)
+    for row, text in enumerate(row_labels or ()):
+        draw.text((_GAP, row * (height + _GAP) + height / 2), text, fill=black, font=font, anchor="lm")
+    return picture
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
