@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real images: readers of every layout and format, modality presets, splits by patient, MONAI transforms."""
 
+from bundle.data.check_data import check_data
+from bundle.data.checks import CheckReport, check_dataset
 from bundle.data.dataset import ImageData, open_dataset
 from bundle.data.errors import DataError, Problem
 from bundle.data.layouts import LAYOUTS, read_records
@@ -14,12 +16,15 @@ __all__ = [
     "LAYOUTS",
     "MODALITIES",
     "SPLITS",
+    "CheckReport",
     "DataError",
     "ImageData",
     "Modality",
     "Problem",
     "Record",
     "Splits",
+    "check_data",
+    "check_dataset",
     "get_modality",
     "image_transform",
     "open_dataset",

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from monai.data import CacheDataset, Dataset
 
+from bundle.data.checks import check_dataset, private_dir
 from bundle.data.errors import DataError
-from bundle.data.layouts import read_folder
 from bundle.data.modality import Modality, get_modality
 from bundle.data.records import SPLITS, Record
 from bundle.data.splits import Splits, resolve_splits
@@ -85,24 +85,31 @@ class ImageData:
             MONAI dataset of dictionaries: image float32 [C, resolution, resolution] in [-1, 1], label int, identity int
             (see :meth:`identity`).
         """
+        return self._dataset(self.records(splits))
+
+    def _dataset(self, records: Sequence[Record]) -> Dataset:
         items = [
-            {"image": str(record.image), "label": record.label, "identity": self.identity(record)}
-            for record in self.records(splits)
+            {"image": str(record.image), "label": record.label, "identity": self.identity(record)} for record in records
         ]
         return CacheDataset(items, image_transform(self.modality, self.resolution), num_workers=2, progress=False)
 
+    def load(self, records: Sequence[Record]) -> torch.Tensor:
+        """Returns the images of some records, float32 [N, C, resolution, resolution] in [-1, 1]; N may be 0."""
+        images = [item["image"] for item in self._dataset(records)]
+        shape = (0, self.modality.channels, self.resolution, self.resolution)
+        return torch.stack(images) if images else torch.empty(shape)
+
     def tensors(self, splits: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns one or more splits as whole tensors.
+        """Returns one or more splits as whole tensors, in the order of :meth:`records`.
 
         Returns:
-            images float32 [N, C, resolution, resolution] in [-1, 1], labels int64 [N], identities int64 [N]; N may be 0.
+            images float32 [N, C, resolution, resolution] in [-1, 1], labels int64 [N], identities int64 [N];
+            N may be 0.
         """
-        items = list(self.dataset(splits))
-        shape = (0, self.modality.channels, self.resolution, self.resolution)
-        images = torch.stack([item["image"] for item in items]) if items else torch.empty(shape)
-        labels = torch.tensor([item["label"] for item in items], dtype=torch.int64)
-        identities = torch.tensor([item["identity"] for item in items], dtype=torch.int64)
-        return images, labels, identities
+        records = self.records(splits)
+        labels = torch.tensor([record.label for record in records], dtype=torch.int64)
+        identities = torch.tensor([self.identity(record) for record in records], dtype=torch.int64)
+        return self.load(records), labels, identities
 
 
 def open_dataset(
@@ -113,11 +120,12 @@ def open_dataset(
     seed: int = 0,
     layout: str = "auto",
 ) -> ImageData:
-    """Opens a folder of real images.
+    """Opens a folder of real images after every one of them has been checked.
 
     Args:
         dataset_dir: the folder, in any of the layouts of :data:`bundle.data.layouts.LAYOUTS`.
-        output_dir: its folder ``private`` keeps the split file.
+        output_dir: its folder ``private`` keeps the split file and what the check has seen, so that the next
+            check is quick.
         modality: preset, or its name.
         resolution: side of the square images in pixels.
         seed: of the splits, where they have to be drawn.
@@ -127,8 +135,9 @@ def open_dataset(
         DataError: the data cannot be used; lists what is wrong, where, and the cure.
     """
     preset = get_modality(modality)
-    folder = read_folder(dataset_dir, layout, preset)
-    if folder.problems:
-        raise DataError(folder.problems)
-    splits = resolve_splits(folder.records, Path(output_dir) / "private" / "splits.json", seed)
+    report = check_dataset(dataset_dir, output_dir, preset, layout, seed)
+    if report.problems:
+        raise DataError(report.problems)
+    folder = report.folder
+    splits = resolve_splits(folder.records, private_dir(output_dir) / "splits.json", seed)
     return ImageData(folder.records, splits, preset, folder.class_names, resolution)

@@ -20,7 +20,7 @@ from bundle.data.modality import Modality, get_modality
 from bundle.data.readers import IMAGE_SUFFIXES, dicom_patient_id, image_suffix, is_dicom
 from bundle.data.records import SPLITS, Record
 
-__all__ = ["LAYOUTS", "Folder", "Layout", "read_folder", "read_records"]
+__all__ = ["LAYOUTS", "Folder", "Layout", "find_images", "read_folder", "read_records"]
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "valid": "val", "validation": "val"}
 _SUPPORTED = "PNG, JPEG, DICOM and NIfTI"
@@ -31,12 +31,14 @@ class Folder:
     """A data set as its layout describes it, before any image is opened.
 
     Attributes:
+        path: the folder.
         records: one per image, sorted by name.
         problems: what the layout's own files (a CSV, folder names) got wrong.
         layout: name of the layout.
         class_names: the name of each label as this data set uses them.
     """
 
+    path: Path
     records: list[Record]
     problems: list[Problem]
     layout: str
@@ -68,8 +70,8 @@ def _is_image(path: Path) -> bool:
     return image_suffix(path) in IMAGE_SUFFIXES or (path.suffix == "" and path.is_file() and is_dicom(path))
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    """Yields the image files anywhere below a folder, sorted, hidden ones left out."""
+def find_images(folder: Path) -> Iterator[Path]:
+    """Yields the image files anywhere below a folder, sorted; hidden ones and other files are left out."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if not any(part.startswith(".") or part == "__MACOSX" for part in parts) and path.is_file() and _is_image(path):
@@ -154,7 +156,7 @@ def _read_csv(folder: Path, modality: Modality) -> Folder:
             split = _SPLIT_NAMES.get(split.casefold())
         patient = (row.get("patient_id") or "").strip() or name
         records.append(Record(path.absolute(), name, label, patient, split))
-    return Folder(sorted(records, key=lambda record: record.name), problems, "labels_csv", modality.class_names)
+    return Folder(folder, sorted(records, key=lambda record: record.name), problems, "labels_csv", modality.class_names)
 
 
 def _csv_label(name: str, row: dict[str, str], number: int, modality: Modality) -> tuple[int | None, Problem | None]:
@@ -213,7 +215,7 @@ def _name_layout(name: str, prefix: str, source: str) -> Layout:
             records.append(Record(path.absolute(), relative, label, path.name[: -len(image_suffix(path))]))
         if not records:
             raise DataError(f"{folder}: no image named {prefix}_<number>_<label> in it or in its folder CXR_png")
-        return Folder(sorted(records, key=lambda record: record.name), problems, name, modality.class_names)
+        return Folder(folder, sorted(records, key=lambda record: record.name), problems, name, modality.class_names)
 
     return Layout(
         name, f"{source}: {prefix}_0001_0.png, last digit the label", lambda folder: any(matches(folder)), read
@@ -238,7 +240,7 @@ def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
         ]
     else:
         pairs = [(None, top) for top in tops]
-    return [(split, path) for split, path in pairs if next(_images(path), None) is not None]
+    return [(split, path) for split, path in pairs if next(find_images(path), None) is not None]
 
 
 def _recognise_class_folders(folder: Path) -> bool:
@@ -268,11 +270,11 @@ def _read_class_folders(folder: Path, modality: Modality) -> Folder:
             class_names[label] = name
     records = []
     for split, class_folder in pairs:
-        for path in _images(class_folder):
+        for path in find_images(class_folder):
             name = path.relative_to(folder).as_posix()
             patient = dicom_patient_id(path) or name
             records.append(Record(path.absolute(), name, labels[class_folder.name], patient, split))
-    return Folder(sorted(records, key=lambda record: record.name), [], "class_folders", tuple(class_names))
+    return Folder(folder, sorted(records, key=lambda record: record.name), [], "class_folders", tuple(class_names))
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -302,6 +304,8 @@ def read_folder(dataset_dir: str | Path, layout: str = "auto", modality: str | M
     Raises:
         DataError: the folder is missing or empty, the layout unknown, or nothing in it is recognised.
     """
+    if not str(dataset_dir or ""):
+        raise DataError("no dataset_dir given; add --dataset_dir and the folder that holds your images")
     folder = Path(dataset_dir).expanduser().absolute()
     preset = get_modality(modality)
     known = "\n".join(f"  {name}: {entry.description}" for name, entry in LAYOUTS.items())

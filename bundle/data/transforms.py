@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -27,6 +29,7 @@ class ResizeLongestd(MapTransform):
         self.resolution = resolution
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns the dictionary with the images at their new size; values are in [0, 1] before and after."""
         result = dict(data)
         for key in self.key_iterator(result):
             image: torch.Tensor = result[key]
@@ -41,6 +44,15 @@ class ResizeLongestd(MapTransform):
 PREPROCESSINGS: dict[str, Callable[[], tuple[list[MapTransform], list[MapTransform]]]] = {
     "plain": lambda: ([], []),
 }
+
+
+def _load_image(channels: int) -> LoadImaged:
+    # LoadImaged also builds MONAI's own readers, which it then never asks; one of them complains about a GPU decoder
+    # that is not installed, once per data set.
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+        return LoadImaged(keys="image", reader=UprightReader(channels))
 
 
 def image_transform(modality: str | Modality, resolution: int) -> Compose:
@@ -68,7 +80,7 @@ def image_transform(modality: str | Modality, resolution: int) -> Compose:
     before, after = PREPROCESSINGS[preset.preprocessing]()
     return Compose(
         [
-            LoadImaged(keys="image", reader=UprightReader(preset.channels)),
+            _load_image(preset.channels),
             EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
             *before,
             ResizeLongestd(keys="image", resolution=resolution),

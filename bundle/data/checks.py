@@ -1,0 +1,225 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that can be wrong with a data set, found before anything is trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bundle.data.errors import DataError, Problem
+from bundle.data.layouts import Folder, find_images, read_folder
+from bundle.data.modality import Modality, get_modality
+from bundle.data.readers import ReadError, decode
+from bundle.data.records import Record
+from bundle.data.splits import propose_splits
+from bundle.files import write_json
+
+__all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"]
+
+#: So that shares of 70, 10 and 20 % leave at least one image of each class in every split.
+MIN_IMAGES_PER_CLASS = 10
+
+_CACHE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What is known about a data set after every image has been opened.
+
+    Attributes:
+        folder: records, layout and class names.
+        split_of: split of each image by its name, as far as it can be told.
+        seed: what the splits were drawn with; None where the data set decided.
+        problems: everything that is wrong, sorted by image; empty for a usable data set.
+        notes: what is worth knowing but no reason to refuse.
+    """
+
+    folder: Folder
+    split_of: Mapping[str, str | None]
+    seed: int | None
+    problems: list[Problem]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Inspection:
+    """What opening one image has shown; size and time of change tell whether it still holds."""
+
+    size: int
+    mtime_ns: int
+    digest: str | None = None
+    kind: str = ""
+    message: str = ""
+    cure: str = ""
+
+
+def private_dir(output_dir: str | Path) -> Path:
+    """Returns the folder for everything that shows or names real images; it never leaves the house."""
+    return Path(output_dir) / "private"
+
+
+def _inspect(path: Path, channels: int) -> _Inspection:
+    status = path.stat() if path.is_file() else None
+    size, mtime_ns = (status.st_size, status.st_mtime_ns) if status else (-1, -1)
+    try:
+        image = decode(path, channels)
+    except ReadError as error:
+        return _Inspection(size, mtime_ns, kind=error.kind, message=error.message, cure=error.cure)
+    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+    return _Inspection(size, mtime_ns, digest=digest)
+
+
+def _read_cache(cache_file: Path, channels: int) -> dict[str, _Inspection]:
+    try:
+        content = json.loads(cache_file.read_text(encoding="utf-8"))
+        if (content["format"], content["channels"]) != (_CACHE_FORMAT, channels):
+            return {}
+        return {path: _Inspection(**entry) for path, entry in content["images"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _inspect_all(
+    records: Sequence[Record], channels: int, cache_file: Path | None, progress: bool
+) -> dict[str, _Inspection]:
+    """Returns what opening each image has shown, by name; unchanged files are not opened again."""
+    cache = _read_cache(cache_file, channels) if cache_file else {}
+    known: dict[str, _Inspection] = {}
+    for record in records:
+        entry = cache.get(str(record.image))
+        if entry is not None and entry.digest is not None and record.image.is_file():
+            status = record.image.stat()
+            if (entry.size, entry.mtime_ns) == (status.st_size, status.st_mtime_ns):
+                known[record.name] = entry
+    todo = [record for record in records if record.name not in known]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda record: _inspect(record.image, channels), todo)
+        bar = tqdm(found, "checking images", len(todo), unit="image", disable=not (progress and todo))
+        known |= {record.name: entry for record, entry in zip(todo, bar, strict=True)}
+    if cache_file and todo:
+        images = {str(record.image): asdict(known[record.name]) for record in records}
+        write_json(cache_file, {"format": _CACHE_FORMAT, "channels": channels, "images": images})
+    return known
+
+
+def _duplicates(
+    records: Sequence[Record], inspections: Mapping[str, _Inspection], split_of: Mapping[str, str | None]
+) -> tuple[list[Problem], list[str]]:
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        digest = inspections[record.name].digest
+        if digest is not None:
+            groups[digest].append(record)
+    problems = []
+    harmless = 0
+    for first, *others in groups.values():
+        for other in others:
+            if first.label != other.label and None not in (first.label, other.label):
+                problems.append(
+                    Problem(
+                        other.name,
+                        "duplicate with another label",
+                        f"same pixels as {first.name}, but label {other.label} instead of {first.label}",
+                        "Remove both, or the one with the wrong label",
+                    )
+                )
+            elif split_of[first.name] != split_of[other.name]:
+                problems.append(
+                    Problem(
+                        other.name,
+                        "duplicate across splits",
+                        f"same pixels as {first.name}; they are in {split_of[other.name]} and {split_of[first.name]}",
+                        "Remove one, or give both the same patient_id and split",
+                    )
+                )
+            else:
+                harmless += 1
+    notes = [f"{harmless} images repeat the pixels of another one of their split and class."] if harmless else []
+    return problems, notes
+
+
+def _class_counts(folder: Folder, split_of: Mapping[str, str | None]) -> list[Problem]:
+    problems = []
+    counts = Counter((record.label, split_of[record.name]) for record in folder.records)
+    for label, name in enumerate(folder.class_names):
+        splits = {split: counts[label, split] for split in ("train", "val", "test")}
+        total = sum(splits.values())
+        empty = [split for split, n in splits.items() if n == 0]
+        if total < MIN_IMAGES_PER_CLASS:
+            message, cure = (
+                f"class {label} ({name}) has {total} images",
+                f"Add images: {MIN_IMAGES_PER_CLASS} is the least",
+            )
+        elif empty:
+            patients = len({record.patient_id for record in folder.records if record.label == label})
+            message = (
+                f"class {label} ({name}) has no image in {' and '.join(empty)} ({total} images, {patients} patients)"
+            )
+            cure = "Move some patients there in the split column, or add patients"
+        else:
+            continue
+        problems.append(Problem(f"class {name}", "too few images", message, cure))
+    return problems
+
+
+def check_dataset(
+    dataset_dir: str | Path,
+    output_dir: str | Path | None = None,
+    modality: str | Modality = "xray",
+    layout: str = "auto",
+    seed: int = 0,
+    progress: bool = True,
+) -> CheckReport:
+    """Opens every image and lists everything that is wrong at once.
+
+    Args:
+        dataset_dir: the folder of images.
+        output_dir: where its folder ``private`` may hold a split file, which then counts, and keeps what the check has
+            seen, so that a second check opens only files whose size or time of change differ. None keeps nothing.
+        modality: preset, or its name.
+        layout: forces a layout; ``"auto"`` goes by what is in the folder.
+        seed: of the splits, where they have to be drawn.
+        progress: whether to show a progress bar.
+
+    Raises:
+        DataError: the folder cannot be read as a data set at all.
+    """
+    preset = get_modality(modality)
+    folder = read_folder(dataset_dir, layout, preset)
+    records = folder.records
+    problems = list(folder.problems)
+    notes = []
+    private = private_dir(output_dir) if output_dir is not None else None
+    split_of: dict[str, str | None] = {record.name: record.split for record in records}
+    drawn_with = None
+    try:
+        proposed, drawn_with = propose_splits(records, private / "splits.json" if private else None, seed)
+        split_of |= proposed
+    except DataError as error:
+        if not error.problems:
+            raise
+        problems += error.problems
+    inspections = _inspect_all(records, preset.channels, private / "checked.json" if private else None, progress)
+    problems += [
+        Problem(name, entry.kind, entry.message, entry.cure) for name, entry in inspections.items() if not entry.digest
+    ]
+    found, more = _duplicates(records, inspections, split_of)
+    problems += found
+    notes += more
+    # Splits that could not be settled would make every class look as if it were missing.
+    if all(split_of.values()):
+        problems += _class_counts(folder, split_of)
+    if unlisted := len(
+        set(find_images(Path(dataset_dir).expanduser().absolute())) - {record.image for record in records}
+    ):
+        notes.append(f"{unlisted} image files in the folder belong to no record and are left out.")
+    return CheckReport(folder, split_of, drawn_with, sorted(problems), notes)
