@@ -1,0 +1,59 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# Made last, so that it stands for a whole installation; without it .venv is made anew.
+INSTALLED := $(VENV)/installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help generate test benchmark lint format lock clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s%s\n", $$1, $$2}' Makefile
+	@echo
+	@echo '  ARGS="--n_images 16 --seed 7" goes on to generate, ARGS="-k walk" to the tests of make test.'
+
+generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights
+	@$(PYTHON) -m monai.bundle run generate --config_file configs/plan.json $(ARGS)
+
+test: lint  ## Check format, lint and types, then run the tests
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## Check format, lint and types
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m mypy
+
+format: $(INSTALLED)  ## Format the code and mend what lint can mend
+	$(PYTHON) -m ruff check --fix
+	$(PYTHON) -m ruff format
+
+benchmark: $(INSTALLED)  ## Print the table of training speeds
+	@$(PYTHON) -m scripts.benchmark $(ARGS)
+
+lock:  ## Write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --quiet --extra test --universal --python-version 3.11 --no-emit-index-url \
+	  --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
+
+clean:  ## Remove .venv and caches; what is in output/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock
+	@set -e; \
+	if [ -e $(INSTALLED) ]; then rm $(INSTALLED); else \
+	  for candidate in python3.12 python3.11 python3 python; do \
+	    if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	      >/dev/null 2>&1; then found=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'No Python 3.11 or 3.12 with the modules venv and ensurepip is on the PATH. Install one (on Debian and' \
+	      'Ubuntu: apt install python3.12-venv; anywhere: python.org) and run the same command again.' >&2; exit 1; \
+	  fi; \
+	  echo "Installing the packages of requirements.lock into $(VENV) with $$($$found --version)"; \
+	  $$found -m venv --clear $(VENV); \
+	fi; \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock; \
+	touch $(INSTALLED)
