@@ -4,3 +4,17 @@
 
 from bundle.data import check_data as check_data
 from bundle.data import open_dataset as open_dataset
+from scripts.options import check_options as check_options
+from bundle.networks.stylegan2 import Discriminator as Discriminator
+from bundle.networks.stylegan2 import Generator as Generator
+from bundle.training.augment import AdaptiveAugment as AdaptiveAugment
+from bundle.training.handlers import BestGenerator as BestGenerator
+from bundle.training.handlers import GanProgress as GanProgress
+from bundle.training.handlers import SampleGrid as SampleGrid
+from bundle.training.handlers import TrainingCheckpoint as TrainingCheckpoint
+from bundle.training.info import weights_info as weights_info
+from bundle.training.init_from import initialise_gan as initialise_gan
+from bundle.training.stylegan2_trainer import StyleGAN2Trainer as StyleGAN2Trainer
+from bundle.training.stylegan2_trainer import balanced_loader as balanced_loader
+from bundle.training.stylegan2_trainer import default_r1_gamma as default_r1_gamma
+from scripts.training import train_gan as train_gan

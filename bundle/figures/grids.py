@@ -101,7 +101,8 @@ def _sheet(
         if texts is not None and len(texts) != expected:
             raise ValueError(f"{len(texts)} {name} do not fit {expected} places. Give one for each.")
     font = ImageFont.load_default(size=max(9, min(14, height // 8)))
-    line = sum(font.getmetrics()) + _GAP if captions is not None else 0
+    # The tallest letters decide, so that every caption takes the same height.
+    line = round(font.getbbox("Ågj")[3]) + _GAP if captions is not None else 0
     margin = round(max((font.getlength(text) for text in row_labels or ()), default=-2 * _GAP)) + 2 * _GAP
     picture = Image.new(
         "L" if arrays.ndim == 3 else "RGB",

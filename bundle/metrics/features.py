@@ -82,7 +82,7 @@ def squeezenet_features(
     images = as_rgb(images)
     device = images.device if device is None else torch.device(device)
     # Measured on a CPU: 2.4 times as fast as the default memory format.
-    trunk = squeezenet_trunk(trunk_file).to(device, memory_format=torch.channels_last)
+    trunk = squeezenet_trunk(trunk_file).to(device).to(memory_format=torch.channels_last)
     mean = torch.tensor(_IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(_IMAGENET_STD, device=device).view(1, 3, 1, 1)
     features = torch.empty(len(images), 512)
@@ -113,8 +113,8 @@ def _download() -> dict[str, Tensor]:
         state: dict[str, Tensor] = _WEIGHTS.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise TrunkUnavailable(
-            f"The SqueezeNet 1.1 weights could not be downloaded from {_WEIGHTS.url} ({error}). Connect to the internet, "
-            "or fetch that file elsewhere and name it with trunk_file."
+            f"The SqueezeNet 1.1 weights could not be downloaded from {_WEIGHTS.url} ({error}). Connect to the "
+            "internet, or fetch that file elsewhere and name it with trunk_file."
         ) from error
     return state
 

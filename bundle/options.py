@@ -1,0 +1,315 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The guard in front of every command: options that do not exist or cannot be are refused before any work is done.
+
+MONAI takes ``--sed 7`` for a new configuration item and runs with the default seed. So the first expression of every
+run id calls `check_options`, which looks up the stack for the call of ``monai.bundle.run`` (the command line ends there
+as well) and compares the overrides it was given with the ids of its configuration files.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.bundle.scripts import run, run_workflow, update_kwargs
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
+
+__all__ = [
+    "Choice",
+    "Device",
+    "File",
+    "Folder",
+    "Integer",
+    "Kind",
+    "Number",
+    "OptionError",
+    "OutputFolder",
+    "Several",
+    "check_options",
+    "plain_errors",
+]
+
+
+class OptionError(ValueError):
+    """Options that do not exist or have impossible values; the message names each one, and the nearest valid one.
+
+    Whoever calls ``monai.bundle.run`` from Python finds it as the cause of the RuntimeError that MONAI raises.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class Kind(Protocol):
+    """What values an option takes."""
+
+    def problem(self, value: Any) -> str | None:
+        """Returns what is wrong with ``value`` and the nearest valid one, to follow the option's name; else None."""
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number from ``least`` to ``most``."""
+
+    least: int
+    most: int = 2**63 - 1
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        if isinstance(value, int) and not isinstance(value, bool) and self.least <= value <= self.most:
+            return None
+        bounds = f"of at least {self.least}" if self.most == 2**63 - 1 else f"from {self.least} to {self.most}"
+        near = _as_number(value)
+        nearest = "" if near is None else f" The nearest is {min(max(round(near), self.least), self.most)}."
+        return f"must be a whole number {bounds}, not {value!r}.{nearest}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number above ``above`` and at most ``most``."""
+
+    above: float
+    most: float = math.inf
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        number = None if isinstance(value, str) else _as_number(value)
+        if number is not None and self.above < number <= self.most:
+            return None
+        bounds = f"above {self.above:g}" + (f" and at most {self.most:g}" if self.most < math.inf else "")
+        near = _as_number(value)
+        nearest = f" The nearest is {self.most:g}." if near is not None and near > self.most else ""
+        return f"must be a number {bounds}, not {value!r}.{nearest}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of ``choices``, all words or all numbers."""
+
+    choices: tuple[str | int, ...]
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        if not isinstance(value, bool) and isinstance(value, str | int) and value in self.choices:
+            return None
+        return f"must be one of {', '.join(map(str, self.choices))}, not {value!r}. {self._nearest(value)}"
+
+    def _nearest(self, value: Any) -> str:
+        numbers = [choice for choice in self.choices if isinstance(choice, int)]
+        number = _as_number(value)
+        if numbers and number is not None:
+            return f"The nearest is {min(numbers, key=lambda choice: abs(choice - number))}."
+        return f"The nearest is {_closest(str(value), map(str, self.choices))}."
+
+
+@dataclass(frozen=True)
+class Several:
+    """Different ones of ``choices``, in a list or alone."""
+
+    choices: tuple[str | int, ...]
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if not values or len(set(map(str, values))) < len(values):
+            return f"must name at least one of {', '.join(map(str, self.choices))} and none twice, not {value!r}."
+        return next(filter(None, map(Choice(self.choices).problem, values)), None)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that is there."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        return _path_problem(value, "folder", Path.is_dir)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that is there."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        return _path_problem(value, "file", Path.is_file)
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder that is there and may be written, or that can be made."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        if not isinstance(value, str | os.PathLike):
+            return f"must be the path of a folder, not {value!r}."
+        path = Path(value).expanduser().absolute()
+        present = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not present.is_dir():
+            return f"{value} cannot be a folder, because {present} is a file. Name another place."
+        if not os.access(present, os.W_OK | os.X_OK):
+            return f"{value} cannot be written: no permission in {present}. Name another place."
+        return None
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that PyTorch finds on this machine."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        try:
+            device = torch.device(value)
+        except (RuntimeError, TypeError):
+            return f"must be the name of a PyTorch device, not {value!r}. {self._here()}"
+        if device.type == "cpu":
+            return None
+        count = torch.cuda.device_count() if device.type == "cuda" else int(torch.backends.mps.is_available())
+        if device.type in ("cuda", "mps") and (device.index or 0) < count:
+            return None
+        return f"{value} is not there: PyTorch {torch.__version__} does not find it. {self._here()}"
+
+    def _here(self) -> str:
+        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        devices += ["mps"] * torch.backends.mps.is_available()
+        return f"This machine has {', '.join([*devices, 'cpu'])}."
+
+
+def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required: Iterable[str] = ()) -> None:
+    """Refuses overrides that no configuration file knows, and values that cannot be.
+
+    From the command line the message goes to stderr and the exit code is 2, without a traceback.
+
+    Args:
+        kinds: what each option may be, by its name.
+        values: the options of this command as they stand, overrides included. None and "" mean "not given".
+        required: names among ``values`` that must be given.
+
+    Raises:
+        OptionError: at least one option is refused; all problems are listed.
+        SystemExit: with code 2, in its place, where ``python -m monai.bundle`` is running.
+        KeyError: an option of ``values`` has no kind; a mistake in the configuration file.
+    """
+    with plain_errors(OptionError):
+        problems = list(_unknown_options(list(values)))
+        required = set(required)
+        for name, value in values.items():
+            kind = kinds[name]
+            if value is None or (isinstance(value, str) and not value):
+                problem = "must be given." if name in required else None
+            else:
+                problem = kind.problem(value)
+            if problem:
+                problems.append(f"--{name} {problem}")
+        if problems:
+            raise OptionError(problems)
+
+
+@contextmanager
+def plain_errors(*errors: type[Exception]) -> Iterator[None]:
+    """Shows errors that tell their own cure without a traceback, where ``python -m monai.bundle`` is running.
+
+    Serves as a decorator, too. Everywhere else the errors pass through.
+
+    Args:
+        *errors: the types.
+
+    Raises:
+        SystemExit: with code 2, after the message went to stderr.
+    """
+    try:
+        yield
+    except errors as error:
+        if not _is_command_line():
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _is_command_line() -> bool:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == "monai.bundle.__main__"
+
+
+def _call_of_monai() -> dict[str, Any] | None:
+    """Returns the arguments of the innermost `monai.bundle.run` (or run_workflow) on the stack, args_file merged in."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code not in (run.__code__, run_workflow.__code__):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    given = inspect.getargvalues(frame)
+    arguments = {name: given.locals[name] for name in given.args if name != "args_file"}
+    # MONAI changes a dictionary given as args_file.
+    return update_kwargs(copy.deepcopy(given.locals["args_file"]), **arguments, **given.locals[str(given.keywords)])
+
+
+def _unknown_options(options: list[str]) -> Iterator[str]:
+    call = _call_of_monai()
+    if call is None or call.get("config_file") is None:
+        return
+    own = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters, "workflow_name"}
+    own -= {"override", "kwargs"}
+    config = ConfigParser(ConfigParser.load_config_files(call["config_file"]))
+    tracking = call.get("tracking")
+    if tracking is not None:
+        is_default = isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS
+        settings: dict[str, dict[str, Any]] = (
+            DEFAULT_EXP_MGMT_SETTINGS[tracking] if is_default else ConfigParser.load_config_files(tracking)
+        )
+        own |= settings["configs"].keys() - settings["handlers_id"].keys()
+    files = call["config_file"] if isinstance(call["config_file"], str) else ", ".join(map(str, call["config_file"]))
+    for name in call:
+        if name not in own and name not in config:
+            nearest = _closest(name, [*options, *own], cutoff=0.6) or _closest(name, _all_ids(config.get()))
+            yield f"--{name} is not an option of {files}. Did you mean --{nearest}? It has: {', '.join(options)}."
+    for name in ("init_id", "final_id"):
+        if call.get(name) is not None and call[name] not in config:
+            yield f"{call[name]!r} is not an id of {files}. Give options as --name value, and one run id at most."
+
+
+def _all_ids(config: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, dict | list):
+        for _, name, value in ReferenceResolver.iter_subconfigs(id=prefix, config=config):
+            yield name.replace(ID_SEP_KEY, "#")
+            yield from _all_ids(value, name)
+
+
+def _closest(word: str, choices: Iterable[str], cutoff: float = 0.0) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
+
+
+def _as_number(value: Any) -> float | None:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _path_problem(value: Any, what: str, is_there: Any) -> str | None:
+    if not isinstance(value, str | os.PathLike):
+        return f"must be the path of a {what}, not {value!r}."
+    path = Path(value).expanduser()
+    if is_there(path):
+        return None
+    if path.exists():
+        return f"{value} is not a {what}. Name a {what}."
+    siblings = [entry.name for entry in path.parent.iterdir() if is_there(entry)] if path.parent.is_dir() else []
+    nearest = _closest(path.name, siblings, cutoff=0.6)
+    return f"{value} does not exist." + (
+        f" Did you mean {path.parent / nearest}?" if nearest else f" Name a {what} that does."
+    )

@@ -1,0 +1,45 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What each option of the commands may be. A name means the same in every configuration file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import bundle.options
+from bundle.data import LAYOUTS, MODALITIES
+from bundle.options import Choice, Device, File, Folder, Integer, Kind, Number, OutputFolder
+
+__all__ = ["KINDS", "check_options"]
+
+KINDS: dict[str, Kind] = {
+    "batch_size": Integer(1),
+    "dataset_dir": Folder(),
+    "device": Device(),
+    "init_from": File(),
+    "layout": Choice(("auto", *LAYOUTS)),
+    "max_epochs": Integer(1),
+    "modality": Choice(tuple(MODALITIES)),
+    "models_dir": Folder(),
+    "n_images": Integer(1),
+    "n_points": Integer(3),
+    "output_dir": OutputFolder(),
+    "resolution": Choice((32, 64, 128, 256, 512)),
+    "seed": Integer(0, 2**32 - 1),
+    "total_kimg": Number(above=0),
+    "trunk_file": File(),
+}
+
+
+def check_options(required: Sequence[str] = (), **values: Any) -> None:
+    """Refuses options that do not exist or cannot be; the first expression of every run id.
+
+    Args:
+        required: names of options that must be given.
+        **values: every option of the command, as ``seed=@seed``.
+
+    Raises:
+        OptionError: see `bundle.options.check_options`.
+    """
+    bundle.options.check_options(KINDS, values, required)

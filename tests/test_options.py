@@ -1,0 +1,197 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+import torch
+
+from bundle.options import (
+    Choice,
+    Device,
+    File,
+    Folder,
+    Integer,
+    Kind,
+    Number,
+    OptionError,
+    OutputFolder,
+    Several,
+    check_options,
+    plain_errors,
+)
+from tests.conftest import ROOT
+
+CONFIG = {
+    "imports": ["$import scripts", "$import pathlib"],
+    "seed": 0,
+    "n_images": 64,
+    "output_dir": "$'output/' + str(@seed)",
+    "network_def": {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": "@n_images", "kernel_size": 3},
+    "witness": "$pathlib.Path('/nonexistent')",
+    "generate": [
+        "$scripts.check_options(seed=@seed, n_images=@n_images, output_dir=@output_dir)",
+        "$@witness.write_text(str(@seed) + ' ' + str(@network_def.in_channels))",
+    ],
+}
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "configs" / "plan.json"
+    path.parent.mkdir()
+    witness = f"$pathlib.Path({str(tmp_path / 'witness')!r})"
+    path.write_text(json.dumps({**CONFIG, "witness": witness}))
+    (path.parent / "metadata.json").write_text("{}")
+    return path
+
+
+def run(config_file: Path | list[str], **overrides: Any) -> None:
+    monai.bundle.run(
+        "generate", config_file=config_file if isinstance(config_file, list) else str(config_file), **overrides
+    )
+
+
+def refusal(config_file: Path | list[str], **overrides: Any) -> str:
+    with pytest.raises(RuntimeError) as raised:
+        run(config_file, **overrides)
+    assert isinstance(raised.value.__cause__, OptionError)
+    return str(raised.value.__cause__)
+
+
+def test_known_options_and_nested_ids_pass(config_file: Path, tmp_path: Path) -> None:
+    run(config_file, seed=7, n_images=3, **{"network_def#in_channels": 2})
+    assert (tmp_path / "witness").read_text() == "7 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("sed", "seed"),
+        ("n_image", "n_images"),
+        ("config_fil", "config_file"),
+        ("network_def#channels", "network_def#in_channels"),
+        ("network_def::kernel", "network_def#kernel_size"),
+    ],
+)
+def test_an_unknown_option_is_refused_before_anything_runs(
+    config_file: Path, tmp_path: Path, name: str, nearest: str
+) -> None:
+    message = refusal(config_file, **{name: 7})
+    assert f"--{name} is not an option of" in message
+    assert f"Did you mean --{nearest}?" in message
+    assert "seed, n_images, output_dir" in message
+    assert not (tmp_path / "witness").exists()
+
+
+def test_ids_of_every_overlay_are_known(config_file: Path, tmp_path: Path) -> None:
+    overlay = config_file.parent / "overlay.json"
+    overlay.write_text(json.dumps({"extra": 1, "seed": 5}))
+    files = [str(config_file), str(overlay)]
+    run(files, extra=2)
+    assert (tmp_path / "witness").read_text() == "5 1"
+    assert "--extra is not an option" in refusal(config_file, extra=2)
+    assert "Did you mean --extra?" in refusal(files, xtra=2)
+
+
+def test_options_from_an_args_file_are_checked(config_file: Path) -> None:
+    arguments = config_file.parent / "args.json"
+    arguments.write_text(json.dumps({"config_file": str(config_file), "sed": 7}))
+    with pytest.raises(RuntimeError) as raised:
+        monai.bundle.run("generate", args_file=str(arguments))
+    assert "--sed is not an option" in str(raised.value.__cause__)
+
+
+def test_what_tracking_adds_is_known_only_with_tracking(config_file: Path, tmp_path: Path) -> None:
+    tracking = {"handlers_id": {}, "configs": {"run_name": None, "save_execute_config": False}}
+    run(config_file, tracking=tracking, run_name="mine", save_execute_config=False)
+    assert (tmp_path / "witness").exists()
+    assert "--run_name is not an option" in refusal(config_file, run_name="mine")
+
+
+def test_a_second_run_id_is_not_swallowed(config_file: Path) -> None:
+    assert "'evaluate' is not an id" in refusal(config_file, init_id="evaluate")
+
+
+def test_impossible_values_are_listed_together(config_file: Path) -> None:
+    message = refusal(config_file, seed=-1, n_images=0, sed=7)
+    assert message.count("\n") == 2
+    assert "--seed must be a whole number from 0 to 4294967295, not -1. The nearest is 0." in message
+    assert "--n_images must be a whole number of at least 1, not 0. The nearest is 1." in message
+
+
+def test_the_command_line_gets_a_short_message_and_exit_code_2(config_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "monai.bundle", "run", "generate", "--config_file", "configs/plan.json"]
+    done = subprocess.run(
+        [*command, "--sed", "7"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "error: --sed is not an option of configs/plan.json. Did you mean --seed?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "witness").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "nearest"),
+    [
+        (Integer(1), 1, 0, "nearest is 1"),
+        (Integer(0, 10), 10, 11, "nearest is 10"),
+        (Integer(1), 2, 2.6, "nearest is 3"),
+        (Integer(1), 2, True, "whole number"),
+        (Integer(1), 2, "many", "whole number"),
+        (Number(0), 0.5, 0, "above 0"),
+        (Number(0, 1), 1, 2, "nearest is 1"),
+        (Number(0), 3, float("nan"), "above 0"),
+        (Choice((32, 64, 128)), 64, 100, "nearest is 128"),
+        (Choice((32, 64, 128)), 64, "big", "nearest is"),
+        (Choice(("plan", "published")), "plan", "publishd", "nearest is published"),
+        (Several(("normal", "tuberculosis")), ["normal"], ["normal", "tb"], "not 'tb'"),
+        (Several(("normal", "tuberculosis")), "normal", ["normal", "normal"], "none twice"),
+        (Several((0, 1)), (0, 1), [], "at least one"),
+        (Device(), "cpu", "gpu", "This machine has"),
+        (Device(), torch.device("cpu"), f"cuda:{torch.cuda.device_count()}", "does not find it"),
+    ],
+)
+def test_kinds(kind: Kind, good: object, bad: object, nearest: str) -> None:
+    assert kind.problem(good) is None
+    problem = kind.problem(bad)
+    assert problem is not None
+    assert nearest in problem
+
+
+def test_paths(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    file = tmp_path / "weights.pt"
+    file.touch()
+    assert Folder().problem(str(tmp_path)) is None
+    assert "Did you mean" in str(Folder().problem(str(tmp_path / "image")))
+    assert "is not a folder" in str(Folder().problem(str(file)))
+    assert File().problem(file) is None
+    assert "does not exist" in str(File().problem(str(tmp_path / "none" / "x.pt")))
+    assert OutputFolder().problem(str(tmp_path / "new" / "deep")) is None
+    assert "is a file" in str(OutputFolder().problem(str(file / "below")))
+    assert "path of a folder" in str(OutputFolder().problem(7))
+
+
+def test_what_is_not_given_is_refused_only_where_it_is_required() -> None:
+    kinds: dict[str, Kind] = {"dataset_dir": Folder()}
+    check_options(kinds, {"dataset_dir": None})
+    check_options(kinds, {"dataset_dir": ""})
+    with pytest.raises(OptionError, match="--dataset_dir must be given"):
+        check_options(kinds, {"dataset_dir": ""}, required=["dataset_dir"])
+
+
+def test_plain_errors_let_errors_through_outside_the_command_line() -> None:
+    with pytest.raises(KeyError), plain_errors(KeyError):
+        raise KeyError("x")
