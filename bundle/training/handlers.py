@@ -1,0 +1,303 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Ignite handlers of the GAN's training: checkpoint and resume, progress, sample grids, distances, best weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+from tqdm import tqdm
+
+from bundle.figures import image_grid, save_png
+from bundle.files import atomic_write
+from bundle.metrics.distribution import frechet_distance, kid
+from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features
+from bundle.networks.weights import save_weights
+from bundle.training.stylegan2_trainer import StyleGAN2Trainer
+
+__all__ = ["BestGenerator", "CheckpointError", "GanProgress", "SampleGrid", "TrainingCheckpoint", "fixed_latents"]
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be gone on from with these options."""
+
+
+class TrainingCheckpoint:
+    """Saves all that a run needs to go on, and goes on from it.
+
+    Loading happens when the handler is attached, so an engine knows where it stands before it runs. Ctrl-C and SIGTERM
+    end the run after the iteration at hand, with a checkpoint; anything harder costs the iterations since the last one.
+
+    Args:
+        path: the file; replaced as a whole.
+        settings: options that must be the same when the run goes on, by name.
+        parts: what to save, by name: objects with ``training_state()`` and ``load_training_state(state)``.
+        interval: iterations between two checkpoints.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any], parts: dict[str, Any], interval: int):
+        self.path = Path(path)
+        self.settings = settings
+        self.parts = parts
+        self.interval = interval
+        self._signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Loads the checkpoint, if there is one, and registers the events that write it.
+
+        Raises:
+            CheckpointError: it belongs to a run with other options, or is damaged.
+        """
+        if self.path.exists():
+            self._load()
+        engine.add_event_handler(Events.STARTED, self._catch_signals)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._on_iteration)
+        engine.add_event_handler(Events.COMPLETED, self._on_completed)
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        content = {"settings": self.settings}
+        content.update({name: part.training_state() for name, part in self.parts.items()})
+        with atomic_write(self.path) as temporary:
+            torch.save(content, temporary)
+
+    def _load(self) -> None:
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            settings = content["settings"]
+        except Exception as error:  # whatever a damaged file makes the unpickler raise
+            raise CheckpointError(
+                f"{self.path} is not a readable checkpoint ({error}). Move it away to train from the start."
+            ) from error
+        for name in sorted(set(settings) | set(self.settings)):
+            if settings.get(name) != self.settings.get(name):
+                raise CheckpointError(
+                    f"{self.path} was trained with {name} = {settings.get(name)!r}, now it is "
+                    f"{self.settings.get(name)!r}. Give the old value to go on, or another output_dir to start anew."
+                )
+        for name, part in self.parts.items():
+            part.load_training_state(content[name])
+
+    def _catch_signals(self, engine: Engine) -> None:
+        def remember(number: int, frame: FrameType | None) -> None:
+            self._signal = number
+            signal.signal(number, self._previous[number])  # a second one acts at once
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, remember)
+            except ValueError:  # not in the main thread: signals are somebody else's there
+                return
+
+    def _on_iteration(self, engine: Engine) -> None:
+        if self._signal is not None:
+            self.save()
+            self._restore_signals()
+            print(
+                f"\nStopped at iteration {engine.state.iteration}; saved {self.path}. The same command goes on from there.",
+                file=sys.stderr,
+            )
+            raise SystemExit(128 + self._signal)
+        if engine.state.iteration % self.interval == 0:
+            self.save()
+
+    def _on_completed(self, engine: Engine) -> None:
+        self.save()
+        self._restore_signals()
+
+    def _restore_signals(self) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous.clear()
+
+
+class GanProgress:
+    """Progress bar over the images of the whole run: images/s, time left, losses and the augmentation's p."""
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the events that open, advance and close the bar."""
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
+
+    def _open(self, engine: StyleGAN2Trainer) -> None:
+        batch = engine.data_loader.batch_sampler.batch_size
+        total = engine.state.max_epochs * engine.state.epoch_length * batch
+        self._bar = tqdm(
+            total=total,
+            initial=engine.state.iteration * batch,
+            unit="image",
+            unit_scale=True,
+            desc="training the GAN",
+            mininterval=0.5 if sys.stderr.isatty() else 60.0,
+            dynamic_ncols=True,
+        )
+
+    def _advance(self, engine: StyleGAN2Trainer) -> None:
+        output: dict[str, Any] = engine.state.output  # type: ignore[assignment]
+        self._bar.set_postfix(
+            {name: f"{output[name]:.2f}" for name in ("g_loss", "d_loss", "p", "r_t")}, refresh=False
+        )
+        self._bar.update(output["reals"].shape[0])
+
+
+def fixed_latents(n: int, z_dim: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Latents z [n, z_dim] ~ N(0, I) and labels [n], the classes in turn, that depend on the arguments alone."""
+    z = torch.randn(n, z_dim, generator=torch.Generator().manual_seed(seed))
+    return z, torch.arange(n) % num_classes
+
+
+@torch.no_grad()
+def _sample(trainer: StyleGAN2Trainer, z: Tensor, label: Tensor, batch_size: int = 64) -> Tensor:
+    device = trainer.state.device
+    images = [
+        trainer.average.synthesis(trainer.average.mapping(zs.to(device), labels.to(device))).cpu()
+        for zs, labels in zip(z.split(batch_size), label.split(batch_size), strict=True)
+    ]
+    return torch.cat(images)
+
+
+class SampleGrid:
+    """Draws the averaged generator's images of fixed latents.
+
+    Args:
+        folder: gets ``kimg_NNNNNN.png``.
+        interval_kimg: thousands of images between two pictures.
+        seed: of the latents.
+        n: images in a picture.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], interval_kimg: float, seed: int = 0, n: int = 64) -> None:
+        self.folder = Path(folder)
+        self.interval_kimg = interval_kimg
+        self.seed = seed
+        self.n = n
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the pictures every ``interval_kimg`` and at the end."""
+        every_kimg(engine, self.interval_kimg, self.draw)
+
+    def draw(self, engine: StyleGAN2Trainer) -> None:
+        """Writes one picture."""
+        generator = engine.average
+        images = _sample(engine, *fixed_latents(self.n, generator.z_dim, generator.num_classes, self.seed))
+        path = self.folder / f"kimg_{engine.images_seen // 1000:06d}.png"
+        save_png(image_grid(images, columns=8 * generator.num_classes), path)
+        engine.state.last_sample_grid = str(path)  # where a tracking handler finds the picture
+
+
+def every_kimg(engine: Engine, interval_kimg: float, function: Any) -> None:
+    """Calls ``function(engine)`` whenever another ``interval_kimg`` thousand images are done, and at the end."""
+
+    def on_iteration(engine: StyleGAN2Trainer) -> None:
+        batch = engine.state.output["reals"].shape[0]  # type: ignore[index, call-overload]
+        interval = interval_kimg * 1000.0
+        if engine.images_seen // interval > (engine.images_seen - batch) // interval or engine.is_finished:
+            function(engine)
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED, on_iteration)
+
+
+class BestGenerator:
+    """Measures KID and a Frechet distance to held-out images and keeps the best generator and its discriminator.
+
+    Both distances are taken in SqueezeNet 1.1 features. Where its weights are not to be had, nothing is measured, a
+    warning says so, and the latest weights are kept.
+
+    Args:
+        reals: held-out images [N, C, H, W] in [-1, 1]: the val split.
+        models_dir: gets ``generator`` and ``discriminator``, each as a pair of files.
+        info: what the weights' JSON says of the data.
+        interval_kimg: thousands of images between two measurements.
+        n_samples: images generated for one.
+        seed: of their latents.
+        trunk_file: the feature network's weights; None lets torchvision find them.
+    """
+
+    def __init__(
+        self,
+        reals: Tensor,
+        models_dir: str | os.PathLike[str],
+        info: dict[str, Any],
+        interval_kimg: float,
+        n_samples: int = 512,
+        seed: int = 0,
+        trunk_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.reals = reals
+        self.models_dir = Path(models_dir)
+        self.info = info
+        self.interval_kimg = interval_kimg
+        self.n_samples = n_samples
+        self.seed = seed
+        self.trunk_file = trunk_file
+        self.best_kid: float | None = None
+        self.history: list[dict[str, float]] = []
+        self._features: Tensor | None = None
+        self._unavailable = False
+
+    def attach(self, engine: Engine) -> None:
+        """Registers a measurement every ``interval_kimg`` and at the end."""
+        every_kimg(engine, self.interval_kimg, self.measure)
+
+    def training_state(self) -> dict[str, Any]:
+        """The best KID so far and the course of the measures."""
+        return {"best_kid": self.best_kid, "history": self.history}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `training_state` returned."""
+        self.best_kid, self.history = state["best_kid"], state["history"]
+
+    def measure(self, engine: StyleGAN2Trainer) -> None:
+        """Measures, and saves the weights if they are the best so far."""
+        scores = self._distances(engine)
+        if scores is None:
+            self._save(engine, {})
+            return
+        self.history.append({"kimg": engine.images_seen / 1000.0, **scores})
+        engine.state.metrics.update(scores)
+        value = scores["kid_val"]
+        if self.best_kid is None or value < self.best_kid:
+            self.best_kid = value
+            self._save(engine, scores)
+
+    def _distances(self, engine: StyleGAN2Trainer) -> dict[str, float] | None:
+        if self._unavailable or len(self.reals) < 2:
+            return None
+        try:
+            if self._features is None:
+                self._features = squeezenet_features(self.reals, self.trunk_file, device=engine.state.device)
+        except TrunkUnavailable as error:
+            self._unavailable = True
+            logger.warning("No KID and no Frechet distance, the latest weights are kept instead of the best: %s", error)
+            return None
+        generator = engine.average
+        images = _sample(engine, *fixed_latents(self.n_samples, generator.z_dim, generator.num_classes, self.seed + 1))
+        features = squeezenet_features(images, self.trunk_file, device=engine.state.device)
+        return {
+            "kid_val": kid(features, self._features),
+            "frechet_val": frechet_distance(features, self._features),
+        }
+
+    def _save(self, engine: StyleGAN2Trainer, scores: dict[str, float]) -> None:
+        info = {
+            **self.info,
+            "images_seen": engine.images_seen,
+            "scores": {**scores, "features": FEATURES} if scores else {},
+        }
+        save_weights(engine.average, self.models_dir / "generator.pt", info)
+        save_weights(engine.discriminator, self.models_dir / "discriminator.pt", info)
+
+

@@ -1,0 +1,63 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Starting a GAN from trained weights, of the same or of a lower resolution."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from bundle.networks.stylegan2 import Discriminator, Generator
+from bundle.networks.weights import WeightsError, load_weights
+
+__all__ = ["initialise_gan"]
+
+
+def initialise_gan(
+    generator: Generator, discriminator: Discriminator, init_from: str | os.PathLike[str] | None
+) -> tuple[Generator, Discriminator]:
+    """Fills a GAN with trained weights; None leaves it as it is.
+
+    Blocks are named by resolution. What the source does not have stays as it was drawn, but for the image layers of the
+    generator's new blocks: they start at zero, so that the grown generator draws the source's images, enlarged.
+
+    Args:
+        generator: filled in place.
+        discriminator: filled in place.
+        init_from: a ``generator.pt`` with its JSON, ``discriminator.pt`` and its JSON beside it.
+
+    Returns:
+        The two networks.
+
+    Raises:
+        WeightsError: files are absent or damaged, or differ in more than the resolution, or have a higher one.
+    """
+    if init_from is not None:
+        path = Path(init_from)
+        _fill(generator, path)
+        _fill(discriminator, path.with_name(path.name.replace("generator", "discriminator")))
+    return generator, discriminator
+
+
+def _fill(network: Generator | Discriminator, path: Path) -> None:
+    source, info = load_weights(path)
+    wanted, found = network.arguments, info["arguments"]
+    differing = sorted(
+        name for name in wanted if name != "resolution" and wanted[name] != found.get(name, wanted[name])
+    )
+    if type(source) is not type(network) or differing or int(found["resolution"]) > int(wanted["resolution"]):
+        raise WeightsError(
+            f"{path} holds {info['network']}({found}), which cannot start {type(network).__name__}({wanted}). Name "
+            f"weights that differ in the resolution alone, and not in a higher one."
+        )
+    own = network.state_dict()
+    # The layer that reads the image has its own width at each resolution.
+    given = {key: value for key, value in source.state_dict().items() if own[key].shape == value.shape}
+    network.load_state_dict({**own, **given}, strict=True)
+    if isinstance(network, Generator):
+        for name, value in network.named_parameters():
+            side = name.split(".")[2] if name.startswith("synthesis.blocks.") else "0"
+            if int(side) > int(found["resolution"]) and name.endswith("to_image.conv.weight"):
+                nn.init.zeros_(value)

@@ -1,0 +1,273 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""StyleGAN2-ADA training as a MONAI engine.
+
+Sources: Karras et al., CVPR 2020 (StyleGAN2) and NeurIPS 2020 (ADA). Style mixing and path length regularisation are
+left out: at this size and with hundreds of images they cost time and help nothing (ADA, appendix D, drops the mixing).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from monai.engines import Trainer
+from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer, SimpleInferer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from bundle.networks.stylegan2 import Discriminator, Generator
+from bundle.training.augment import AdaptiveAugment
+from bundle.training.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
+
+__all__ = ["BalancedBatchSampler", "StyleGAN2Trainer", "balanced_loader", "default_r1_gamma", "prepare_gan_batch"]
+
+
+def default_r1_gamma(resolution: int, batch_size: int) -> float:
+    """The heuristic weight of R1, 0.0002 resolution^2 / batch size (Karras et al., NeurIPS 2020, appendix C)."""
+    return 0.0002 * resolution**2 / batch_size
+
+
+def prepare_gan_batch(
+    batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """Takes images [B, C, H, W] in [-1, 1] and labels [B] out of a batch, as plain tensors on the device."""
+    images = torch.as_tensor(batch["image"]).to(device, torch.float32, non_blocking=non_blocking)
+    labels = torch.as_tensor(batch["label"]).to(device, torch.int64, non_blocking=non_blocking)
+    return images, labels
+
+
+class BalancedBatchSampler(Sampler[list[int]]):
+    """Endless batches, each with every class in equal number, that depend on the seed and their own number alone.
+
+    Args:
+        labels: class of each image of the dataset.
+        batch_size: images in a batch.
+        seed: of the draws.
+
+    Attributes:
+        start: number of the first batch, from 0: a resumed run sets it.
+
+    Raises:
+        ValueError: there are no images.
+    """
+
+    def __init__(self, labels: Sequence[int], batch_size: int, seed: int) -> None:
+        if not labels:
+            raise ValueError("There is no image to draw batches from. Check the split of the dataset.")
+        self.members = [[i for i, label in enumerate(labels) if label == value] for value in sorted(set(labels))]
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = self.start
+        while True:
+            # One stream for the data, apart from the training step's own of the same number.
+            random = torch.Generator().manual_seed((self.seed << 32) + number)
+            turn = int(torch.randint(len(self.members), (), generator=random))
+            batch = []
+            for i in range(self.batch_size):
+                members = self.members[(turn + i) % len(self.members)]
+                batch.append(members[int(torch.randint(len(members), (), generator=random))])
+            yield batch
+            number += 1
+
+
+def balanced_loader(dataset: Dataset[dict[str, Any]], batch_size: int, seed: int) -> DataLoader[dict[str, Any]]:
+    """Builds the endless loader that `StyleGAN2Trainer` trains from, on a `BalancedBatchSampler`.
+
+    Args:
+        dataset: dictionaries with ``image`` [C, H, W] in [-1, 1] and ``label``, held in memory.
+        batch_size: images in a batch.
+        seed: of the draws.
+    """
+    labels = [int(dataset[i]["label"]) for i in range(len(dataset))]  # type: ignore[arg-type]
+    return DataLoader(dataset, batch_sampler=BalancedBatchSampler(labels, batch_size, seed))
+
+
+class StyleGAN2Trainer(Trainer):
+    """Trains a conditional StyleGAN2 with the non-saturating loss, lazy R1, ADA and an average of the generator.
+
+    An iteration draws all its random numbers from a stream that its own number seeds: a run that goes on from
+    `state_dict` is bit for bit the run that was never stopped.
+
+    The output of an iteration holds ``reals`` and ``fakes`` [B, C, H, W], ``latents`` [B, z_dim], the scalars
+    ``g_loss``, ``d_loss`` and ``loss`` (their sum), ``p`` (augmentation) and ``r_t`` (mean sign of the logits).
+
+    Args:
+        device: where to train.
+        max_epochs: epochs, of ``epoch_length`` iterations each.
+        train_data_loader: gives batches for ``prepare_batch``; built on a `BalancedBatchSampler`.
+        epoch_length: iterations in an epoch.
+        generator: trained in place.
+        discriminator: trained in place.
+        augment: what the discriminator sees images through.
+        learning_rate: of both networks.
+        r1_gamma: weight of R1.
+        r1_interval: iterations between two evaluations of R1.
+        ema_kimg: half-life of the generator's average, in thousands of images.
+        ema_rampup: the half-life is at most this share of the images seen so far; keeps the start out of the average.
+        seed: of all draws.
+        inferer: calls the discriminator, ``inferer(images, discriminator, label)``.
+        prepare_batch: turns a batch into images and labels on the device.
+        train_handlers: Ignite handlers.
+        amp: bf16 autocast, R1 excepted.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[Any],
+        epoch_length: int,
+        generator: Generator,
+        discriminator: Discriminator,
+        augment: AdaptiveAugment,
+        learning_rate: float = 0.0025,
+        r1_gamma: float = 0.0256,
+        r1_interval: int = 16,
+        ema_kimg: float = 10.0,
+        ema_rampup: float = 0.05,
+        seed: int = 0,
+        inferer: Inferer | None = None,
+        prepare_batch: Callable[..., tuple[Tensor, Tensor]] = prepare_gan_batch,
+        train_handlers: Sequence[Any] | None = None,
+        amp: bool = True,
+    ) -> None:
+        # amp=False for MONAI: its switch makes a CUDA gradient scaler, which bf16 does not need.
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            prepare_batch=prepare_batch,
+            handlers=train_handlers,
+            amp=False,
+            decollate=False,
+        )
+        place = self.state.device
+        layout = torch.channels_last
+        self.generator = generator.to(device=place, memory_format=layout).requires_grad_(True).train()
+        self.discriminator = discriminator.to(device=place, memory_format=layout).requires_grad_(True).train()
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.augment = augment.to(place)
+        self.generator_optimizer = lazy_adam(list(generator.parameters()), learning_rate, (0.0, 0.99))
+        self.discriminator_optimizer = lazy_adam(
+            list(discriminator.parameters()), learning_rate, (0.0, 0.99), r1_interval
+        )
+        self.r1_gamma = r1_gamma
+        self.r1_interval = r1_interval
+        self.ema_kimg = ema_kimg
+        self.ema_rampup = ema_rampup
+        self.seed = seed
+        self.inferer = SimpleInferer() if inferer is None else inferer
+        self.bf16 = amp
+        self.images_seen = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done."""
+        return bool(self.state.iteration >= self.state.max_epochs * self.state.epoch_length)
+
+    def run(self) -> None:
+        """Trains to the last epoch, from wherever the state stands."""
+        if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
+            super().run()
+
+    def training_state(self) -> dict[str, Any]:
+        """All that a run needs to go on bit for bit; tensors and plain values only."""
+        return {
+            "iteration": self.state.iteration,
+            "images_seen": self.images_seen,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "average": self.average.state_dict(),
+            "augment": self.augment.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `training_state` returned."""
+        for name in ("generator", "discriminator", "average", "augment"):
+            getattr(self, name).load_state_dict(state[name], strict=True)
+        for name in ("generator_optimizer", "discriminator_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.images_seen = state["images_seen"]
+        self.state.iteration = state["iteration"]
+        self.state.epoch = state["iteration"] // self.state.epoch_length
+        sampler = getattr(self.data_loader, "batch_sampler", None)
+        if isinstance(sampler, BalancedBatchSampler):
+            sampler.start = state["iteration"]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def _generate(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.randn(label.shape[0], self.generator.z_dim, device=label.device)
+        return self.generator.synthesis.unclamped(self.generator.mapping(z, label), "random"), z
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+        number = self.state.iteration  # Ignite counts from 1 by now
+        torch.manual_seed((self.seed << 32) + number)
+        reals, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        reals = reals.contiguous(memory_format=torch.channels_last)
+
+        d_loss = self._train_discriminator(reals, label, number)
+        fakes, latents, g_loss = self._train_generator(label)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+
+        self.images_seen += reals.shape[0]
+        self._update_average(reals.shape[0])
+        return {
+            "reals": reals,
+            "fakes": fakes,
+            "latents": latents,
+            "g_loss": g_loss,
+            "d_loss": d_loss,
+            "loss": g_loss + d_loss,
+            "p": float(self.augment.p),
+            "r_t": self._r_t,
+        }
+
+    def _train_discriminator(self, reals: Tensor, label: Tensor, number: int) -> float:
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            with torch.no_grad():
+                fakes, _ = self._generate(label)
+            fake_logits = self.inferer(self.augment(fakes), self.discriminator, label)
+            seen_reals = self.augment(reals)
+            real_logits = self.inferer(seen_reals, self.discriminator, label)
+            loss = discriminator_loss(real_logits, fake_logits)
+        loss.backward()
+        if (number - 1) % self.r1_interval == 0:
+            # In fp32, for the second derivative's sake; at the augmented images, which are what the network sees.
+            points = seen_reals.detach().requires_grad_(True)
+            penalty = r1_penalty(self.inferer(points, self.discriminator, label), points)
+            (penalty * (self.r1_gamma / 2 * self.r1_interval)).backward()
+        self.discriminator_optimizer.step()
+        self.augment.update(real_logits, number)
+        self._r_t = float(real_logits.detach().sign().mean())
+        return float(loss.detach())
+
+    def _train_generator(self, label: Tensor) -> tuple[Tensor, Tensor, float]:
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        self.discriminator.requires_grad_(False)
+        with self._autocast():
+            fakes, latents = self._generate(label)
+            loss = generator_loss(self.inferer(self.augment(fakes), self.discriminator, label))
+        loss.backward()
+        self.discriminator.requires_grad_(True)
+        self.generator_optimizer.step()
+        return fakes.detach(), latents, float(loss.detach())
+
+    @torch.no_grad()
+    def _update_average(self, batch_size: int) -> None:
+        half_life = min(self.ema_kimg * 1000.0, self.ema_rampup * self.images_seen)
+        weight = 1.0 - 0.5 ** (batch_size / max(half_life, 1e-8))
+        for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            mean.lerp_(value, weight)
