@@ -16,9 +16,9 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -39,7 +39,6 @@ __all__ = [
     "OutputFolder",
     "Several",
     "check_options",
-    "plain_errors",
 ]
 
 
@@ -191,7 +190,9 @@ class Device:
 def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required: Iterable[str] = ()) -> None:
     """Refuses overrides that no configuration file knows, and values that cannot be.
 
-    From the command line the message goes to stderr and the exit code is 2, without a traceback.
+    Where ``python -m monai.bundle`` is running, the message goes to stderr and the exit code is 2, without a traceback.
+    There, every later error of the bundle's own types, which say what is wrong and the cure, is shown as plainly, with
+    exit code 1; the traceback is kept for what nobody foresaw.
 
     Args:
         kinds: what each option may be, by its name.
@@ -200,48 +201,42 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
 
     Raises:
         OptionError: at least one option is refused; all problems are listed.
-        SystemExit: with code 2, in its place, where ``python -m monai.bundle`` is running.
+        SystemExit: with code 2, in its place on the command line.
         KeyError: an option of ``values`` has no kind; a mistake in the configuration file.
     """
-    with plain_errors(OptionError):
-        problems = list(_unknown_options(list(values)))
-        required = set(required)
-        for name, value in values.items():
-            kind = kinds[name]
-            if value is None or (isinstance(value, str) and not value):
-                problem = "must be given." if name in required else None
-            else:
-                problem = kind.problem(value)
-            if problem:
-                problems.append(f"--{name} {problem}")
-        if problems:
-            raise OptionError(problems)
-
-
-@contextmanager
-def plain_errors(*errors: type[Exception]) -> Iterator[None]:
-    """Shows errors that tell their own cure without a traceback, where ``python -m monai.bundle`` is running.
-
-    Serves as a decorator, too. Everywhere else the errors pass through.
-
-    Args:
-        *errors: the types.
-
-    Raises:
-        SystemExit: with code 2, after the message went to stderr.
-    """
-    try:
-        yield
-    except errors as error:
-        if not _is_command_line():
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    if _is_command_line():
+        sys.excepthook = _show_cure
+    problems = list(_unknown_options(list(values)))
+    required = set(required)
+    for name, value in values.items():
+        kind = kinds[name]
+        if value is None or (isinstance(value, str) and not value):
+            problem = "must be given." if name in required else None
+        else:
+            problem = kind.problem(value)
+        if problem:
+            problems.append(f"--{name} {problem}")
+    if problems and _is_command_line():
+        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+        raise SystemExit(2)
+    if problems:
+        raise OptionError(problems)
 
 
 def _is_command_line() -> bool:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return spec is not None and spec.name == "monai.bundle.__main__"
+
+
+def _show_cure(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    # MONAI wraps whatever an expression or a component raises in RuntimeErrors.
+    cause: BaseException | None = error
+    while cause is not None and not type(cause).__module__.startswith(f"{__package__}."):
+        cause = cause.__cause__
+    if cause is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        print(f"error: {cause}", file=sys.stderr)
 
 
 def _call_of_monai() -> dict[str, Any] | None:
@@ -267,7 +262,7 @@ def _unknown_options(options: list[str]) -> Iterator[str]:
     tracking = call.get("tracking")
     if tracking is not None:
         is_default = isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS
-        settings: dict[str, dict[str, Any]] = (
+        settings: dict[str, Any] = (
             DEFAULT_EXP_MGMT_SETTINGS[tracking] if is_default else ConfigParser.load_config_files(tracking)
         )
         own |= settings["configs"].keys() - settings["handlers_id"].keys()

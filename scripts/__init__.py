@@ -4,9 +4,10 @@
 
 from bundle.data import check_data as check_data
 from bundle.data import open_dataset as open_dataset
-from scripts.options import check_options as check_options
 from bundle.networks.stylegan2 import Discriminator as Discriminator
 from bundle.networks.stylegan2 import Generator as Generator
+from bundle.tracking import Tracking as Tracking
+from bundle.tracking import tracking_uri as tracking_uri
 from bundle.training.augment import AdaptiveAugment as AdaptiveAugment
 from bundle.training.handlers import BestGenerator as BestGenerator
 from bundle.training.handlers import GanProgress as GanProgress
@@ -17,4 +18,5 @@ from bundle.training.init_from import initialise_gan as initialise_gan
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer as StyleGAN2Trainer
 from bundle.training.stylegan2_trainer import balanced_loader as balanced_loader
 from bundle.training.stylegan2_trainer import default_r1_gamma as default_r1_gamma
+from scripts.options import check_options as check_options
 from scripts.training import train_gan as train_gan

@@ -25,7 +25,6 @@ from bundle.options import (
     OutputFolder,
     Several,
     check_options,
-    plain_errors,
 )
 from tests.conftest import ROOT
 
@@ -127,19 +126,33 @@ def test_impossible_values_are_listed_together(config_file: Path) -> None:
     assert "--n_images must be a whole number of at least 1, not 0. The nearest is 1." in message
 
 
-def test_the_command_line_gets_a_short_message_and_exit_code_2(config_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "monai.bundle", "run", "generate", "--config_file", "configs/plan.json"]
-    done = subprocess.run(
-        [*command, "--sed", "7"],
-        cwd=tmp_path,
+def command_line(config_file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "generate", "--config_file", "configs/plan.json", *options],
+        cwd=config_file.parents[1],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
+
+
+def test_the_command_line_gets_a_short_message_and_exit_code_2(config_file: Path, tmp_path: Path) -> None:
+    done = command_line(config_file, "--sed", "7")
     assert done.returncode == 2
     assert "error: --sed is not an option of configs/plan.json. Did you mean --seed?" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "witness").exists()
+
+
+def test_later_errors_of_the_bundle_show_their_cure_and_others_their_traceback(config_file: Path) -> None:
+    done = command_line(config_file, "--witness", "$__import__('bundle.data').data.get_modality('xrai')")
+    assert done.returncode == 1
+    assert "error: unknown modality 'xrai'; did you mean 'xray'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = command_line(config_file, "--witness", "$1 / 0")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -190,8 +203,3 @@ def test_what_is_not_given_is_refused_only_where_it_is_required() -> None:
     check_options(kinds, {"dataset_dir": ""})
     with pytest.raises(OptionError, match="--dataset_dir must be given"):
         check_options(kinds, {"dataset_dir": ""}, required=["dataset_dir"])
-
-
-def test_plain_errors_let_errors_through_outside_the_command_line() -> None:
-    with pytest.raises(KeyError), plain_errors(KeyError):
-        raise KeyError("x")

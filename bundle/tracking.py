@@ -1,0 +1,106 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""MLflow: where runs are stored by default, and the handler with which training records itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import mlflow.telemetry
+from ignite.engine import Engine
+from monai.handlers import MLFlowHandler, from_engine
+from monai.utils import path_to_sqlite_uri
+
+__all__ = ["Tracking", "tracking_uri"]
+
+
+def tracking_uri(output_dir: str | os.PathLike[str]) -> str:
+    """Returns the address of the MLflow store of a run's folder, and makes the folder that SQLite needs.
+
+    The store is private: a run's parameters name folders, and its pictures stand beside figures of real images.
+    MLFLOW_TRACKING_URI wins over it, as everywhere in MLflow. MLflow's reports of its own use over the network are
+    turned off, unless MLFLOW_DISABLE_TELEMETRY says otherwise: a hospital's machine should send nothing unasked.
+
+    Args:
+        output_dir: the run's folder.
+
+    Returns:
+        A SQLite address of ``output_dir/private/mlruns.db``.
+    """
+    if "MLFLOW_DISABLE_TELEMETRY" not in os.environ:
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        mlflow.telemetry.set_telemetry_client()  # MONAI has imported MLflow already, which read the variable then
+    path = Path(output_dir).absolute() / "private" / "mlruns.db"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path_to_sqlite_uri(path)
+
+
+class Tracking(MLFlowHandler):
+    """MONAI's MLflow handler with the bundle's store, settled for runs that are stopped and go on.
+
+    A run that was killed goes on under the same MLflow run; a finished one stays as it is. Only the first of several
+    processes records.
+
+    Args:
+        output_dir: the run's folder, for `tracking_uri`.
+        experiment_name: under which runs are grouped, such as ``"train_gan"``.
+        run_name: tells runs of one experiment apart; a killed run goes on under its own name only.
+        parameters: what the run was started with; None and strings are recorded as they print.
+        keys: what to record of an iteration's output.
+        interval: iterations between two records.
+        artifacts: files and folders to copy into the store once the run is complete.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        experiment_name: str,
+        run_name: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        keys: Sequence[str] = ("loss",),
+        interval: int = 50,
+        artifacts: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
+        self.parameters = dict(parameters or {})
+        self.keys = tuple(keys)
+        self._recorded: dict[str, Any] = {}
+        super().__init__(
+            tracking_uri=tracking_uri(output_dir),
+            iteration_log=lambda engine, iteration: iteration % interval == 0,
+            epoch_logger=self._record_metrics,
+            output_transform=self._values,
+            experiment_name=experiment_name,
+            run_name=run_name,
+            artifacts=[Path(path) for path in artifacts],
+            close_on_complete=True,
+        )
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the events, in the first process only."""
+        if idist.get_rank() == 0:
+            super().attach(engine)
+
+    def start(self, engine: Engine) -> None:
+        """Opens the run, or the one that was killed, and records the parameters that it does not have yet."""
+        super().start(engine)
+        # MLflow refuses a second value: what changed since the run was killed stays as first recorded.
+        missing = dict(self.parameters)
+        self._delete_exist_param_in_dict(missing)
+        self._log_params(missing)
+
+    def _values(self, output: Any) -> dict[str, float]:
+        values = from_engine(self.keys, first=True)(output)
+        return {
+            key: float(value) for key, value in zip(self.keys, values if len(self.keys) > 1 else [values], strict=True)
+        }
+
+    def _record_metrics(self, engine: Engine) -> None:
+        # Measured less often than once an epoch: an old value is not recorded as a new one.
+        new = {key: value for key, value in engine.state.metrics.items() if self._recorded.get(key) != value}
+        if new:
+            self._log_metrics(new, step=engine.state.iteration)
+            self._recorded.update(new)
