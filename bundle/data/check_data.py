@@ -18,6 +18,7 @@ from bundle.data.errors import DataError, Problem
 from bundle.data.modality import get_modality
 from bundle.data.records import SPLITS
 from bundle.data.splits import resolve_splits
+from bundle.data.transforms import image_transform
 from bundle.figures import image_grid, save_png
 
 __all__ = ["check_data", "format_problems", "format_summary"]
@@ -111,6 +112,7 @@ def check_data(
     """
     try:
         preset = get_modality(modality)
+        image_transform(preset, resolution)  # an impossible resolution should not wait for the check of all images
         report = check_dataset(dataset_dir, output_dir, preset, layout, seed)
         if report.problems:
             print(format_problems(report.problems))

@@ -161,9 +161,7 @@ def _class_counts(folder: Folder, split_of: Mapping[str, str | None]) -> list[Pr
             )
         elif empty:
             patients = len({record.patient_id for record in folder.records if record.label == label})
-            message = (
-                f"class {label} ({name}) has no image in {' and '.join(empty)} ({total} images, {patients} patients)"
-            )
+            message = f"class {label} ({name}): {total} images of {patients} patients, none in {' and '.join(empty)}"
             cure = "Move some patients there in the split column, or add patients"
         else:
             continue
@@ -218,8 +216,7 @@ def check_dataset(
     # Splits that could not be settled would make every class look as if it were missing.
     if all(split_of.values()):
         problems += _class_counts(folder, split_of)
-    if unlisted := len(
-        set(find_images(Path(dataset_dir).expanduser().absolute())) - {record.image for record in records}
-    ):
+    unlisted = len(set(find_images(folder.path)) - {record.image for record in records})
+    if unlisted:
         notes.append(f"{unlisted} image files in the folder belong to no record and are left out.")
     return CheckReport(folder, split_of, drawn_with, sorted(problems), notes)

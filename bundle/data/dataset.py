@@ -95,7 +95,8 @@ class ImageData:
 
     def load(self, records: Sequence[Record]) -> torch.Tensor:
         """Returns the images of some records, float32 [N, C, resolution, resolution] in [-1, 1]; N may be 0."""
-        images = [item["image"] for item in self._dataset(records)]
+        dataset = self._dataset(records)
+        images = [dataset[index]["image"] for index in range(len(dataset))]
         shape = (0, self.modality.channels, self.resolution, self.resolution)
         return torch.stack(images) if images else torch.empty(shape)
 

@@ -8,6 +8,7 @@ orientation nor the VOI window; :class:`UprightReader` takes their place in ``Lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+from monai.config import PathLike
 from monai.data import ImageReader
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -139,7 +141,7 @@ def _check_format(path: Path) -> str:
     return promised
 
 
-def _pil_array(image: Image.Image, channels: int) -> NDArray[np.generic]:
+def _pil_array(image: Image.Image, channels: int) -> NDArray[Any]:
     """Returns [H, W] or [H, W, 3]: uint8 for 8-bit images, the file's own type for deeper ones."""
     if image.mode.startswith(("I", "F")):
         return np.asarray(image)
@@ -153,8 +155,9 @@ def _pil_array(image: Image.Image, channels: int) -> NDArray[np.generic]:
 
 def _read_pil(path: Path, channels: int) -> NDArray[np.float64]:
     with Image.open(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise ReadError("3D volume", f"holds {image.n_frames} frames", "Save one frame as one file")
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise ReadError("3D volume", f"holds {frames} frames", "Save one frame as one file")
         image.load()
         pixels = _pil_array(ImageOps.exif_transpose(image), channels)
     if pixels.dtype == np.uint8:
@@ -203,7 +206,7 @@ def _read_dicom(path: Path, channels: int) -> NDArray[np.float64]:
 
 
 def _read_nifti(path: Path) -> NDArray[np.float64]:
-    image = nibabel.load(path)
+    image: Any = nibabel.load(path)
     shape = image.shape
     axes = [axis for axis, length in enumerate(shape) if length > 1]
     if len(axes) != 2:
@@ -309,14 +312,14 @@ class UprightReader(ImageReader):
     def __init__(self, channels: int) -> None:
         self.channels = channels
 
-    def verify_suffix(self, filename: Sequence[str | Path] | str | Path) -> bool:
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether the name ends like one of the formats that are read."""
-        names = [filename] if isinstance(filename, (str, Path)) else filename
+        names = [filename] if isinstance(filename, (str, os.PathLike)) else filename
         return all(image_suffix(Path(name)) in IMAGE_SUFFIXES for name in names)
 
-    def read(self, data: Sequence[str | Path] | str | Path, **kwargs: Any) -> Path:
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
         """Returns the path; decoding waits for ``get_data``, since LoadImaged swallows errors raised here."""
-        return Path(data if isinstance(data, (str, Path)) else data[0])
+        return Path(data if isinstance(data, (str, os.PathLike)) else data[0])
 
     def get_data(self, img: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Returns (float32 [C, H, W] in [0, 1], metadata)."""

@@ -6,19 +6,32 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import Compose, EnsureTyped, LoadImaged, MapTransform, ScaleIntensityRanged, SpatialPadd
+from monai.transforms import (
+    CenterScaleCropd,
+    Compose,
+    EnsureTyped,
+    LoadImaged,
+    MapTransform,
+    ScaleIntensityRanged,
+    SpatialPadd,
+)
 from torch.nn.functional import interpolate
 
 from bundle.data.errors import DataError
 from bundle.data.modality import Modality, get_modality
 from bundle.data.readers import UprightReader
 
-__all__ = ["PREPROCESSINGS", "ResizeLongestd", "image_transform"]
+__all__ = ["BORDER", "PREPROCESSINGS", "MatchHistogramd", "ResizeLongestd", "image_transform"]
+
+
+#: Share of the width and height that the preprocessings called "crop" cut off at each side.
+BORDER = 0.08
 
 
 class ResizeLongestd(MapTransform):
@@ -40,9 +53,48 @@ class ResizeLongestd(MapTransform):
         return result
 
 
-#: What happens to an upright image [C, H, W] in [0, 1]: transforms before and after it is resized.
-PREPROCESSINGS: dict[str, Callable[[], tuple[list[MapTransform], list[MapTransform]]]] = {
-    "plain": lambda: ([], []),
+class MatchHistogramd(MapTransform):
+    """Gives every image [C, H, W] in [0, 1] the same brightness histogram; which pixel is brighter stays as it is.
+
+    A pixel's quantile within its own image (equal pixels share the middle one) is looked up in the reference.
+
+    Args:
+        keys: of the images.
+        reference: brightness at equally spaced quantiles, darkest first, in [0, 1].
+    """
+
+    def __init__(self, keys: KeysCollection, reference: Sequence[float]) -> None:
+        super().__init__(keys)
+        self.reference = torch.tensor(reference, dtype=torch.float64).numpy()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns the dictionary with the images matched; values are in [0, 1] before and after."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            values = result[key].numpy()
+            ordered = np.sort(values, axis=None)
+            below, upto = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+            quantiles = (below + upto) / (2.0 * values.size)
+            matched = np.interp(quantiles, np.linspace(0.0, 1.0, len(self.reference)), self.reference)
+            result[key] = torch.from_numpy(matched.astype(np.float32))
+        return result
+
+
+def _crop_border() -> MapTransform:
+    # Frames, film edges, labels and burned-in text sit in the outermost parts; the lungs rarely reach it.
+    return CenterScaleCropd(keys="image", roi_scale=1.0 - 2.0 * BORDER)
+
+
+#: What happens to an upright image [C, H, W] in [0, 1]: transforms before and after it is resized. They weaken what
+#: tells the source of an image rather than its content; docs/data.md has the figures.
+PREPROCESSINGS: dict[str, Callable[[Modality], tuple[list[MapTransform], list[MapTransform]]]] = {
+    "plain": lambda modality: ([], []),
+    "crop": lambda modality: ([_crop_border()], []),
+    "histogram": lambda modality: ([], [MatchHistogramd("image", modality.reference_histogram)]),
+    "crop_histogram": lambda modality: (
+        [_crop_border()],
+        [MatchHistogramd("image", modality.reference_histogram)],
+    ),
 }
 
 
@@ -52,7 +104,8 @@ def _load_image(channels: int) -> LoadImaged:
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-        return LoadImaged(keys="image", reader=UprightReader(channels))
+        reader: Any = UprightReader(channels)  # an instance is as good as a class, though the signature omits it
+        return LoadImaged(keys="image", reader=reader)
 
 
 def image_transform(modality: str | Modality, resolution: int) -> Compose:
@@ -77,7 +130,7 @@ def image_transform(modality: str | Modality, resolution: int) -> Compose:
         )
     if resolution < 1:
         raise DataError(f"resolution is {resolution}; use a positive number of pixels")
-    before, after = PREPROCESSINGS[preset.preprocessing]()
+    before, after = PREPROCESSINGS[preset.preprocessing](preset)
     return Compose(
         [
             _load_image(preset.channels),

@@ -1,0 +1,71 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bundle.data import check_data
+
+FolderMaker = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_usable_folder(make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_data(make_folder(), tmp_path / "output", resolution=32, columns=4)
+    text = capsys.readouterr().out
+    assert "24 images of 24 patients, layout labels_csv, splits drawn by patient with seed 0" in text
+    assert "The data can be used" in text
+    with Image.open(tmp_path / "output" / "private" / "contact_sheet.png") as sheet:
+        assert sheet.height == 6 * 34 - 2  # two classes in three splits, each a row of 32 pixels and a gap of 2
+        assert sheet.width > 4 * 34
+    assert (tmp_path / "output" / "private" / "splits.json").is_file()
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["private"]
+
+
+def test_all_problems_are_in_the_table(
+    make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder()
+    for index in range(12):
+        (folder / f"{index:02d}.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as caught:
+        check_data(folder, tmp_path / "output")
+    assert caught.value.code == 1
+    text = capsys.readouterr().out
+    assert all(f"{index:02d}.png" in text for index in range(12))
+    assert "12 problems: 12 zero bytes." in text
+    assert not (tmp_path / "output" / "private" / "contact_sheet.png").exists()
+
+
+@pytest.mark.parametrize("options", [{"modality": "mri"}, {"layout": "flat"}, {"dataset_dir": ""}, {"resolution": 0}])
+def test_impossible_options_need_no_traceback(
+    make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, str | int]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        check_data(**{"dataset_dir": make_folder(), "output_dir": tmp_path / "output", **options})  # type: ignore[arg-type]
+    assert caught.value.code == 1
+    assert capsys.readouterr().out
+
+
+def _run(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "monai.bundle", "run", "check_data", "--config_file", "configs/check_data.json"]
+    command += ["--dataset_dir", str(folder), "--output_dir", str(output)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command(make_folder: FolderMaker, tmp_path: Path) -> None:
+    folder = make_folder()
+    good = _run(folder, tmp_path / "output")
+    assert good.returncode == 0, good.stderr
+    assert "The data can be used" in good.stdout
+    (folder / "03.png").write_bytes(b"")
+    bad = _run(folder, tmp_path / "output")
+    assert bad.returncode == 1
+    assert "03.png" in bad.stdout
+    assert "Traceback" not in bad.stderr + bad.stdout

@@ -1,0 +1,174 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from bundle.data import DataError, Modality, check_dataset
+from bundle.data import checks as module
+
+Drawing = Callable[..., NDArray[np.uint8]]
+FolderMaker = Callable[..., Path]
+
+
+def _kinds(folder: Path) -> dict[str, str]:
+    return {problem.name: problem.kind for problem in check_dataset(folder, progress=False).problems}
+
+
+def test_a_usable_folder_has_no_problems(make_folder: FolderMaker) -> None:
+    report = check_dataset(make_folder(), progress=False)
+    assert report.problems == []
+    assert report.seed == 0
+    assert set(report.split_of.values()) == {"train", "val", "test"}
+
+
+def test_everything_is_listed_at_once(make_folder: FolderMaker, draw: Drawing, tmp_path: Path) -> None:
+    rows: list[tuple[str, object, str, str]] = [
+        (f"{i:02d}.png", i % 2, f"p{i}", ("train", "val", "test")[i % 3]) for i in range(30)
+    ]
+    rows += [
+        ("absent.png", 0, "q1", "train"),
+        ("blank.png", 0, "q2", "train"),
+        ("cut.png", 0, "q3", "train"),
+        ("empty.png", 0, "q4", "train"),
+        ("jpeg.png", 0, "q5", "train"),
+        ("label.png", 7, "q6", "train"),
+        ("missing.png", "", "q7", "train"),
+        ("parted.png", 0, "p0", "test"),
+        ("same.png", 1, "q8", "train"),
+        ("text.png", 0, "q9", "train"),
+        ("twin.png", 0, "q10", "val"),
+    ]
+    folder = make_folder(rows)
+    (folder / "absent.png").unlink()
+    Image.new("L", (40, 40)).save(folder / "blank.png")
+    content = (folder / "cut.png").read_bytes()
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    Image.fromarray(draw(99)).save(folder / "jpeg.png", format="JPEG")
+    shutil.copy(folder / "00.png", folder / "same.png")
+    (folder / "text.png").write_text("no image")
+    Image.open(folder / "00.png").save(folder / "twin.png", compress_level=1)
+    values = draw(98).astype(np.float32)
+    values[0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, None), folder / "nan.nii")
+    nibabel.save(nibabel.Nifti1Image(np.stack([draw(97)] * 4), None), folder / "volume.nii.gz")
+    with open(folder / "labels.csv", "a", encoding="utf-8") as stream:
+        stream.write("nan.nii,0,q11,train\nvolume.nii.gz,0,q12,train\n")
+    assert _kinds(folder) == {
+        "absent.png": "absent",
+        "blank.png": "blank",
+        "cut.png": "truncated",
+        "empty.png": "zero bytes",
+        "jpeg.png": "wrong extension",
+        "label.png": "label out of range",
+        "missing.png": "missing label",
+        "nan.nii": "not finite",
+        "parted.png": "patient in two splits",
+        "same.png": "duplicate with another label",
+        "text.png": "unreadable",
+        "twin.png": "duplicate across splits",
+        "volume.nii.gz": "3D volume",
+    }
+    for problem in check_dataset(folder, progress=False).problems:
+        assert problem.message
+        assert problem.cure
+
+
+def test_a_duplicate_within_a_split_is_only_noted(make_folder: FolderMaker) -> None:
+    rows: list[tuple[str, object, str, str]] = [
+        (f"{i:02d}.png", i % 2, f"p{i}", ("train", "val", "test")[i % 3]) for i in range(30)
+    ]
+    folder = make_folder(rows)
+    shutil.copy(folder / "00.png", folder / "06.png")
+    report = check_dataset(folder, progress=False)
+    assert report.problems == []
+    assert report.notes == ["1 images repeat the pixels of another one of their split and class."]
+
+
+def test_a_class_with_too_few_images(make_folder: FolderMaker) -> None:
+    rows: list[tuple[str, object, str, str]] = [(f"{i:02d}.png", int(i < 5), f"p{i}", "") for i in range(25)]
+    (problem,) = check_dataset(make_folder(rows), progress=False).problems
+    assert (problem.name, problem.kind) == ("class tuberculosis", "too few images")
+    assert "5 images" in problem.message
+
+
+def test_a_class_that_is_absent(make_folder: FolderMaker) -> None:
+    rows: list[tuple[str, object, str, str]] = [(f"{i:02d}.png", 0, f"p{i}", "") for i in range(20)]
+    assert _kinds(make_folder(rows)) == {"class tuberculosis": "too few images"}
+
+
+def test_a_class_missing_in_one_split(make_folder: FolderMaker) -> None:
+    rows: list[tuple[str, object, str, str]] = [
+        (f"{i:02d}.png", i % 2, f"p{i}", "train" if i % 2 else ("train", "val", "test")[i % 3]) for i in range(40)
+    ]
+    (problem,) = check_dataset(make_folder(rows), progress=False).problems
+    assert problem.message == "class 1 (tuberculosis): 20 images of 20 patients, none in val and test"
+
+
+def test_a_class_of_two_patients_cannot_be_split(make_folder: FolderMaker) -> None:
+    rows: list[tuple[str, object, str, str]] = [(f"{i:02d}.png", i % 2, f"p{i % 4}", "") for i in range(40)]
+    assert set(_kinds(make_folder(rows)).values()) == {"too few images"}
+
+
+def test_images_without_a_record_are_noted(make_folder: FolderMaker, draw: Drawing) -> None:
+    folder = make_folder()
+    Image.fromarray(draw(99)).save(folder / "unlisted.png")
+    assert check_dataset(folder, progress=False).notes == [
+        "1 image files in the folder belong to no record and are left out."
+    ]
+
+
+def test_a_second_check_opens_only_what_has_changed(
+    make_folder: FolderMaker, tmp_path: Path, draw: Drawing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = make_folder(), tmp_path / "output"
+    opened: list[str] = []
+    decode = module.decode
+
+    def counting(path: Path, channels: int) -> NDArray[np.float32]:
+        opened.append(path.name)
+        return decode(path, channels)
+
+    monkeypatch.setattr(module, "decode", counting)
+    check_dataset(folder, output, progress=False)
+    assert len(opened) == 24
+    opened.clear()
+    assert check_dataset(folder, output, progress=False).problems == []
+    assert opened == []
+    (folder / "03.png").write_bytes(b"")
+    Image.fromarray(draw(99)).save(folder / "04.png")
+    os.utime(folder / "04.png", ns=(1, 1))
+    problems = check_dataset(folder, output, progress=False).problems
+    assert sorted(opened) == ["03.png", "04.png"]
+    assert [(problem.name, problem.kind) for problem in problems] == [("03.png", "zero bytes")]
+    opened.clear()
+    check_dataset(folder, output, modality=Modality("toy", 3, ("a", "b")), progress=False)
+    assert len(opened) == 24
+
+
+def test_a_broken_cache_is_no_obstacle(make_folder: FolderMaker, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "checked.json").write_text("{")
+    assert check_dataset(make_folder(), tmp_path, progress=False).problems == []
+
+
+def test_an_existing_split_file_counts(make_folder: FolderMaker, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "splits.json").write_text('{"format": 1, "seed": 0, "images": {}}')
+    problems = check_dataset(make_folder(), tmp_path, progress=False).problems
+    assert {problem.kind for problem in problems} == {"splits"}
+
+
+def test_a_folder_that_is_no_data_set_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="empty"):
+        check_dataset(tmp_path, progress=False)

@@ -1,0 +1,234 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from bundle.data import LAYOUTS, DataError, Modality, read_records
+from bundle.data.layouts import read_folder
+
+
+def _touch(folder: Path, *names: str) -> Path:
+    """Layouts open no image, so an empty file will do."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def _csv(folder: Path, text: str) -> Path:
+    (folder / "labels.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_labels_csv(tmp_path: Path) -> None:
+    _csv(tmp_path, "image,label,label_name,patient_id,split\nb.png,1,tuberculosis,p,test\nsub/a.png,0,normal,,train\n")
+    first, second = read_records(tmp_path)
+    assert (first.name, first.label, first.patient_id, first.split) == ("b.png", 1, "p", "test")
+    assert first.image == tmp_path / "b.png"
+    assert (second.name, second.patient_id, second.split) == ("sub/a.png", "sub/a.png", "train")
+
+
+def test_labels_csv_with_byte_order_mark_spaces_names_and_backslashes(tmp_path: Path) -> None:
+    _csv(tmp_path, "\ufeffimage , label,split\nsub\\a.png, TB,Validation\n")
+    (record,) = read_records(tmp_path)
+    assert (record.name, record.label, record.split) == ("sub/a.png", 1, "val")
+
+
+def test_labels_csv_with_the_name_of_the_class_alone(tmp_path: Path) -> None:
+    (record,) = read_records(_csv(tmp_path, "image,label,label_name\na.png,,normal\n"))
+    assert record.label == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ("a.png,,,", "missing label"),
+        ("a.png,2,,", "label out of range"),
+        ("a.png,-1,,", "label out of range"),
+        ("a.png,0.5,,", "label out of range"),
+        ("a.png,0,tuberculosis,", "label mismatch"),
+        (",0,,", "missing name"),
+        ("../a.png,0,,", "outside"),
+        ("a.png,0,,holdout", "unknown split"),
+        ("ok.png,0,,", "duplicate name"),
+    ],
+)
+def test_labels_csv_lists_bad_rows(tmp_path: Path, row: str, kind: str) -> None:
+    _csv(tmp_path, f"image,label,label_name,split\nok.png,0,,\n{row}\n")
+    problems = read_folder(tmp_path).problems
+    assert [problem.kind for problem in problems] == [kind]
+    assert "3" in problems[0].message
+    assert problems[0].cure
+    with pytest.raises(DataError, match=r"labels\.csv"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,grade\na,0\n", r"no column 'image'.*found \['file', 'grade'\]"),
+        ("image,label\n", "no rows"),
+        ("", "no column"),
+    ],
+)
+def test_labels_csv_that_is_no_table(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_records(_csv(tmp_path, text))
+
+
+def test_labels_csv_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("image,label\nä.png,0\n".encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "CXR_png/"])
+@pytest.mark.parametrize(("prefix", "layout"), [("CHNCXR", "shenzhen"), ("MCUCXR", "montgomery")])
+def test_published_file_names(tmp_path: Path, prefix: str, layout: str, below: str) -> None:
+    names = [f"{below}{prefix}_0001_0.png", f"{below}{prefix}_0002_1.png"]
+    _touch(tmp_path, *names, f"{below}Thumbs.db", "ClinicalReadings/CHNCXR_0001_0.txt")
+    folder = read_folder(tmp_path)
+    assert folder.layout == layout
+    assert [(record.name, record.label, record.split) for record in folder.records] == [
+        (names[0], 0, None),
+        (names[1], 1, None),
+    ]
+    assert len({record.patient_id for record in folder.records}) == 2
+
+
+def test_a_label_out_of_range_in_a_file_name(tmp_path: Path) -> None:
+    _touch(tmp_path, "CHNCXR_0001_0.png", "CHNCXR_0002_7.png")
+    (problem,) = read_folder(tmp_path).problems
+    assert (problem.name, problem.kind) == ("CHNCXR_0002_7.png", "label out of range")
+
+
+def test_class_folders_by_name(tmp_path: Path) -> None:
+    _touch(tmp_path, "Tuberculosis/a.png", "NORMAL/deep/b.JPG", "NORMAL/notes.txt", ".hidden/c.png", "__MACOSX/a.png")
+    folder = read_folder(tmp_path)
+    assert folder.class_names == ("normal", "tuberculosis")
+    assert [(record.name, record.label) for record in folder.records] == [
+        ("NORMAL/deep/b.JPG", 0),
+        ("Tuberculosis/a.png", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("sick", "healthy lungs"), {"healthy lungs": 0, "sick": 1}),
+        (("a tb study", "Normal"), {"Normal": 0, "a tb study": 1}),
+        (("TB", "control"), {"control": 0, "TB": 1}),
+        (("0", "1"), {"0": 0, "1": 1}),
+    ],
+)
+def test_class_folders_of_other_names(tmp_path: Path, names: tuple[str, ...], expected: dict[str, int]) -> None:
+    _touch(tmp_path, *(f"{name}/a.png" for name in names))
+    assert {record.name.split("/")[0]: record.label for record in read_records(tmp_path)} == expected
+
+
+def test_class_names_are_those_of_the_folders_where_the_preset_knows_none(tmp_path: Path) -> None:
+    _touch(tmp_path, "pneumonia/a.png", "TB/b.png")
+    assert read_folder(tmp_path).class_names == ("pneumonia", "tuberculosis")
+
+
+def test_class_folders_within_split_folders(tmp_path: Path) -> None:
+    _touch(tmp_path, "train/normal/a.png", "train/tb/b.png", "valid/normal/c.png", "test/tb/d.png")
+    assert {record.name: (record.label, record.split) for record in read_records(tmp_path)} == {
+        "train/normal/a.png": (0, "train"),
+        "train/tb/b.png": (1, "train"),
+        "valid/normal/c.png": (0, "val"),
+        "test/tb/d.png": (1, "test"),
+    }
+
+
+@pytest.mark.parametrize("names", [("normal", "tb", "covid"), ("TB", "tuberculosis")])
+def test_class_folders_that_do_not_fit_the_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    _touch(tmp_path, *(f"{name}/a.png" for name in names))
+    with pytest.raises(DataError, match="do not fit the 2 classes"):
+        read_records(tmp_path)
+
+
+def test_dicom_files_in_class_folders_bring_their_patients(
+    tmp_path: Path, draw: Callable[..., NDArray[np.uint8]], write_dicom: Callable[..., object]
+) -> None:
+    for name, patient in (("normal/a.dcm", "P1"), ("normal/b", "P1"), ("tb/c.dcm", "")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_dicom(tmp_path / name, draw(), PatientID=patient)
+    assert [record.patient_id for record in read_records(tmp_path)] == ["P1", "P1", "tb/c.dcm"]
+
+
+def test_labels_csv_wins_over_file_names(tmp_path: Path) -> None:
+    _touch(tmp_path, "CHNCXR_0001_0.png", "normal/a.png", "tb/b.png")
+    _csv(tmp_path, "image,label\nCHNCXR_0001_0.png,1\n")
+    assert [record.label for record in read_records(tmp_path)] == [1]
+
+
+def test_layout_forces(tmp_path: Path) -> None:
+    _touch(tmp_path, "normal/a.png", "tb/b.png")
+    _csv(tmp_path, "image,label\nnormal/a.png,1\n")
+    assert len(read_records(tmp_path, layout="class_folders")) == 2
+    with pytest.raises(DataError, match="CHNCXR"):
+        read_records(tmp_path, layout="shenzhen")
+
+
+def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path: Path) -> None:
+    _touch(tmp_path, "CHNCXR_0001_0.png", "MCUCXR_0001_0.png")
+    with pytest.raises(DataError, match="several layouts: shenzhen, montgomery"):
+        read_records(tmp_path)
+
+
+def test_an_unknown_layout_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="did you mean 'shenzhen'"):
+        read_records(tmp_path, layout="shenzen")
+
+
+def test_folders_that_hold_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_records(tmp_path / "absent")
+    with pytest.raises(DataError, match="is empty"):
+        read_records(tmp_path)
+    with pytest.raises(DataError, match="no dataset_dir given"):
+        read_records("")
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(DataError, match="none of the layouts"):
+        read_records(tmp_path)
+    with pytest.raises(DataError, match="is a file"):
+        read_records(tmp_path / "notes.txt")
+
+
+def test_the_order_of_records_does_not_depend_on_the_table(tmp_path: Path) -> None:
+    rows = ["b.png,0", "a.png,1", "c.png,0"]
+    _csv(tmp_path, "\n".join(["image,label", *rows]))
+    first = read_records(tmp_path)
+    _csv(tmp_path, "\n".join(["image,label", *reversed(rows)]))
+    assert read_records(tmp_path) == first
+
+
+def test_another_modality_brings_its_own_classes(tmp_path: Path) -> None:
+    _touch(tmp_path, "c/a.png", "a/a.png", "b/a.png")
+    toy = Modality("toy", 1, ("a", "b", "c"))
+    assert [record.label for record in read_records(tmp_path, modality=toy)] == [0, 1, 2]
+
+
+def test_every_layout_describes_itself() -> None:
+    assert all(layout.name == name and layout.description for name, layout in LAYOUTS.items())
+
+
+def test_a_folder_per_class_copy_of_the_x_rays(shared_data: Path, tmp_path: Path) -> None:
+    for record in read_records(shared_data / "cxr")[::50]:
+        target = tmp_path / ("normal", "tuberculosis")[record.label or 0] / record.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(record.image, target)
+    original = {record.name: record.label for record in read_records(shared_data / "cxr")}
+    copies = read_records(tmp_path)
+    assert copies
+    assert all(original[Path(record.name).name] == record.label for record in copies)
+    assert Image.open(copies[0].image).size == (256, 256)
