@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names that configurations and the command line use; everything behind them lives in the package ``bundle``."""
 
+from bundle.cohort.png import SavePNGd as SavePNGd
 from bundle.data import check_data as check_data
 from bundle.data import open_dataset as open_dataset
+from bundle.data import print_shortcut as print_shortcut
+from bundle.latent.sampling import labelled_latents as labelled_latents
 from bundle.networks.stylegan2 import Discriminator as Discriminator
 from bundle.networks.stylegan2 import Generator as Generator
 from bundle.tracking import Tracking as Tracking

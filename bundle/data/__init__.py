@@ -9,6 +9,7 @@ from bundle.data.errors import DataError, Problem
 from bundle.data.layouts import LAYOUTS, read_records
 from bundle.data.modality import MODALITIES, Modality, get_modality
 from bundle.data.records import SPLITS, Record
+from bundle.data.shortcut import print_shortcut
 from bundle.data.splits import Splits, resolve_splits
 from bundle.data.transforms import image_transform
 
@@ -28,6 +29,7 @@ __all__ = [
     "get_modality",
     "image_transform",
     "open_dataset",
+    "print_shortcut",
     "read_records",
     "resolve_splits",
 ]

@@ -30,6 +30,9 @@ MIN_IMAGES_PER_CLASS = 10
 
 _CACHE_FORMAT = 1
 
+#: Each thread holds a decoded radiograph, some hundred megabytes at full size.
+_MAX_THREADS = 8
+
 
 @dataclass(frozen=True)
 class CheckReport:
@@ -101,7 +104,7 @@ def _inspect_all(
             if (entry.size, entry.mtime_ns) == (status.st_size, status.st_mtime_ns):
                 known[record.name] = entry
     todo = [record for record in records if record.name not in known]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda record: _inspect(record.image, channels), todo)
         bar = tqdm(found, "checking images", len(todo), unit="image", disable=not (progress and todo))
         known |= {record.name: entry for record, entry in zip(todo, bar, strict=True)}
@@ -162,7 +165,7 @@ def _class_counts(folder: Folder, split_of: Mapping[str, str | None]) -> list[Pr
         elif empty:
             patients = len({record.patient_id for record in folder.records if record.label == label})
             message = f"class {label} ({name}): {total} images of {patients} patients, none in {' and '.join(empty)}"
-            cure = "Move some patients there in the split column, or add patients"
+            cure = "Move some patients there (split column or split folder), or add patients"
         else:
             continue
         problems.append(Problem(f"class {name}", "too few images", message, cure))

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,7 +55,7 @@ class ImageData:
         self.class_names = tuple(class_names)
         self.split_sha256 = splits.sha256
         self._records = sorted(records, key=lambda record: record.name)
-        self._split_of = splits.split_of
+        self._splits = splits
         patients = {record.patient_id for record in self.records(IDENTITY_SPLITS)}
         self._identities = {patient: index for index, patient in enumerate(sorted(patients))}
 
@@ -72,11 +74,16 @@ class ImageData:
         unknown = sorted(set(wanted) - set(SPLITS))
         if unknown:
             raise DataError(f"unknown split {unknown[0]!r}; the splits are {', '.join(SPLITS)}")
-        return [record for record in self._records if self._split_of[record.name] in wanted]
+        return [record for record in self._records if self._splits.split_of[record.name] in wanted]
 
     def identity(self, record: Record) -> int:
         """Returns the index of the record's patient among the sorted patients of train and extra, -1 for others."""
         return self._identities.get(record.patient_id, -1)
+
+    def with_preprocessing(self, preprocessing: str) -> ImageData:
+        """Returns the same images and splits under another of :data:`bundle.data.transforms.PREPROCESSINGS`."""
+        modality = replace(self.modality, preprocessing=preprocessing)
+        return ImageData(self._records, self._splits, modality, self.class_names, self.resolution)
 
     def dataset(self, splits: str | Sequence[str]) -> Dataset:
         """Returns the images of one or more splits, in the order of :meth:`records`, decoded once and kept in memory.
@@ -85,17 +92,18 @@ class ImageData:
             MONAI dataset of dictionaries: image float32 [C, resolution, resolution] in [-1, 1], label int, identity int
             (see :meth:`identity`).
         """
-        return self._dataset(self.records(splits))
+        return self._dataset(self.records(splits), progress=True)
 
-    def _dataset(self, records: Sequence[Record]) -> Dataset:
+    def _dataset(self, records: Sequence[Record], progress: bool) -> Dataset:
         items = [
             {"image": str(record.image), "label": record.label, "identity": self.identity(record)} for record in records
         ]
-        return CacheDataset(items, image_transform(self.modality, self.resolution), num_workers=2, progress=False)
+        transform = image_transform(self.modality, self.resolution)
+        return CacheDataset(items, transform, num_workers=min(8, os.cpu_count() or 1), progress=progress)
 
-    def load(self, records: Sequence[Record]) -> torch.Tensor:
+    def load(self, records: Sequence[Record], progress: bool = False) -> torch.Tensor:
         """Returns the images of some records, float32 [N, C, resolution, resolution] in [-1, 1]; N may be 0."""
-        dataset = self._dataset(records)
+        dataset = self._dataset(records, progress)
         images = [dataset[index]["image"] for index in range(len(dataset))]
         shape = (0, self.modality.channels, self.resolution, self.resolution)
         return torch.stack(images) if images else torch.empty(shape)
@@ -110,7 +118,7 @@ class ImageData:
         records = self.records(splits)
         labels = torch.tensor([record.label for record in records], dtype=torch.int64)
         identities = torch.tensor([self.identity(record) for record in records], dtype=torch.int64)
-        return self.load(records), labels, identities
+        return self.load(records, progress=True), labels, identities
 
 
 def open_dataset(

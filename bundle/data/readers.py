@@ -266,8 +266,8 @@ def decode(path: str | Path, channels: int) -> NDArray[np.float32]:
         ReadError: the file is absent, empty, damaged, blank, no 2D image, holds NaN, or is not what its name says.
     """
     file = Path(path)
-    form = _check_format(file)
     try:
+        form = _check_format(file)
         if form == "DICOM":
             image = _read_dicom(file, channels)
         elif form == "NIfTI":

@@ -63,17 +63,23 @@ def draw_splits(records: Sequence[Record], seed: int) -> dict[str, str]:
     result: dict[str, str] = {}
     for patient in order:
         counts = Counter(record.label for record in patients[patient])
-        # In shares of what the split should hold, so that val and test fill as evenly as train.
-        choice = max(
-            FRACTIONS,
-            key=lambda split: sum(
-                n * lacking[split][label] / (FRACTIONS[split] * totals[label]) for label, n in counts.items()
-            ),
-        )
+        choice = max(FRACTIONS, key=lambda split: _need(counts, lacking[split], totals, FRACTIONS[split]))
         for label, n in counts.items():
             lacking[choice][label] -= n
         result |= {record.name: choice for record in patients[patient]}
     return result
+
+
+def _need(
+    counts: Mapping[int | None, int],
+    lacking: Mapping[int | None, float],
+    totals: Mapping[int | None, int],
+    share: float,
+) -> tuple[float, float]:
+    """How much a split wants a patient: in shares of what it should hold, so that small splits are not left empty."""
+    relative = sum(n * lacking[label] / (share * totals[label]) for label, n in counts.items())
+    # Rounded, so that what is equal but for the last bits is decided by the number of images.
+    return round(relative, 9), sum(n * lacking[label] for label, n in counts.items())
 
 
 def _check_unparted(records: Sequence[Record], split_of: Mapping[str, str]) -> None:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from monai.bundle import run
 from PIL import Image
 
 from bundle.data import check_data
@@ -53,19 +55,25 @@ def test_impossible_options_need_no_traceback(
     assert capsys.readouterr().out
 
 
-def _run(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "monai.bundle", "run", "check_data", "--config_file", "configs/check_data.json"]
-    command += ["--dataset_dir", str(folder), "--output_dir", str(output)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def test_the_command(make_folder: FolderMaker, tmp_path: Path) -> None:
+def test_the_command_ends_with_the_table_and_code_1(make_folder: FolderMaker, tmp_path: Path) -> None:
     folder = make_folder()
-    good = _run(folder, tmp_path / "output")
-    assert good.returncode == 0, good.stderr
-    assert "The data can be used" in good.stdout
     (folder / "03.png").write_bytes(b"")
-    bad = _run(folder, tmp_path / "output")
-    assert bad.returncode == 1
-    assert "03.png" in bad.stdout
-    assert "Traceback" not in bad.stderr + bad.stdout
+    command = [sys.executable, "-m", "monai.bundle", "run", "check_data", "--config_file", "configs/check_data.json"]
+    command += ["--dataset_dir", str(folder), "--output_dir", str(tmp_path / "output")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "03.png" in done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("run_id", ["check_data", "shortcut"])
+def test_the_configuration(
+    make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], run_id: str
+) -> None:
+    options: dict[str, Any] = {
+        "dataset_dir": str(make_folder()),
+        "output_dir": str(tmp_path / "output"),
+        "resolution": 32,
+    }
+    run(run_id, config_file=str(ROOT / "configs" / "check_data.json"), bundle_root=str(ROOT), **options)
+    assert {"check_data": "The data can be used", "shortcut": "at 32 px"}[run_id] in capsys.readouterr().out

@@ -50,6 +50,7 @@ def test_everything_is_listed_at_once(make_folder: FolderMaker, draw: Drawing, t
     ]
     folder = make_folder(rows)
     (folder / "absent.png").unlink()
+    (folder / "absent.png").mkdir()
     Image.new("L", (40, 40)).save(folder / "blank.png")
     content = (folder / "cut.png").read_bytes()
     (folder / "cut.png").write_bytes(content[: len(content) // 2])

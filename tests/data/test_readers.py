@@ -146,7 +146,7 @@ def test_nifti_of_floating_values_has_its_own_scale(tmp_path: Path, draw: Drawin
 def test_dicom_monochrome1_is_inverted(
     tmp_path: Path, draw: Drawing, write_dicom: DicomWriter, photometric: str, dtype: type
 ) -> None:
-    pixels = draw().astype(dtype)
+    pixels: NDArray[Any] = draw().astype(dtype)
     write_dicom(tmp_path / "a.dcm", 255 - pixels if photometric == "MONOCHROME1" else pixels, photometric)
     expected = draw() / 255 if dtype is np.uint8 else _robust(pixels)
     np.testing.assert_allclose(decode(tmp_path / "a.dcm", 1)[0], expected, atol=1e-6)

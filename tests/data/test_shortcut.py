@@ -2,11 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from bundle.data.shortcut import STATISTICS, shortcut_baseline, whole_image_statistics
+from bundle.data import open_dataset
+from bundle.data.shortcut import (
+    STATISTICS,
+    measure_shortcut,
+    print_shortcut,
+    random_trunk_features,
+    shortcut_baseline,
+    whole_image_statistics,
+)
+from bundle.data.transforms import PREPROCESSINGS
 
 
 def test_statistics_of_a_picture_that_can_be_worked_out() -> None:
@@ -46,3 +58,30 @@ def test_a_patient_is_never_on_both_sides_of_a_fold() -> None:
     patients = np.repeat(np.arange(60), 4)
     scores = shortcut_baseline(signatures[patients], labels[patients].tolist(), patients.tolist(), seeds=(0,))
     assert scores["gradient boosting"].mean < 0.7
+
+
+def test_a_random_trunk_depends_on_its_seed_alone() -> None:
+    images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before = torch.random.get_rng_state()
+    features = random_trunk_features(images)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert features.shape == (3, 512)
+    np.testing.assert_array_equal(features, random_trunk_features(images))
+    assert not np.allclose(features, random_trunk_features(images, seed=1))
+
+
+def test_every_preprocessing_is_measured(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    data = open_dataset(make_folder(), tmp_path / "output", resolution=32)
+    table = measure_shortcut(data, seeds=(0,))
+    assert list(table) == list(PREPROCESSINGS)
+    for row in table.values():
+        assert list(row) == ["statistics, gradient boosting", "statistics, logistic", "random trunk, logistic"]
+        assert all(0 <= score.mean <= 1 and score.spread == 0 for score in row.values())
+
+
+def test_the_table(make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_shortcut(make_folder(), tmp_path / "output", resolution=32)
+    lines = capsys.readouterr().out.splitlines()
+    assert "16 images of train at 32 px" in lines[0]
+    assert [line.split(" |")[0].removesuffix(" (default)") for line in lines[2:]] == list(PREPROCESSINGS)
+    assert sum("(default)" in line for line in lines) == 1
