@@ -4,15 +4,12 @@
 
 from __future__ import annotations
 
-from bundle.networks.weights import WeightsError
-from bundle.options import plain_errors
-from bundle.training.handlers import CheckpointError, TrainingCheckpoint
+from bundle.training.handlers import TrainingCheckpoint
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 
 __all__ = ["train_gan"]
 
 
-@plain_errors(CheckpointError, WeightsError)
 def train_gan(trainer: StyleGAN2Trainer, checkpoint: TrainingCheckpoint) -> None:
     """Trains a GAN from its checkpoint, if there is one, to its last epoch.
 

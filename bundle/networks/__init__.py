@@ -1,0 +1,3 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Networks and their weights on disk."""

@@ -66,15 +66,19 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     for file in (path, path.with_suffix(".json")):
         if not file.is_file():
-            raise WeightsError(f"{file} does not exist. Train it with this bundle's configs or name another models_dir.")
+            raise WeightsError(
+                f"{file} does not exist. Train it with this bundle's configs or name another models_dir."
+            )
     try:
         info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{path.with_suffix('.json')} is not valid JSON ({error}). Copy the pair of files anew.") from error
+        raise WeightsError(
+            f"{path.with_suffix('.json')} is not valid JSON ({error}). Copy the pair of files anew."
+        ) from error
     if not isinstance(info, dict) or info.get("format") != FORMAT or info.get("network") not in NETWORKS:
         raise WeightsError(
-            f"{path.with_suffix('.json')} names format {info.get('format') if isinstance(info, dict) else None!r}, this "
-            f"bundle reads format {FORMAT} with a network among {sorted(NETWORKS)}. Use the release that wrote it."
+            f"{path.with_suffix('.json')} is not of format {FORMAT}, with a network among {', '.join(sorted(NETWORKS))}. "
+            f"Use the release that wrote it."
         )
     return info
 
@@ -95,7 +99,9 @@ def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu
     path = Path(path)
     info = read_info(path)
     if sha256_file(path) != info.get("sha256"):
-        raise WeightsError(f"{path} is not the file that its JSON describes (other SHA-256). Copy the pair of files anew.")
+        raise WeightsError(
+            f"{path} is not the file that its JSON describes (other SHA-256). Copy the pair of files anew."
+        )
     network = NETWORKS[info["network"]](**info["arguments"])
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)

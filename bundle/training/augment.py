@@ -112,5 +112,7 @@ class AdaptiveAugment(nn.Module):
         shape = (images.shape[0], 1, 1, 1)
         device = images.device
         brightness = torch.randn(shape, device=device) * BRIGHTNESS * (torch.rand(shape, device=device) < p)
-        contrast = torch.exp2(torch.randn(shape, device=device) * LOG2_CONTRAST * (torch.rand(shape, device=device) < p))
+        contrast = torch.exp2(
+            torch.randn(shape, device=device) * LOG2_CONTRAST * (torch.rand(shape, device=device) < p)
+        )
         return (images + brightness) * contrast

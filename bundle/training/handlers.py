@@ -106,7 +106,7 @@ class TrainingCheckpoint:
             self.save()
             self._restore_signals()
             print(
-                f"\nStopped at iteration {engine.state.iteration}; saved {self.path}. The same command goes on from there.",
+                f"\nStopped at iteration {engine.state.iteration}, saved {self.path}. The same command goes on from it.",
                 file=sys.stderr,
             )
             raise SystemExit(128 + self._signal)
@@ -147,9 +147,7 @@ class GanProgress:
 
     def _advance(self, engine: StyleGAN2Trainer) -> None:
         output: dict[str, Any] = engine.state.output  # type: ignore[assignment]
-        self._bar.set_postfix(
-            {name: f"{output[name]:.2f}" for name in ("g_loss", "d_loss", "p", "r_t")}, refresh=False
-        )
+        self._bar.set_postfix({name: f"{output[name]:.2f}" for name in ("g_loss", "d_loss", "p", "r_t")}, refresh=False)
         self._bar.update(output["reals"].shape[0])
 
 
@@ -299,5 +297,3 @@ class BestGenerator:
         }
         save_weights(engine.average, self.models_dir / "generator.pt", info)
         save_weights(engine.discriminator, self.models_dir / "discriminator.pt", info)
-
-

@@ -1,0 +1,63 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The page that goes with a cohort."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["datasheet"]
+
+
+def datasheet(manifest: dict[str, Any], licence: str) -> str:
+    """Writes what a partner must know of a cohort before using it.
+
+    Args:
+        manifest: as `write_cohort` gets it: ``configuration``, ``modality``, ``resolution``, ``class_names`` and
+            ``gate`` (counts by class name).
+        licence: of the cohort, as the generator's JSON gives it.
+
+    Returns:
+        Markdown.
+    """
+    options = manifest["configuration"]
+    rows = "\n".join(
+        f"| {name} | {counts['images']} | {counts['judged']} | {counts['recognised']} | {counts['mislabelled']} |"
+        for name, counts in manifest["gate"].items()
+    )
+    return f"""# Datasheet of a synthetic cohort
+
+{options["n_images"]} synthetic {manifest["modality"]} images of {manifest["resolution"]} x {manifest["resolution"]} \
+pixels, 8 bits, with a class label each. No image is a photograph of a patient.
+
+## How it was made
+A generative adversarial network was trained on real images. PLAN (Pennisi et al., MICCAI 2023, arXiv 2307.02984) \
+walked between pairs of points of its latent space, {options["n_points"]} points on each path, away from places where \
+a classifier of the training patients recognises one (objective `{options["objective"]}`, seed {options["seed"]}). \
+A gate of two other networks, which the walk never saw, then dropped every image in which it recognised a training \
+patient more surely than it does in 95 % of held-out real images, or whose class it saw otherwise than the label says.
+
+| class | images here | judged by the gate | dropped: recognised | dropped: other class |
+|---|---|---|---|---|
+{rows}
+
+An image can be dropped for both reasons, and images beyond the number asked for were left out.
+
+## What it is for
+Development, teaching and tests of software. It must not be used for diagnosis, and a model trained on it must be \
+validated on real images before anyone relies on it.
+
+## What it does not promise
+- No differential privacy: the networks saw every training image, and no mathematical bound limits what an image \
+gives away.
+- The gate's threshold lets 5 % of images of strangers count as recognised; it does not prove the opposite of the rest.
+- Labels are the classes that the images were generated for. They carry over whatever the training labels followed, \
+the source of an image included.
+
+## Files
+`labels.csv` lists the images, `manifest.json` the configuration, the versions, the networks' hashes and the SHA-256 \
+of every file, `contact_sheet.png` shows some of the images.
+
+## Licence
+{licence}
+"""

@@ -1,0 +1,66 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The end of the walk's postprocessing: a path becomes images, the gate judges them, the ledger keeps the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import Transform
+from torch import Tensor
+
+from bundle.cohort.ledger import WalkLedger
+from bundle.figures import to_uint8
+from bundle.gate.gate import Verdict
+from bundle.networks.stylegan2 import Generator
+
+__all__ = ["JudgePathd", "synthesise"]
+
+
+@torch.no_grad()
+def synthesise(generator: Generator, w: Tensor) -> Tensor:
+    """Draws the points of one path in fp32 and rounds them to 8 bits, the form in which they are judged and released.
+
+    Args:
+        generator: G.
+        w: [N, w_dim].
+
+    Returns:
+        uint8 [N, H, W] for one channel, [N, H, W, 3] for three, on the CPU.
+    """
+    return torch.from_numpy(to_uint8(generator.synthesis(w.to(next(generator.parameters()).device))))
+
+
+class JudgePathd(Transform):
+    """Draws and judges the points of one walked path, the ends included, and puts them into the ledger.
+
+    Args:
+        generator: G.
+        gate: judges images [N, C, H, W] in [-1, 1] of a class.
+        ledger: gets the outcome.
+    """
+
+    def __init__(self, generator: Generator, gate: Callable[[Tensor, int], Verdict], ledger: WalkLedger) -> None:
+        self.generator = generator
+        self.gate = gate
+        self.ledger = ledger
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Takes ``pred`` (see `PlanWalkInferer`), ``label`` and ``index``; adds ``passed`` [N]."""
+        label, index, path = int(data["label"]), int(data["index"]), data["pred"]
+        pixels = synthesise(self.generator, path["w"])
+        images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
+        verdict = self.gate((images.float() / 127.5 - 1.0).to(path["w"].device), label)
+        record = {
+            "image": pixels,
+            "w": path["w"],
+            "w_linear": path["w_linear"],
+            "course": path["course"],
+            "passed": verdict.passed,
+            "recognised": verdict.recognised,
+            "mislabelled": verdict.mislabelled,
+        }
+        self.ledger.add(label, index, {key: value.detach().cpu().clone() for key, value in record.items()})
+        return {**data, "passed": verdict.passed}

@@ -1,0 +1,160 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Which pairs have been walked and which of their points may leave: what a broken-off run goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bundle.files import atomic_write, write_json
+
+__all__ = ["CohortError", "WalkLedger"]
+
+# Blocks that are walked for a class beyond what it would take if every point passed, times this, before giving up.
+PATIENCE = 10
+
+
+class CohortError(ValueError):
+    """A cohort that cannot be made, or is not what it should be."""
+
+
+class WalkLedger:
+    """One file for each walked pair.
+
+    Args:
+        folder: where the files are; private, since a path's points that did not pass are among them.
+        settings: all options that the bits of the cohort depend on.
+        quotas: images wanted of each class, by label.
+        n_points: points of a path.
+        block_size: pairs that are walked together.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        settings: dict[str, Any],
+        quotas: dict[int, int],
+        n_points: int,
+        block_size: int,
+    ) -> None:
+        self.folder = Path(folder)
+        self.settings = settings
+        self.quotas = quotas
+        self.n_points = n_points
+        self.block_size = block_size
+        self._passed: dict[tuple[int, int], int] = {}
+
+    def open(self) -> None:
+        """Claims the folder for these settings, or takes up what an earlier run with the same settings left.
+
+        Raises:
+            CohortError: the folder belongs to a run with other settings.
+        """
+        claim = self.folder / "settings.json"
+        if claim.exists():
+            found = json.loads(claim.read_text(encoding="utf-8"))
+            wanted = json.loads(json.dumps(self.settings))
+            differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+            if differing:
+                raise CohortError(
+                    f"{self.folder.parent.parent} holds a cohort made with other options ({', '.join(differing)}), "
+                    f"which is not overwritten. Name another output_dir, or remove that folder."
+                )
+        else:
+            write_json(claim, self.settings)
+        for path in sorted(self.folder.glob("pair_*.pt")):
+            _, label, index = path.stem.split("_")
+            self._passed[int(label), int(index)] = int(self._read(int(label), int(index))["passed"].sum())
+
+    def next_block(self) -> tuple[int, int] | None:
+        """Returns the class and number of the next block to walk, or None when every class has its images.
+
+        Raises:
+            CohortError: hardly anything passes the gate.
+        """
+        for label, quota in self.quotas.items():
+            passed, block = 0, 0
+            while passed < quota:
+                pairs = [(label, index) for index in self._indices(block)]
+                if not all(pair in self._passed for pair in pairs):
+                    self._check_patience(label, quota, block, passed)
+                    return label, block
+                passed += sum(self._passed[pair] for pair in pairs)
+                block += 1
+        return None
+
+    def add(self, label: int, index: int, record: dict[str, Tensor]) -> None:
+        """Keeps the outcome of a pair.
+
+        Args:
+            label: class of the pair.
+            index: number within the class.
+            record: ``image`` uint8 [N, H, W(, 3)], ``w`` and ``w_linear`` [N, w_dim], ``course`` [steps], and the
+                gate's ``passed``, ``recognised`` and ``mislabelled`` [N].
+        """
+        with atomic_write(self._path(label, index)) as temporary:
+            torch.save(record, temporary)
+        self._passed[label, index] = int(record["passed"].sum())
+
+    def records(self, label: int) -> Iterator[dict[str, Tensor]]:
+        """Yields the outcomes of the blocks that the class's images come from, in the order of the pairs."""
+        passed, block = 0, 0
+        while passed < self.quotas[label]:
+            for index in self._indices(block):
+                yield self._read(label, index)
+                passed += self._passed[label, index]
+            block += 1
+
+    def images(self, label: int) -> Iterator[Tensor]:
+        """Yields the images of a class that leave, uint8 [H, W] or [H, W, 3], as many as are wanted."""
+        left = self.quotas[label]
+        for record in self.records(label):
+            for image in record["image"][record["passed"]][:left]:
+                yield image
+                left -= 1
+            if left == 0:
+                return
+
+    def counts(self, label: int) -> dict[str, int]:
+        """Sums the gate's verdicts over the class's pairs."""
+        keys = ("passed", "recognised", "mislabelled")
+        sums = {"judged": 0, **dict.fromkeys(keys, 0)}
+        for record in self.records(label):
+            sums["judged"] += len(record["passed"])
+            for key in keys:
+                sums[key] += int(record[key].sum())
+        return sums
+
+    def done(self) -> tuple[int, int]:
+        """Images that have passed so far, at most the quota of each class, and images wanted."""
+        passed = dict.fromkeys(self.quotas, 0)
+        for (label, _), number in self._passed.items():
+            passed[label] = passed.get(label, 0) + number
+        return sum(min(passed[label], quota) for label, quota in self.quotas.items()), sum(self.quotas.values())
+
+    def _check_patience(self, label: int, quota: int, block: int, passed: int) -> None:
+        needed = -(-quota // (self.n_points * self.block_size))
+        if block >= PATIENCE * needed:
+            share = passed / (block * self.block_size * self.n_points)
+            raise CohortError(
+                f"After {block * self.block_size} paths only {passed} of {quota} images of class {label} have passed "
+                f"the gate ({share:.1%} of the points). The generator shows patients or the wrong class too often: see "
+                f"the counts of gate_identity and gate_class in {self.folder}, train longer or ask for fewer images."
+            )
+
+    def _indices(self, block: int) -> Sequence[int]:
+        return range(block * self.block_size, (block + 1) * self.block_size)
+
+    def _path(self, label: int, index: int) -> Path:
+        return self.folder / f"pair_{label}_{index:06d}.pt"
+
+    def _read(self, label: int, index: int) -> dict[str, Tensor]:
+        record: dict[str, Tensor] = torch.load(self._path(label, index), map_location="cpu", weights_only=True)
+        return record

@@ -1,0 +1,75 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of walks: paths side by side, the course of the loss, the distance to the nearest real image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from bundle.figures.grids import image_grid
+from bundle.files import atomic_write
+
+__all__ = ["path_picture", "save_course", "save_nearest"]
+
+
+def path_picture(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
+    """Sets each pair's straight path above its walked one.
+
+    Args:
+        pairs: caption, straight path and walked path, each [N, C, H, W] in [-1, 1].
+    """
+    images = torch.cat([part for _, linear, plan in pairs for part in (linear, plan)])
+    labels = [f"{caption}, {kind}" for caption, _, _ in pairs for kind in ("linear", "PLAN")]
+    return image_grid(images, columns=len(pairs[0][1]), labels=labels)
+
+
+def save_course(courses: Sequence[tuple[str, Tensor]], path: str | os.PathLike[str]) -> None:
+    """Draws the loss of some walks over their steps.
+
+    Args:
+        courses: caption and loss [steps] of each.
+        path: the PNG file.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for caption, course in courses:
+        axes.plot(range(1, len(course) + 1), course.tolist(), label=caption)
+    axes.set(xlabel="step", ylabel="loss of the path", yscale="log")
+    axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def save_nearest(
+    pairs: Sequence[tuple[str, Tensor, Tensor]], trunk: str, n_reals: int, path: str | os.PathLike[str]
+) -> None:
+    """Draws the paper's figure: LPIPS to the nearest real training image along the straight and the walked path.
+
+    Args:
+        pairs: caption, distances along the straight path [N], distances along the walked path [N].
+        trunk: name of LPIPS's trunk.
+        n_reals: number of real images.
+        path: the PNG file; private, since it compares single images with real ones.
+    """
+    figure = Figure(figsize=(3.5 * len(pairs), 3.2), layout="constrained")
+    for axes, (caption, linear, plan) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
+        for distances, kind in ((linear, "linear"), (plan, "PLAN")):
+            axes.plot(range(1, len(distances) + 1), distances.tolist(), label=f"{kind}, mean {distances.mean():.3f}")
+        axes.set(title=caption, xlabel="point of the path")
+        axes.legend(fontsize="small")
+    figure.axes[0].set_ylabel(f"LPIPS ({trunk}) to the nearest\nof {n_reals} training images")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120)

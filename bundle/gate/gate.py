@@ -1,0 +1,59 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What may leave: images that two networks pass which the walk never differentiates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Gate", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's word on images, each a bool tensor [N].
+
+    Attributes:
+        passed: the image may leave.
+        recognised: gate_identity is surer of one patient than it is of 95 % of the validation images.
+        mislabelled: gate_class sees another class than the label says.
+    """
+
+    passed: Tensor
+    recognised: Tensor
+    mislabelled: Tensor
+
+
+class Gate:
+    """Judges images by gate_identity and gate_class.
+
+    Args:
+        gate_identity: identity classifier, not the guide.
+        gate_class: class classifier, not the guide.
+        threshold: highest identity probability that passes: the 95th percentile over the validation images.
+
+    Raises:
+        ValueError: the threshold is no probability.
+    """
+
+    def __init__(self, gate_identity: nn.Module, gate_class: nn.Module, threshold: float) -> None:
+        if not 0.0 < threshold <= 1.0:
+            raise ValueError(f"threshold is a probability in (0, 1], not {threshold}. Train the gate networks anew.")
+        self.gate_identity = gate_identity
+        self.gate_class = gate_class
+        self.threshold = threshold
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, label: int) -> Verdict:
+        """Judges the images of one path, in fp32.
+
+        Args:
+            images: [N, C, H, W] in [-1, 1], as they would be released: after rounding to 8 bits.
+            label: the class they are meant to show.
+        """
+        recognised = self.gate_identity(images).softmax(dim=1).amax(dim=1) > self.threshold
+        mislabelled = self.gate_class(images).argmax(dim=1) != label
+        return Verdict(~recognised & ~mislabelled, recognised, mislabelled)

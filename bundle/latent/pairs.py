@@ -1,0 +1,53 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs of latent end points, in blocks of a fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from bundle.latent.sampling import sample_z
+
+__all__ = ["PairBlocks"]
+
+
+class PairBlocks(IterableDataset[dict[str, Any]]):
+    """Pairs of latent end points, block after block, for as long as more are wanted.
+
+    A block holds ``block_size`` consecutive pairs of one class, always: a network's last bits depend on how many
+    samples it is given at once, so the bits of a pair must not depend on how many pairs are asked for.
+
+    Args:
+        z_dim: length of z.
+        num_classes: number of labels.
+        seed: of the whole cohort.
+        block_size: pairs in a block; the batch size of the loader must be the same.
+        next_block: names the class and the number of the block wanted next, or None once there are enough. It is asked
+            after the previous block is done.
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        num_classes: int,
+        seed: int,
+        block_size: int,
+        next_block: Callable[[], tuple[int, int] | None],
+    ) -> None:
+        super().__init__()
+        self.z_dim = z_dim
+        self.num_classes = num_classes
+        self.seed = seed
+        self.block_size = block_size
+        self.next_block = next_block
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields dictionaries of ``latent`` [2, z_dim], ``label`` and ``index``."""
+        while (wanted := self.next_block()) is not None:
+            label, block = wanted
+            for index in range(block * self.block_size, (block + 1) * self.block_size):
+                numbers = [end * self.num_classes + label for end in (2 * index, 2 * index + 1)]
+                yield {"latent": sample_z(numbers, self.z_dim, self.seed), "label": label, "index": index}

@@ -1,0 +1,162 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The objective of the walk, in the paper's symbols.
+
+Source: Pennisi et al., "A Privacy-Preserving Walk in the Latent Space of Generative Models for Medical Applications",
+MICCAI 2023, arXiv 2307.02984:
+
+    L = lambda_id L_id + lambda_dist L_dist + lambda_class L_class
+
+    L_id    = KL(uniform || softmax(phi_id(G(w_i))))      every identity equally likely: nobody is recognised
+    L_dist  = sum_i |w_i - w_(i+1)|^2                     short, evenly spaced steps
+    L_class = CE(phi_class(G(w_i)), y)                    the label stays true
+
+Shapes: P paths of N points, of which n = N - 2 inner points w_1 .. w_n move and the ends are held.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "OBJECTIVES",
+    "BalancedObjective",
+    "Objective",
+    "PublishedObjective",
+    "class_cross_entropy",
+    "identity_divergence",
+    "step_lengths",
+]
+
+
+def identity_divergence(logits: Tensor) -> Tensor:
+    """KL(uniform || p) = -log K - 1/K sum_k log p_k for p = softmax(logits).
+
+    Args:
+        logits: phi_id's, [..., K].
+
+    Returns:
+        [...], in nats; 0 where every identity is equally likely.
+    """
+    return -math.log(logits.shape[-1]) - F.log_softmax(logits.float(), dim=-1).mean(dim=-1)
+
+
+def class_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """-log softmax(logits)_y, in nats.
+
+    Args:
+        logits: phi_class's, [P, n, classes].
+        label: y of each path, [P].
+
+    Returns:
+        [P, n].
+    """
+    target = label.view(-1, 1, 1).expand(-1, logits.shape[1], 1)
+    return -F.log_softmax(logits.float(), dim=-1).gather(2, target).squeeze(2)
+
+
+def step_lengths(w: Tensor) -> Tensor:
+    """|w_i - w_(i+1)|, [P, N - 1], for paths w [P, N, w_dim]."""
+    # The root's gradient at 0 is infinite; two points that coincide must still be able to part.
+    return ((w[:, 1:] - w[:, :-1]).square().sum(dim=2) + 1e-12).sqrt()
+
+
+class Objective(Protocol):
+    """What the walk minimises: one number per path, from its points and from what the guides say of the inner ones."""
+
+    def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
+        """Returns the weighted terms by name and their sum as ``loss``, each [P].
+
+        Args:
+            w: paths, ends included, [P, N, w_dim].
+            identity: phi_id's logits of the inner points, [P, n, K].
+            classes: phi_class's logits of the inner points, [P, n, classes].
+            label: y of each path, [P].
+            prior: distance of the inner points from the mapping network's distribution, [P, n], typically 1.
+        """
+
+
+@dataclass(frozen=True)
+class PublishedObjective:
+    """The authors' loss to the letter, for comparison.
+
+    They call the guides on 4 images at a time, take the mean over each chunk and sum over the chunks: with n inner
+    points L_id and L_class are about n / 4 times the mean, and a last chunk of fewer points weighs more per point.
+
+    Attributes:
+        lambda_id: weight of L_id.
+        lambda_dist: weight of L_dist.
+        lambda_class: weight of L_class.
+        chunk: inner points in a chunk.
+    """
+
+    lambda_id: float = 0.1
+    lambda_dist: float = 1.0
+    lambda_class: float = 1.0
+    chunk: int = 4
+
+    def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
+        """See `Objective.__call__`; the prior is no part of the published loss."""
+        terms = {
+            "identity": self.lambda_id * self._chunked(identity_divergence(identity)),
+            "distance": self.lambda_dist * (w[:, 1:] - w[:, :-1]).square().sum(dim=(1, 2)),
+            "class": self.lambda_class * self._chunked(class_cross_entropy(classes, label)),
+        }
+        return {**terms, "loss": torch.stack(list(terms.values())).sum(dim=0)}
+
+    def _chunked(self, values: Tensor) -> Tensor:
+        return torch.stack([part.mean(dim=1) for part in values.split(self.chunk, dim=1)]).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class BalancedObjective:
+    """The paper's three terms as means that do not depend on N, and two that keep the path worth walking.
+
+    With l_i the steps and d = |w_a - w_b|:
+
+        L_dist  = (sum_i l_i / d)^2                length of the path in units of the straight line: 1 or more
+        L_even  = (N - 1) sum_i (l_i / sum l)^2    spacing: 1 where all steps are equal, N - 1 where one step is all
+        L_prior = mean_i max(0, m_i - 1)           m_i: distance from the mapping network's distribution, typically 1
+
+    L_dist L_even is the published L_dist times (N - 1) / d^2. Apart, the spacing can be held firmly (points that run
+    together on one safe island are one image many times over) while the length is free to bend around patients.
+
+    Attributes:
+        lambda_id: weight of the mean of L_id.
+        lambda_dist: weight of L_dist.
+        lambda_class: weight of the mean of L_class.
+        lambda_even: weight of L_even.
+        lambda_prior: weight of L_prior.
+    """
+
+    lambda_id: float = 1.0
+    lambda_dist: float = 0.1
+    lambda_class: float = 1.0
+    lambda_even: float = 1.0
+    lambda_prior: float = 1.0
+
+    def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
+        """See `Objective.__call__`."""
+        steps = step_lengths(w)
+        length = steps.sum(dim=1)
+        straight = (w[:, -1] - w[:, 0]).norm(dim=1)
+        terms = {
+            "identity": self.lambda_id * identity_divergence(identity).mean(dim=1),
+            "distance": self.lambda_dist * (length / straight).square(),
+            "class": self.lambda_class * class_cross_entropy(classes, label).mean(dim=1),
+            "even": self.lambda_even * steps.shape[1] * (steps / length.unsqueeze(1)).square().sum(dim=1),
+            "prior": self.lambda_prior * (prior - 1.0).clamp_min(0.0).mean(dim=1),
+        }
+        return {**terms, "loss": torch.stack(list(terms.values())).sum(dim=0)}
+
+
+OBJECTIVES: dict[str, type[BalancedObjective] | type[PublishedObjective]] = {
+    "balanced": BalancedObjective,
+    "published": PublishedObjective,
+}

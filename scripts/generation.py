@@ -1,0 +1,287 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What ``generate`` runs: end points, walk, gate and cohort put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+from torch import Tensor
+from tqdm import tqdm
+
+from bundle.cohort.datasheet import datasheet
+from bundle.cohort.judge import synthesise
+from bundle.cohort.ledger import CohortError, WalkLedger
+from bundle.cohort.writer import verify_cohort, write_cohort
+from bundle.data import ImageData, open_dataset
+from bundle.figures import save_png
+from bundle.figures.walks import path_picture, save_course, save_nearest
+from bundle.metrics.features import FEATURES, TrunkUnavailable
+from bundle.metrics.lpips import lpips_model, nearest
+from bundle.networks.model_set import ModelSet
+from bundle.walk.inferer import walk_settings
+
+__all__ = [
+    "GenerationProgress",
+    "default_output_dir",
+    "generate",
+    "generation_settings",
+    "open_training_data",
+    "plan_ledger",
+    "prepare_pairs",
+]
+
+logger = logging.getLogger(__name__)
+
+# Points walked at once: what a block of pairs comes to, whatever the number of points on a path.
+BLOCK_POINTS = 40
+PICTURED_PAIRS = 2
+"""Pairs of each class that the private pictures show."""
+
+
+def generation_settings(
+    models: ModelSet,
+    n_images: int,
+    n_points: int,
+    seed: int,
+    classes: str | int | Sequence[str | int] | None,
+    objective: str,
+    device: str | torch.device,
+) -> dict[str, Any]:
+    """Lists everything that the bits of a cohort depend on.
+
+    Args:
+        models: networks.
+        n_images: images of the cohort.
+        n_points: points of a path.
+        seed: of the end points.
+        classes: names or numbers of the classes wanted; None for all.
+        objective: name of the walk's objective.
+        device: where the walk is computed.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        CohortError: the models know no such class, or there are more classes than images.
+    """
+    names = models.class_names
+    wanted = list(names) if classes is None else [classes] if isinstance(classes, str | int) else list(classes)
+    chosen = []
+    for value in wanted:
+        name = names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+        if name not in names:
+            raise CohortError(f"classes: {value!r} is not a class of these models, which know {', '.join(names)}.")
+        chosen.append(str(name))
+    if n_images < len(set(chosen)):
+        raise CohortError(
+            f"n_images: {n_images} images cannot show {len(set(chosen))} classes. Ask for more, or for fewer classes."
+        )
+    return {
+        "n_images": n_images,
+        "n_points": n_points,
+        "seed": seed,
+        "classes": sorted(set(chosen), key=names.index),
+        "objective": objective,
+        "walk": dataclasses.asdict(walk_settings(objective)),
+        "block_size": max(1, BLOCK_POINTS // n_points),
+        "device": torch.device(device).type,
+        "torch": torch.__version__,
+        "models": {name: info["sha256"] for name, info in models.infos.items()},
+    }
+
+
+def default_output_dir(modality: str, settings: dict[str, Any]) -> str:
+    """Names a folder after the options, so that other options never meet another run's cohort."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return f"output/{modality}-{digest[:10]}"
+
+
+def plan_ledger(output_dir: str, settings: dict[str, Any], class_names: Sequence[str]) -> WalkLedger:
+    """Makes the ledger of a cohort; its images are shared out evenly among the classes."""
+    share, rest = divmod(settings["n_images"], len(settings["classes"]))
+    quotas = {
+        list(class_names).index(name): share + (position < rest) for position, name in enumerate(settings["classes"])
+    }
+    folder = Path(output_dir) / "private" / "walk"
+    return WalkLedger(folder, settings, quotas, settings["n_points"], settings["block_size"])
+
+
+def prepare_pairs(
+    batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor, tuple[()], dict[str, Tensor]]:
+    """Hands a block of pairs to the inferer: latents [P, 2, z_dim], and the labels [P] once more by keyword."""
+    label = batch["label"].to(device, non_blocking=non_blocking)
+    return batch["latent"].to(device, non_blocking=non_blocking), label, (), {"label": label}
+
+
+class GenerationProgress:
+    """Progress bar over the images of the cohort, moving with each step of the walk.
+
+    Args:
+        ledger: says what is done.
+    """
+
+    def __init__(self, ledger: WalkLedger) -> None:
+        self.ledger = ledger
+        self._bar: Any = None
+        self._step = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the events that open, set and close the bar."""
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._block_done)
+        engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
+
+    def step(self) -> None:
+        """Says that the walk has done a step."""
+        if self._bar is None:
+            return
+        self._step += 1
+        done, wanted = self.ledger.done()
+        steps = self.ledger.settings["walk"]["steps"]
+        share = self._step / steps * self.ledger.block_size * self.ledger.n_points
+        self._bar.n = min(round(done + share), wanted)
+        self._bar.set_postfix_str(f"step {self._step} of at most {steps}", refresh=False)
+        self._bar.update(0)
+
+    def _open(self, engine: Engine) -> None:
+        done, wanted = self.ledger.done()
+        slow = 0.5 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(total=wanted, initial=done, unit="image", desc="walking", mininterval=slow)
+
+    def _block_done(self, engine: Engine) -> None:
+        self._step = 0
+        self._bar.n = self.ledger.done()[0]
+        self._bar.update(0)
+
+
+def open_training_data(
+    dataset_dir: str | None, models_dir: str, output_dir: str, models: ModelSet, layout: str = "auto"
+) -> ImageData | None:
+    """Opens the real images that the models were trained on; None where no folder is given.
+
+    Raises:
+        CohortError: the models were trained on other images or another split of them.
+    """
+    if not dataset_dir:
+        return None
+    info = models.infos["generator"]
+    # A training run keeps its split file beside its models; without one, a `split` column must say the same.
+    home = Path(models_dir).parent
+    home = home if (home / "private" / "splits.json").exists() else Path(output_dir)
+    data = open_dataset(dataset_dir, home, info["modality"], info["resolution"], info["seed"], layout)
+    if data.split_sha256 != models.split_sha256:
+        raise CohortError(
+            f"dataset_dir: {dataset_dir} is not what the models in {models_dir} were trained on, or it is split "
+            f"otherwise (hash of the split file). Name the folder of the training images, or leave dataset_dir out."
+        )
+    return data
+
+
+def generate(
+    evaluator: SupervisedEvaluator,
+    ledger: WalkLedger,
+    models: ModelSet,
+    output_dir: str,
+    data: ImageData | None = None,
+    trunk_file: str | None = None,
+) -> None:
+    """Makes a cohort, goes on with a broken-off one, or verifies a complete one.
+
+    Args:
+        evaluator: walks the pairs that the ledger asks for, and gives their outcome to the ledger.
+        ledger: of this cohort.
+        models: networks.
+        output_dir: gets ``cohort/`` and ``private/``.
+        data: real training images, for the private figure of the distance to the nearest.
+        trunk_file: LPIPS's trunk for that figure; None lets torchvision find it.
+
+    Raises:
+        CohortError: the folder holds another run's cohort, or a damaged one, or hardly anything passes the gate.
+    """
+    cohort = Path(output_dir) / "cohort"
+    if cohort.exists():
+        manifest = verify_cohort(cohort)
+        if manifest.get("configuration") != json.loads(json.dumps(ledger.settings)):
+            raise CohortError(
+                f"{cohort} was made with other options and is not overwritten. Name another output_dir, or remove it."
+            )
+        print(f"{cohort} is complete: {len(manifest['files'])} files, each as the manifest says.")
+        return
+    ledger.open()
+    if ledger.next_block() is not None:
+        evaluator.run()
+    _private_pictures(ledger, models, Path(output_dir) / "private", data, trunk_file)
+    manifest = _manifest(ledger, models)
+    licence = str(models.infos["generator"].get("licence", "Not stated by whoever trained the networks."))
+    images = ((label, image) for label in ledger.quotas for image in ledger.images(label))
+    write_cohort(cohort, images, models.class_names, manifest, datasheet(manifest, licence))
+    judged = sum(counts["judged"] for counts in manifest["gate"].values())
+    passed = sum(counts["passed"] for counts in manifest["gate"].values())
+    print(
+        f"{passed} of {judged} points passed the gate.\nThe cohort: {cohort}\n"
+        f"Not to be shared: {cohort.parent / 'private'}"
+    )
+
+
+def _manifest(ledger: WalkLedger, models: ModelSet) -> dict[str, Any]:
+    info = models.infos["generator"]
+    names = models.class_names
+    return {
+        "configuration": ledger.settings,
+        "modality": info["modality"],
+        "resolution": info["resolution"],
+        "class_names": list(names),
+        "gate": {names[label]: {"images": quota, **ledger.counts(label)} for label, quota in ledger.quotas.items()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "monai": monai.__version__,
+        },
+    }
+
+
+def _private_pictures(
+    ledger: WalkLedger, models: ModelSet, folder: Path, data: ImageData | None, trunk_file: str | None
+) -> None:
+    generator = models.generator
+    pairs, courses = [], []
+    for label in ledger.quotas:
+        for index, record in zip(range(PICTURED_PAIRS), ledger.records(label), strict=False):
+            caption = f"{models.class_names[label]} {index}"
+            linear, plan = (_as_images(synthesise(generator, record[key])) for key in ("w_linear", "w"))
+            pairs.append((caption, linear, plan))
+            courses.append((caption, record["course"]))
+    save_png(path_picture(pairs), folder / "paths.png")
+    save_course(courses, folder / "losses.png")
+    if data is None:
+        return
+    try:
+        model = lpips_model(trunk_file)
+    except TrunkUnavailable as error:
+        logger.warning("No figure of the distance to the nearest real image: %s", error)
+        return
+    reals, _, _ = data.tensors(("train", "extra"))
+    along = nearest(torch.cat([part for _, linear, plan in pairs for part in (linear, plan)]), reals, model)
+    distances = along.unflatten(0, (len(pairs), 2, -1))
+    curves = [(caption, both[0], both[1]) for (caption, _, _), both in zip(pairs, distances, strict=True)]
+    save_nearest(curves, FEATURES, len(reals), folder / "nearest.png")
+
+
+def _as_images(pixels: Tensor) -> Tensor:
+    """uint8 [N, H, W] or [N, H, W, 3] to [N, C, H, W] in [-1, 1]."""
+    images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
+    return images.float() / 127.5 - 1.0
