@@ -12,7 +12,7 @@ from typing import Any
 import ignite.distributed as idist
 import mlflow.telemetry
 from ignite.engine import Engine
-from monai.handlers import MLFlowHandler, from_engine
+from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
 
 __all__ = ["Tracking", "tracking_uri"]
@@ -46,18 +46,18 @@ class Tracking(MLFlowHandler):
     processes records.
 
     Args:
-        output_dir: the run's folder, for `tracking_uri`.
+        tracking_uri: the store, as a rule what the function `tracking_uri` returns.
         experiment_name: under which runs are grouped, such as ``"train_gan"``.
         run_name: tells runs of one experiment apart; a killed run goes on under its own name only.
         parameters: what the run was started with; None and strings are recorded as they print.
-        keys: what to record of an iteration's output.
+        keys: numbers to record of an iteration's output, a dictionary or a list of them, of which the first counts.
         interval: iterations between two records.
         artifacts: files and folders to copy into the store once the run is complete.
     """
 
     def __init__(
         self,
-        output_dir: str | os.PathLike[str],
+        tracking_uri: str,
         experiment_name: str,
         run_name: str | None = None,
         parameters: Mapping[str, Any] | None = None,
@@ -69,7 +69,7 @@ class Tracking(MLFlowHandler):
         self.keys = tuple(keys)
         self._recorded: dict[str, Any] = {}
         super().__init__(
-            tracking_uri=tracking_uri(output_dir),
+            tracking_uri=tracking_uri,
             iteration_log=lambda engine, iteration: iteration % interval == 0,
             epoch_logger=self._record_metrics,
             output_transform=self._values,
@@ -93,10 +93,8 @@ class Tracking(MLFlowHandler):
         self._log_params(missing)
 
     def _values(self, output: Any) -> dict[str, float]:
-        values = from_engine(self.keys, first=True)(output)
-        return {
-            key: float(value) for key, value in zip(self.keys, values if len(self.keys) > 1 else [values], strict=True)
-        }
+        first = output[0] if isinstance(output, list) else output  # MONAI's engines decollate, unless told not to
+        return {key: float(first[key]) for key in self.keys}
 
     def _record_metrics(self, engine: Engine) -> None:
         # Measured less often than once an epoch: an old value is not recorded as a new one.

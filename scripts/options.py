@@ -10,11 +10,13 @@ from typing import Any
 import bundle.options
 from bundle.data import LAYOUTS, MODALITIES
 from bundle.options import Choice, Device, File, Folder, Integer, Kind, Number, OutputFolder
+from bundle.walk.objective import OBJECTIVES
 
 __all__ = ["KINDS", "check_options"]
 
 KINDS: dict[str, Kind] = {
     "batch_size": Integer(1),
+    "checkpoint": File(),
     "dataset_dir": Folder(),
     "device": Device(),
     "init_from": File(),
@@ -24,6 +26,7 @@ KINDS: dict[str, Kind] = {
     "models_dir": Folder(),
     "n_images": Integer(1),
     "n_points": Integer(3),
+    "objective": Choice(tuple(OBJECTIVES)),
     "output_dir": OutputFolder(),
     "resolution": Choice((32, 64, 128, 256, 512)),
     "seed": Integer(0, 2**32 - 1),

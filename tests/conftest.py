@@ -6,9 +6,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models import squeezenet1_1
+
+from bundle.networks.guides import GateClassifier, Guide
+from bundle.networks.stylegan2 import Generator
+from bundle.networks.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,3 +36,58 @@ def trunk_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         torch.save(squeezenet1_1(weights=None).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes, 20 images of 40 x 40 pixels each: noise on a light disc, left or right."""
+    folder = tmp_path_factory.mktemp("tiny")
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[:40, :40]
+    for label, name in enumerate(("normal", "tuberculosis")):
+        (folder / name).mkdir()
+        disc = (rows - 20) ** 2 + (columns - 13 - 14 * label) ** 2 < 100
+        for index in range(20):
+            pixels = generator.integers(0, 100, (40, 40)) + 120 * disc
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder for 32 pixels and two classes: an untrained generator, class networks that tell its classes
+    apart, untrained identity networks and a gate that recognises hardly anybody."""
+    folder = tmp_path_factory.mktemp("toy") / "models"
+    info = {
+        "modality": "xray",
+        "resolution": 32,
+        "channels": 1,
+        "class_names": ["normal", "tuberculosis"],
+        "split_sha256": "0" * 64,
+        "seed": 0,
+        "scores": {},
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks: dict[str, torch.nn.Module] = {
+            "generator": Generator(32, channel_base=256, channel_max=16, z_dim=8, w_dim=8),
+            "identity_guide": Guide(1, 12, identity=True, width=0.125),
+            "class_guide": Guide(1, 2, width=0.125),
+            "gate_identity": GateClassifier(1, 12, identity=True, growth=4, layers=(1, 1)),
+            "gate_class": GateClassifier(1, 2, growth=4, layers=(1, 1)),
+        }
+        generator = networks["generator"]
+        assert isinstance(generator, Generator)
+        label = torch.arange(64) % 2
+        for name in ("class_guide", "gate_class"):
+            optimizer = torch.optim.Adam(networks[name].parameters(), lr=0.01)
+            for _ in range(30):
+                with torch.no_grad():
+                    images = generator.synthesis(generator.mapping(torch.randn(64, 8), label))
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(networks[name](images), label).backward()
+                optimizer.step()
+    for name, network in networks.items():
+        scores = {"threshold": 0.999} if name == "gate_identity" else {}
+        save_weights(network, folder / f"{name}.pt", {**info, "scores": scores})
+    return folder

@@ -77,7 +77,7 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(info, dict) or info.get("format") != FORMAT or info.get("network") not in NETWORKS:
         raise WeightsError(
-            f"{path.with_suffix('.json')} is not of format {FORMAT}, with a network among {', '.join(sorted(NETWORKS))}. "
+            f"{path.with_suffix('.json')} is not of format {FORMAT} with a network of {', '.join(sorted(NETWORKS))}. "
             f"Use the release that wrote it."
         )
     return info

@@ -106,7 +106,7 @@ class TrainingCheckpoint:
             self.save()
             self._restore_signals()
             print(
-                f"\nStopped at iteration {engine.state.iteration}, saved {self.path}. The same command goes on from it.",
+                f"\nStopped at iteration {engine.state.iteration}, saved {self.path}; the same command goes on.",
                 file=sys.stderr,
             )
             raise SystemExit(128 + self._signal)

@@ -1,0 +1,152 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Classifiers of real images: the guides, which the walk differentiates, and the gate's networks, which it never does.
+
+The two kinds differ in architecture so that what fools one need not fool the other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import DenseNet, ResNet
+from monai.networks.nets.resnet import ResNetBlock
+from torch import Tensor, nn
+
+from bundle.networks.weights import register_network
+
+__all__ = ["GateClassifier", "Guide", "NobodyHead"]
+
+
+class NobodyHead(nn.Module):
+    r"""Cosine classifier over identities that can say "nobody".
+
+    With f the feature, w_k the prototype of identity k and K identities,
+
+        l_k = log(exp(s cos(f, w_k)) + exp(s c) / K),    p = softmax(l):
+
+    an extra class "nobody" competes with the logit s c, and its probability is shared out evenly among all identities
+    (K times exp(s c) / K). An image that resembles nobody, cos(f, w_k) well below c for every k, so gets the uniform p
+    that the paper's identity term asks for (Pennisi et al., MICCAI 2023, L_id), whatever differences are left between
+    small cosines. The cosine is that of NormFace (Wang et al., ACM MM 2017).
+
+    Args:
+        in_features: length of a feature.
+        num_classes: K.
+
+    Attributes:
+        scale: s, learned.
+        nobody: c, learned: the cosine from which on an image is more likely somebody.
+    """
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features))
+        nn.init.normal_(self.weight)
+        self.scale = nn.Parameter(torch.tensor(16.0))
+        self.nobody = nn.Parameter(torch.tensor(0.5))
+
+    def cosine(self, features: Tensor) -> Tensor:
+        """Maps features [B, in_features] to their cosines with every prototype, [B, K]."""
+        return F.normalize(features) @ F.normalize(self.weight).T
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features [B, in_features] to logits [B, K]."""
+        floor = self.scale * self.nobody - math.log(self.weight.shape[0])
+        return torch.logaddexp(self.scale * self.cosine(features), floor)
+
+
+class _Classifier(nn.Module):
+    """Trunk, average over the image, head; the head is always computed in fp32."""
+
+    arguments: dict[str, Any]
+
+    def __init__(self, trunk: nn.Module, features: int, num_classes: int, identity: bool) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = NobodyHead(features, num_classes) if identity else nn.Linear(features, num_classes)
+        self.num_classes = num_classes
+
+    def features(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W] in [-1, 1] to penultimate features [B, features] in fp32."""
+        return self.trunk(image).float()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W] in [-1, 1] to logits [B, num_classes] in fp32."""
+        features = self.features(image)
+        with torch.autocast(image.device.type, enabled=False):
+            return self.head(features)
+
+
+@register_network
+class Guide(_Classifier):
+    """ResNet-18 (He et al., CVPR 2016): phi_id and phi_class of the paper.
+
+    The stem halves the image twice, by stride and by pooling: the walk pays for the guides hundreds of times per point,
+    and the stems that keep more pixels cost three to ten times as much.
+
+    Args:
+        channels: of the images, 1 or 3.
+        num_classes: identities or diagnoses.
+        identity: takes `NobodyHead` in place of a linear head.
+        width: factor on the number of channels of every layer.
+    """
+
+    def __init__(self, channels: int, num_classes: int, identity: bool = False, width: float = 1.0) -> None:
+        trunk = ResNet(
+            block=ResNetBlock,
+            layers=[2, 2, 2, 2],
+            block_inplanes=[64, 128, 256, 512],
+            spatial_dims=2,
+            n_input_channels=channels,
+            conv1_t_size=7,
+            conv1_t_stride=2,
+            widen_factor=width,
+            feed_forward=False,
+            bias_downsample=False,
+        )
+        super().__init__(trunk, int(512 * width), num_classes, identity)
+        self.arguments = {"channels": channels, "num_classes": num_classes, "identity": identity, "width": width}
+
+
+@register_network
+class GateClassifier(_Classifier):
+    """Small DenseNet (Huang et al., CVPR 2017): the gate's networks.
+
+    Args:
+        channels: of the images, 1 or 3.
+        num_classes: identities or diagnoses.
+        identity: takes `NobodyHead` in place of a linear head.
+        growth: channels that every layer adds.
+        layers: number of layers in each of the dense blocks; the image is halved between two blocks.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        identity: bool = False,
+        growth: int = 32,
+        layers: tuple[int, ...] = (3, 4, 4),
+    ) -> None:
+        network = DenseNet(
+            spatial_dims=2,
+            in_channels=channels,
+            out_channels=1,
+            init_features=2 * growth,
+            growth_rate=growth,
+            block_config=tuple(layers),
+        )
+        features: int = network.class_layers.out.in_features
+        network.class_layers.out = nn.Identity()
+        super().__init__(network, features, num_classes, identity)
+        self.arguments = {
+            "channels": channels,
+            "num_classes": num_classes,
+            "identity": identity,
+            "growth": growth,
+            "layers": list(layers),
+        }

@@ -1,0 +1,142 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the classifiers of real images train on: changed images of somebody, and images of nobody.
+
+Everything works on whole batches and draws from torch's global generator, so that a seed per iteration fixes it. The
+guides and the gate see different families of change: what one learned to overlook, the other did not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["GATE_CHANGES", "GUIDE_CHANGES", "augment_for_gate", "augment_for_guide", "mix_patients"]
+
+#: Families of change that the guides train on, with their strongest value.
+GUIDE_CHANGES: dict[str, float] = {
+    "mirror": 1.0,
+    "rotation": 15.0,  # degrees
+    "shift": 0.1,  # of the side
+    "scale": 1.25,  # larger, or smaller by its inverse
+    "brightness": 0.4,  # added, in units of [-1, 1]
+    "contrast": 1.6,  # factor, or its inverse
+    "noise": 0.1,  # standard deviation, in units of [-1, 1]
+}
+
+#: Families of change that the gate's networks train on, with their strongest value.
+GATE_CHANGES: dict[str, float] = {
+    "mirror": 1.0,
+    "shear": 0.12,
+    "shift": 0.08,
+    "zoom": 1.3,  # larger only
+    "gamma": 1.8,  # exponent, or its inverse
+    "blur": 1.0,  # share of a 3 x 3 mean
+    "sharpening": 0.5,
+    "erased": 0.4,  # side of the square that is erased, of the image's side
+}
+
+
+def augment_for_guide(images: Tensor) -> Tensor:
+    """Changes images [B, C, H, W] in [-1, 1] by every family of `GUIDE_CHANGES`, evenly up to its strongest value."""
+    n, change = len(images), GUIDE_CHANGES
+    angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
+    size = _log_uniform(images, 1.0 / change["scale"], change["scale"])
+    linear = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(n, 2, 2)
+    images = _transform(images, linear / size.view(n, 1, 1), change["shift"])
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    contrast = _per_image(_log_uniform(images, 1.0 / change["contrast"], change["contrast"]))
+    brightness = _per_image(_uniform(images, -change["brightness"], change["brightness"]))
+    noise = _per_image(_uniform(images, 0.0, change["noise"]))
+    return ((images - mean) * contrast + mean + brightness + torch.randn_like(images) * noise).clamp(-1.0, 1.0)
+
+
+def augment_for_gate(images: Tensor) -> Tensor:
+    """Changes images [B, C, H, W] in [-1, 1] by every family of `GATE_CHANGES`, evenly up to its strongest value."""
+    n, change = len(images), GATE_CHANGES
+    shear = _uniform(images, -change["shear"], change["shear"])
+    one, zero = torch.ones_like(shear), torch.zeros_like(shear)
+    size = _log_uniform(images, 1.0, change["zoom"])
+    linear = torch.stack([one, shear, zero, one], dim=1).view(n, 2, 2)
+    images = _transform(images, linear / size.view(n, 1, 1), change["shift"])
+    images = _erase(images, change["erased"])
+    gamma = _per_image(_log_uniform(images, 1.0 / change["gamma"], change["gamma"]))
+    images = ((images + 1.0) / 2.0).clamp(1e-3, 1.0) ** gamma * 2.0 - 1.0
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel_size=3, stride=1)
+    share = _per_image(_uniform(images, -change["sharpening"], change["blur"]))
+    return (images + share * (blurred - images)).clamp(-1.0, 1.0)
+
+
+def mix_patients(images: Tensor, identities: Tensor, num_identities: int) -> tuple[Tensor, Tensor]:
+    r"""Makes images of nobody: each is put together from 2 to 6 patients under soft masks of random coarseness.
+
+    With s_k the share of the image that comes from identity k, the wanted probabilities are
+
+        t_k = s_k^2 + (1 - sum_j s_j^2) / K:
+
+    nearly all of one patient is still that patient, an even mixture of many is nobody. The mixture keeps the contrast
+    of its parts, else a flat image would be the sign of nobody. Compare mixup (Zhang et al., ICLR 2018), whose targets
+    are linear in s, and outlier exposure (Hendrycks et al., ICLR 2019), whose targets are uniform.
+
+    Args:
+        images: [B, C, H, W] in [-1, 1].
+        identities: [B], in 0 ... K - 1.
+        num_identities: K.
+
+    Returns:
+        Mixed images [B, C, H, W] in [-1, 1] and wanted probabilities [B, K].
+    """
+    n, _, height, width = images.shape
+    parts = int(torch.randint(2, 7, ()))
+    coarseness = int(torch.randint(1, 7, ()))
+    order = torch.stack([torch.arange(n), *(torch.randperm(n) for _ in range(parts - 1))]).to(images.device)
+    sharpness = 0.3 * 10.0 ** float(torch.rand(()))
+    noise = torch.randn(n, parts, coarseness, coarseness, device=images.device) * sharpness
+    masks = F.interpolate(noise, size=(height, width), mode="bilinear", align_corners=False).softmax(dim=1)
+    mixed = sum(masks[:, part : part + 1] * images[order[part]] for part in range(parts))
+    deviation = images.std(dim=(1, 2, 3), keepdim=True)
+    wanted = deviation[order].mean(dim=0)
+    mean = mixed.mean(dim=(1, 2, 3), keepdim=True)
+    gain = (wanted / mixed.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)).clamp(1.0, 2.0)
+    mixed = ((mixed - mean) * gain + mean).clamp(-1.0, 1.0)
+    share = torch.zeros(n, num_identities, device=images.device)
+    share.scatter_add_(1, identities[order].T, masks.mean(dim=(2, 3)))
+    known = share.square()
+    return mixed, known + (1.0 - known.sum(dim=1, keepdim=True)).clamp(min=0.0) / num_identities
+
+
+def _uniform(images: Tensor, low: float, high: float) -> Tensor:
+    return torch.empty(len(images), device=images.device).uniform_(low, high)
+
+
+def _log_uniform(images: Tensor, low: float, high: float) -> Tensor:
+    return _uniform(images, math.log(low), math.log(high)).exp()
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _transform(images: Tensor, linear: Tensor, shift: float) -> Tensor:
+    """Mirrors half of the images, applies matrices [B, 2, 2] from output to input and shifts by a share of the side."""
+    mirror = 1.0 - 2.0 * (torch.rand(len(images), device=images.device) < 0.5).float()
+    linear = torch.stack([linear[:, :, 0] * mirror.unsqueeze(1), linear[:, :, 1]], dim=2)
+    # Coordinates span [-1, 1], hence the doubled shift.
+    moved = torch.empty(len(images), 2, 1, device=images.device).uniform_(-2.0 * shift, 2.0 * shift)
+    grid = F.affine_grid(torch.cat([linear, moved], dim=2), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _erase(images: Tensor, side: float) -> Tensor:
+    """Gives a square at a random place the image's mean."""
+    height, width = images.shape[-2:]
+    y = (torch.arange(height, device=images.device) + 0.5) / height
+    x = (torch.arange(width, device=images.device) + 0.5) / width
+    half = _uniform(images, 0.0, side / 2.0).unsqueeze(1)
+    rows = (y - _uniform(images, 0.0, 1.0).unsqueeze(1)).abs() < half
+    columns = (x - _uniform(images, 0.0, 1.0).unsqueeze(1)).abs() < half
+    square = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+    return torch.where(square, images.mean(dim=(2, 3), keepdim=True), images)

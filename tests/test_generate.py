@@ -1,0 +1,190 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`generate` from end to end, on untrained networks."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+from PIL import Image
+
+from bundle.cohort.judge import JudgePathd
+from bundle.cohort.ledger import CohortError
+from bundle.options import OptionError
+from bundle.walk.inferer import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def generate(models_dir: Path, output_dir: Path, **options: Any) -> None:
+    """Runs the configuration as the command line does."""
+    monai.bundle.run(
+        "generate",
+        config_file=str(ROOT / "configs" / "plan.json"),
+        bundle_root=str(ROOT),
+        logging_file=False,
+        models_dir=str(models_dir),
+        output_dir=str(output_dir),
+        device="cpu",
+        **{"n_images": 12, "n_points": 5, **options},
+    )
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def cause(error: BaseException) -> BaseException:
+    """The error under those that MONAI wraps it in."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@pytest.fixture(scope="module")
+def cohort(toy_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's folder."""
+    output_dir = tmp_path_factory.mktemp("run")
+    generate(toy_models, output_dir)
+    return output_dir
+
+
+def test_cohort_holds_what_it_should(cohort: Path) -> None:
+    folder = cohort / "cohort"
+    with open(folder / "labels.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 12
+    assert [row["label_name"] for row in rows].count("tuberculosis") == 6
+    for row in rows:
+        with Image.open(folder / row["image"]) as image:
+            assert image.size == (32, 32)
+            assert image.mode == "L"
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["files"] == {name: sha for name, sha in digest(folder).items() if name != "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "images",
+        "labels.csv",
+        "manifest.json",
+        "datasheet.md",
+        "contact_sheet.png",
+    }
+
+
+def test_cohort_names_no_folder_of_this_machine(cohort: Path, toy_models: Path) -> None:
+    for path in (cohort / "cohort").rglob("*"):
+        if path.suffix in (".json", ".csv", ".md"):
+            text = path.read_text(encoding="utf-8")
+            for secret in (str(cohort), str(toy_models), str(ROOT)):
+                assert secret not in text
+
+
+def test_private_pictures_are_beside_the_cohort(cohort: Path) -> None:
+    for name in ("paths.png", "losses.png"):
+        with Image.open(cohort / "private" / name) as picture:
+            assert picture.width > 100
+
+
+def test_same_seed_same_bits_and_other_seed_other_images(cohort: Path, toy_models: Path, tmp_path: Path) -> None:
+    generate(toy_models, tmp_path / "same")
+    assert digest(tmp_path / "same" / "cohort") == digest(cohort / "cohort")
+    generate(toy_models, tmp_path / "other", seed=1)
+    images = [set(digest(folder / "cohort" / "images").values()) for folder in (cohort, tmp_path / "other")]
+    assert not images[0] & images[1]
+
+
+def test_images_do_not_depend_on_how_many_are_asked_for(cohort: Path, toy_models: Path, tmp_path: Path) -> None:
+    generate(toy_models, tmp_path / "few", n_images=4)
+    few, many = (digest(folder / "cohort" / "images") for folder in (tmp_path / "few", cohort))
+    assert few.items() <= many.items()
+
+
+def test_broken_off_run_goes_on_to_the_same_bits(
+    cohort: Path, toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+    judge = JudgePathd.__call__
+
+    def judge_two(self: JudgePathd, data: Any) -> dict[str, Any]:
+        judged.append(data["index"])
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        return judge(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JudgePathd, "__call__", judge_two)
+        with pytest.raises(KeyboardInterrupt):
+            generate(toy_models, tmp_path)
+    assert not (tmp_path / "cohort").exists()
+    assert len(list((tmp_path / "private" / "walk").glob("pair_*.pt"))) == 2
+    generate(toy_models, tmp_path)
+    assert digest(tmp_path / "cohort") == digest(cohort / "cohort")
+
+
+def test_complete_cohort_is_verified_and_left_alone(
+    cohort: Path, toy_models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (cohort / "cohort").rglob("*")}
+    generate(toy_models, cohort)
+    assert "is complete" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (cohort / "cohort").rglob("*")}
+
+
+def test_another_runs_cohort_is_not_overwritten(cohort: Path, toy_models: Path) -> None:
+    before = digest(cohort / "cohort")
+    with pytest.raises(RuntimeError) as caught:
+        generate(toy_models, cohort, seed=5)
+    assert isinstance(cause(caught.value), CohortError)
+    assert "other options" in str(cause(caught.value))
+    assert digest(cohort / "cohort") == before
+
+
+def test_damaged_cohort_is_reported(toy_models: Path, tmp_path: Path) -> None:
+    generate(toy_models, tmp_path, n_images=4)
+    image = sorted((tmp_path / "cohort" / "images").iterdir())[0]
+    image.write_bytes(image.read_bytes() + b"x")
+    with pytest.raises(RuntimeError) as caught:
+        generate(toy_models, tmp_path, n_images=4)
+    assert f"{image.name} was changed" in str(cause(caught.value))
+
+
+def test_one_class_alone(toy_models: Path, tmp_path: Path) -> None:
+    generate(toy_models, tmp_path, n_images=4, classes="tuberculosis")
+    names = [path.name for path in (tmp_path / "cohort" / "images").iterdir()]
+    assert len(names) == 4
+    assert all(name.startswith("tuberculosis_") for name in names)
+
+
+def test_published_objective_runs(toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All 500 steps would tell no more.
+    monkeypatch.setitem(SETTINGS, "published", dataclasses.replace(SETTINGS["published"], steps=3))
+    generate(toy_models, tmp_path, n_images=2, objective="published")
+    assert len(list((tmp_path / "cohort" / "images").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sed": 7}, "seed"),
+        ({"n_images": 0}, "1"),
+        ({"n_points": 2}, "3"),
+        ({"objective": "publish"}, "published"),
+        ({"classes": "tuberculose"}, "tuberculosis"),
+    ],
+)
+def test_impossible_options_name_the_nearest(
+    toy_models: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        generate(toy_models, tmp_path, **options)
+    assert isinstance(cause(caught.value), OptionError | CohortError)
+    assert words in str(cause(caught.value))
+    assert not (tmp_path / "cohort").exists()
