@@ -21,6 +21,7 @@ def train(folder: Path, epochs: int, kill_at: int | None = None, **parameters: o
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     (folder / "samples" / "grid.png").write_bytes(b"png")
     network = nn.Linear(2, 1)
+    decollate = epochs > 2
 
     def measure(engine: SupervisedTrainer) -> None:
         if engine.state.iteration == kill_at:
@@ -34,10 +35,11 @@ def train(folder: Path, epochs: int, kill_at: int | None = None, **parameters: o
         network=network,
         optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
         loss_function=nn.MSELoss(),
+        decollate=decollate,
     )
     trainer.add_event_handler("ITERATION_COMPLETED", measure)
     Tracking(
-        folder, "train_test", parameters=parameters, interval=2, artifacts=[folder / "samples"], keys=("loss",)
+        tracking_uri(folder), "train_test", parameters=parameters, interval=2, artifacts=[folder / "samples"]
     ).attach(trainer)
     trainer.run()
 
