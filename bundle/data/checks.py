@@ -166,6 +166,8 @@ def _class_counts(folder: Folder, split_of: Mapping[str, str | None]) -> list[Pr
             patients = len({record.patient_id for record in folder.records if record.label == label})
             message = f"class {label} ({name}): {total} images of {patients} patients, none in {' and '.join(empty)}"
             cure = "Move some patients there (split column or split folder), or add patients"
+            if patients == 1:
+                cure += "; if anonymising gave all images one patient id, list the true groups in labels.csv"
         else:
             continue
         problems.append(Problem(f"class {name}", "too few images", message, cure))

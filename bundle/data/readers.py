@@ -120,11 +120,9 @@ def _content_format(path: Path) -> str | None:
 
 def _check_format(path: Path) -> str:
     """Returns the file's format; raises ReadError where name and content disagree."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise ReadError("absent", "listed, but there is no such file", "Restore the file or delete its line") from None
-    if size == 0:
+    if not path.is_file():
+        raise ReadError("absent", "listed, but there is no such file", "Restore the file or delete its line")
+    if path.stat().st_size == 0:
         raise ReadError("zero bytes", "the file is empty (0 bytes)", "Copy it again from the source, or remove it")
     promised = IMAGE_SUFFIXES.get(image_suffix(path)) or ("DICOM" if is_dicom(path) else None)
     if promised is None:

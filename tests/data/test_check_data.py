@@ -13,6 +13,7 @@ from monai.bundle import run
 from PIL import Image
 
 from bundle.data import check_data
+from bundle.data.transforms import PREPROCESSINGS
 
 FolderMaker = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,14 +67,21 @@ def test_the_command_ends_with_the_table_and_code_1(make_folder: FolderMaker, tm
     assert "Traceback" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("run_id", ["check_data", "shortcut"])
-def test_the_configuration(
-    make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], run_id: str
-) -> None:
-    options: dict[str, Any] = {
-        "dataset_dir": str(make_folder()),
-        "output_dir": str(tmp_path / "output"),
-        "resolution": 32,
-    }
+def _run(run_id: str, folder: Path, output: Path) -> None:
+    options: dict[str, Any] = {"dataset_dir": str(folder), "output_dir": str(output), "resolution": 32}
     run(run_id, config_file=str(ROOT / "configs" / "check_data.json"), bundle_root=str(ROOT), **options)
-    assert {"check_data": "The data can be used", "shortcut": "at 32 px"}[run_id] in capsys.readouterr().out
+
+
+def test_the_configuration(make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run("check_data", make_folder(), tmp_path / "output")
+    assert "The data can be used" in capsys.readouterr().out
+
+
+def test_the_run_id_shortcut(make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run("shortcut", make_folder(), tmp_path / "output")
+    lines = capsys.readouterr().out.splitlines()
+    (first,) = [index for index, line in enumerate(lines) if "16 images of train at 32 px" in line]
+    rows = [line.split(" | ") for line in lines[first + 2 :]]
+    assert [row[0].removesuffix(" (default)") for row in rows] == list(PREPROCESSINGS)
+    assert sum(row[0].endswith(" (default)") for row in rows) == 1
+    assert {len(row) for row in rows} == {4}

@@ -173,3 +173,10 @@ def test_an_existing_split_file_counts(make_folder: FolderMaker, tmp_path: Path)
 def test_a_folder_that_is_no_data_set_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="empty"):
         check_dataset(tmp_path, progress=False)
+
+
+def test_one_patient_for_all_images_points_to_the_anonymisation(make_folder: FolderMaker) -> None:
+    rows: list[tuple[str, object, str, str]] = [(f"{i:02d}.png", i % 2, "anonymous", "") for i in range(24)]
+    problems = check_dataset(make_folder(rows), progress=False).problems
+    assert len(problems) == 2
+    assert all("anonymising" in problem.cure for problem in problems)

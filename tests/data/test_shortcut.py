@@ -13,7 +13,6 @@ from bundle.data import open_dataset
 from bundle.data.shortcut import (
     STATISTICS,
     measure_shortcut,
-    print_shortcut,
     random_trunk_features,
     shortcut_baseline,
     whole_image_statistics,
@@ -77,11 +76,3 @@ def test_every_preprocessing_is_measured(make_folder: Callable[..., Path], tmp_p
     for row in table.values():
         assert list(row) == ["statistics, gradient boosting", "statistics, logistic", "random trunk, logistic"]
         assert all(0 <= score.mean <= 1 and score.spread == 0 for score in row.values())
-
-
-def test_the_table(make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_shortcut(make_folder(), tmp_path / "output", resolution=32)
-    lines = capsys.readouterr().out.splitlines()
-    assert "16 images of train at 32 px" in lines[0]
-    assert [line.split(" |")[0].removesuffix(" (default)") for line in lines[2:]] == list(PREPROCESSINGS)
-    assert sum("(default)" in line for line in lines) == 1
