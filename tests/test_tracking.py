@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
@@ -37,7 +38,7 @@ def train(folder: Path, epochs: int, kill_at: int | None = None, **parameters: o
         loss_function=nn.MSELoss(),
         decollate=decollate,
     )
-    trainer.add_event_handler("ITERATION_COMPLETED", measure)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, measure)
     Tracking(
         tracking_uri(folder), "train_test", parameters=parameters, interval=2, artifacts=[folder / "samples"]
     ).attach(trainer)

@@ -1,0 +1,66 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every configuration file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scripts
+from scripts.options import KINDS
+from tests.conftest import ROOT
+
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "metadata.json")
+
+
+@pytest.fixture(params=CONFIGS, ids=[path.stem for path in CONFIGS])
+def text(request: pytest.FixtureRequest) -> str:
+    path: Path = request.param
+    return path.read_text(encoding="utf-8")
+
+
+def test_starts_from_another_folder(text: str) -> None:
+    # MONAI evaluates this before it puts the bundle on the path; the import of scripts would fail, and stay failed.
+    assert "initialize" not in json.loads(text)
+
+
+def test_tracking_writes_no_configuration_where_the_artifacts_are_lost(text: str) -> None:
+    config = json.loads(text)
+    assert config["save_execute_config"] is False
+    if "evaluator" in config or "train" in config:
+        assert config["tracking_uri"] == "$scripts.tracking_uri(@output_dir)"
+
+
+def test_every_name_of_scripts_exists(text: str) -> None:
+    names = set(re.findall(r"\bscripts\.(\w+)", text))
+    assert names
+    assert {name for name in names if not hasattr(scripts, name)} == set()
+
+
+def test_options_are_checked_before_anything_else_is_built(text: str) -> None:
+    config = json.loads(text)
+    runs = {
+        key: value for key, value in config.items() if isinstance(value, list) and key not in ("imports", "handlers")
+    }
+    runs = {key: value for key, value in runs.items() if isinstance(value[0], str) and value[0].startswith("$")}
+    assert runs
+    for steps in runs.values():
+        first = config["check_options"] if steps[0] == "$@check_options" else steps[0]
+        assert first.startswith("$scripts.check_options(")
+        checked = given_options(first, config)
+        assert checked <= KINDS.keys()
+        assert all(name in config for name in checked)
+
+
+def given_options(expression: str, config: dict[str, Any]) -> set[str]:
+    pairs = re.findall(r"(\w+)=@(\w+)", expression)
+    if "**@options" in expression:
+        pairs += [(name, value.removeprefix("@")) for name, value in config["options"].items()]
+    assert pairs
+    assert all(name == reference for name, reference in pairs)
+    return {name for name, _ in pairs}
