@@ -40,4 +40,5 @@ from scripts.generation import prepare_pairs as prepare_pairs
 from scripts.guides import print_recognition as print_recognition
 from scripts.guides import train_guides as train_guides
 from scripts.options import check_options as check_options
+from scripts.score import score_models as score_models
 from scripts.training import train_gan as train_gan

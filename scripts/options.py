@@ -26,6 +26,7 @@ KINDS: dict[str, Kind] = {
     "models_dir": Folder(),
     "n_images": Integer(1),
     "n_points": Integer(3),
+    "n_seeds": Integer(1),
     "objective": Choice(tuple(OBJECTIVES)),
     "output_dir": OutputFolder(),
     "resolution": Choice((32, 64, 128, 256, 512)),

@@ -65,6 +65,7 @@ MODALITIES: dict[str, Modality] = {
         channels=1,
         class_names=("normal", "tuberculosis"),
         class_aliases=(("healthy", "normal"), ("tb", "tuberculosis")),
+        preprocessing="crop_histogram",
         # The mean quantile function of 800 radiographs of four sources without their borders, stretched to 0 and 1.
         reference_histogram=(
             *(0.0, 0.217, 0.284, 0.338, 0.388, 0.437, 0.487, 0.538),

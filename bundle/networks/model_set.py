@@ -24,6 +24,7 @@ COMMON = {
     "modality": "another kind of image",
     "resolution": "another resolution",
     "channels": "grey and colour",
+    "preprocessing": "another treatment of the images before training",
     "class_names": "other classes",
     "split_sha256": "another split of the data: patients held out from one network trained another",
 }

@@ -1,0 +1,133 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What ``score`` runs: the bars that shipped weights have to meet, measured on the images they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bundle.data import ImageData
+from bundle.files import write_json
+from bundle.latent.sampling import sample_z
+from bundle.metrics.distribution import kid
+from bundle.metrics.features import FEATURES, squeezenet_features
+from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest
+from bundle.metrics.recognition import recognition_scores
+from bundle.networks.model_set import ModelSet
+from bundle.networks.stylegan2 import Generator
+
+__all__ = ["score_models"]
+
+PERCENTILE = 0.05
+COLLAPSE = 0.8
+RECOGNITION = 0.9
+
+
+def score_models(
+    models: ModelSet, data: ImageData, output_dir: str, n_seeds: int = 5, trunk_file: str | None = None
+) -> None:
+    """Measures a generator and its identity guide against their bars and prints the table.
+
+    For each class: KID of samples to training images, below that between the training images of two classes; mean
+    pairwise LPIPS of samples, at least 0.8 of that of training images; 5th percentile of LPIPS from a sample to the
+    nearest training image, at least that of test images, at equal n. For phi_id: share of the training images that it
+    names under changes its training never used, at least 0.9. Samples are drawn with ``n_seeds`` seeds, as many in a
+    class as there are training images; the spread is over them.
+
+    Args:
+        models: ``generator``, and ``identity_guide`` where it is to be measured.
+        data: the images that they were trained on.
+        output_dir: gets ``scores.json``.
+        n_seeds: number of seeds.
+        trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+
+    Raises:
+        TrunkUnavailable: there are none.
+    """
+    generator = models.generator
+    lpips = lpips_model(trunk_file)
+    train, train_label, train_identity = data.tensors(("train", "extra"))
+    test, test_label, _ = data.tensors("test")
+    names = data.class_names
+    features = squeezenet_features(train, trunk_file)
+    test_nearest = nearest(test, train, lpips)
+    rows: list[dict[str, Any]] = []
+    between = min(
+        kid(features[train_label == a], features[train_label == b]) for a in range(len(names)) for b in range(a)
+    )
+    for label, name in enumerate(names):
+        real = train[train_label == label]
+        n_test = int((test_label == label).sum())
+        bar_near = float(test_nearest[test_label == label].quantile(PERCENTILE))
+        variety = mean_pairwise(real, lpips)
+        measured: dict[str, list[float]] = {"kid": [], "variety": [], "near": []}
+        for seed in tqdm(range(n_seeds), desc=f"samples of {name}", unit="seed"):
+            samples = _samples(generator, label, len(real), seed)
+            measured["kid"].append(kid(squeezenet_features(samples, trunk_file), features[train_label == label]))
+            measured["variety"].append(mean_pairwise(samples, lpips) / variety)
+            measured["near"].append(float(nearest(samples[:n_test], train, lpips).quantile(PERCENTILE)))
+        bars: list[tuple[str, str, str, float, Callable[[float, float], bool]]] = [
+            ("kid", "KID to training images", "below KID between two classes", between, lambda x, bar: x < bar),
+            ("variety", "mean pairwise LPIPS, share of real", "at least", COLLAPSE, lambda x, bar: x >= bar),
+            ("near", "LPIPS to nearest, 5th percentile", "at least test images'", bar_near, lambda x, bar: x >= bar),
+        ]
+        for key, measure, relation, bar, holds in bars:
+            values = measured[key]
+            rows.append(
+                {
+                    "class": name,
+                    "measure": measure,
+                    "mean": mean(values),
+                    "std": stdev(values) if n_seeds > 1 else None,
+                    "bar": bar,
+                    "relation": relation,
+                    "met": holds(mean(values), bar),
+                }
+            )
+    if "identity_guide" in models.networks:
+        val = data.tensors("val")[0]
+        recognition = recognition_scores(models.networks["identity_guide"], train, train_identity, val, test)
+        for change, value in recognition["top1_unseen"].items():
+            rows.append(_recognised(f"phi_id names training images: {change}", value))
+        rows.append(_recognised("phi_id names training images: mean of these changes", recognition["top1_unseen_mean"]))
+    write_json(Path(output_dir) / "scores.json", {"features": FEATURES, "n_seeds": n_seeds, "rows": rows})
+    print(_table(rows))
+
+
+def _recognised(measure: str, value: float) -> dict[str, Any]:
+    return {
+        "class": "all",
+        "measure": measure,
+        "mean": value,
+        "std": None,
+        "bar": RECOGNITION,
+        "relation": "at least",
+        "met": value >= RECOGNITION,
+    }
+
+
+@torch.no_grad()
+def _samples(generator: Generator, label: int, n: int, seed: int) -> Tensor:
+    device = next(generator.parameters()).device
+    labels = torch.full((n,), label, device=device)
+    w = generator.mapping(sample_z(range(n), generator.z_dim, seed).to(device), labels)
+    return torch.cat([generator.synthesis(part).cpu() for part in w.split(64)])
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| class | measure | value | bar | met |", "|---|---|---|---|---|"]
+    for row in rows:
+        spread = "" if row["std"] is None else f" +- {row['std']:.3g}"
+        verdict = "yes" if row["met"] else "**no**"
+        lines.append(
+            f"| {row['class']} | {row['measure']} | {row['mean']:.3g}{spread} "
+            f"| {row['relation']} {row['bar']:.3g} | {verdict} |"
+        )
+    return "\n".join(lines)
