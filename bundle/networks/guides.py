@@ -85,17 +85,18 @@ class _Classifier(nn.Module):
 class Guide(_Classifier):
     """ResNet-18 (He et al., CVPR 2016): phi_id and phi_class of the paper.
 
-    The stem halves the image twice, by stride and by pooling: the walk pays for the guides hundreds of times per point,
-    and the stems that keep more pixels cost three to ten times as much.
+    The walk pays for the guides hundreds of times per point, so they are narrow and the stem halves the image twice.
+    Forward and backward to the image, bf16 on one CPU core: 1.2 ms at 64 px and 5.0 ms at 128 px; at width 1 three
+    times as much, and stems that keep more pixels three to ten times.
 
     Args:
         channels: of the images, 1 or 3.
         num_classes: identities or diagnoses.
         identity: takes `NobodyHead` in place of a linear head.
-        width: factor on the number of channels of every layer.
+        width: factor on the number of channels of every layer; 1 is the published network.
     """
 
-    def __init__(self, channels: int, num_classes: int, identity: bool = False, width: float = 1.0) -> None:
+    def __init__(self, channels: int, num_classes: int, identity: bool = False, width: float = 0.5) -> None:
         trunk = ResNet(
             block=ResNetBlock,
             layers=[2, 2, 2, 2],
@@ -129,7 +130,7 @@ class GateClassifier(_Classifier):
         channels: int,
         num_classes: int,
         identity: bool = False,
-        growth: int = 32,
+        growth: int = 24,
         layers: tuple[int, ...] = (3, 4, 4),
     ) -> None:
         network = DenseNet(

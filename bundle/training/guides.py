@@ -281,7 +281,7 @@ class GuideTrainer(SupervisedTrainer):
         train_handlers: further Ignite handlers.
 
     Raises:
-        GuideError: there is nothing to train or to calibrate on, or the weights of another training are in the way.
+        GuideError: there is nothing to train on, or the weights of another training are in the way.
     """
 
     def __init__(
@@ -296,15 +296,13 @@ class GuideTrainer(SupervisedTrainer):
         batch_size: int = 32,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.05,
-        nobody: float = 1.0,
+        nobody: float = 0.5,
         seed: int = 0,
         checkpoint_epochs: int = 5,
         inferer: Inferer | None = None,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
         role = ROLES[name]
-        if role.identity and not data.records("val"):
-            raise GuideError(f"{name} is calibrated on val images, and the val split is empty. Give the dataset some.")
         own_seed = role_seed(name, seed)
         images = data.records(role.splits)
         sampler: ShuffledBatchSampler | BalancedBatchSampler

@@ -1,0 +1,60 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bundle.training.classifier_augment import (
+    GATE_CHANGES,
+    GUIDE_CHANGES,
+    augment_for_gate,
+    augment_for_guide,
+    mix_patients,
+)
+
+
+@pytest.mark.parametrize("augment", [augment_for_guide, augment_for_gate])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_changed_images_stay_in_range_and_depend_on_the_seed_alone(
+    augment: Callable[[Tensor], Tensor], channels: int
+) -> None:
+    images = torch.rand(6, channels, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.manual_seed(1)
+    first = augment(images)
+    torch.manual_seed(1)
+    assert torch.equal(augment(images), first)
+    torch.manual_seed(2)
+    assert not torch.equal(augment(images), first)
+    assert first.shape == images.shape
+    assert first.min() >= -1
+    assert first.max() <= 1
+
+
+def test_guides_and_gate_train_on_different_changes() -> None:
+    assert set(GUIDE_CHANGES) & set(GATE_CHANGES) == {"mirror", "shift"}
+
+
+def test_mixed_patients_have_the_squared_shares_and_the_rest_is_nobody() -> None:
+    images = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, wanted = mix_patients(images, torch.arange(5), 50)
+        assert mixed.shape == images.shape
+        assert mixed.abs().max() <= 1
+        assert wanted.min() >= 0
+        torch.testing.assert_close(wanted.sum(dim=1), torch.ones(5))
+        strangers = wanted[:, 5:]
+        torch.testing.assert_close(strangers, strangers[:, :1].expand_as(strangers))
+        shares = (wanted[:, :5] - strangers[:, :1]).clamp(min=0).sqrt()
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(5), atol=5e-3, rtol=0)
+
+
+def test_a_mixture_of_one_patient_with_himself_is_that_patient() -> None:
+    image = torch.linspace(-0.9, 0.9, 256).view(1, 1, 16, 16)
+    mixed, wanted = mix_patients(image.expand(3, 1, 16, 16), torch.tensor([7, 7, 7]), 10)
+    torch.testing.assert_close(mixed[0], image[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(wanted, torch.nn.functional.one_hot(torch.tensor([7, 7, 7]), 10).float())

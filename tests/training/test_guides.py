@@ -1,0 +1,301 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+
+from bundle.data import ImageData, open_dataset
+from bundle.metrics.recognition import (
+    UNSEEN_CHANGES,
+    highest_probability,
+    predict,
+    recognition_threshold,
+)
+from bundle.networks.guides import Guide, NobodyHead
+from bundle.networks.weights import WeightsError, load_weights
+from bundle.training.classifier_augment import GUIDE_CHANGES
+from bundle.training.guides import (
+    ROLES,
+    GuideError,
+    GuideTrainer,
+    ShuffledBatchSampler,
+    calibrate_head,
+    class_scores,
+    new_classifier,
+)
+from bundle.training.handlers import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[2]
+SPLITS = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+
+
+def draw_patient(number: int) -> Image.Image:
+    """Soft blobs at places that differ from patient to patient."""
+    coarse = np.random.default_rng(number).integers(30, 226, (6, 6), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("patients")
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["image", "label", "patient_id", "split"])
+        for number, split in enumerate(SPLITS * 2):
+            draw_patient(number).save(folder / f"{number:02d}.png")
+            rows.writerow([f"{number:02d}.png", number // len(SPLITS), f"patient{number}", split])
+    return folder
+
+
+@pytest.fixture
+def data(dataset_dir: Path, tmp_path: Path) -> ImageData:
+    return open_dataset(dataset_dir, tmp_path / "out", resolution=32)
+
+
+def make_trainer(data: ImageData, output_dir: Path, name: str = "gate_identity", **options: Any) -> GuideTrainer:
+    options = {"max_epochs": 2, "batch_size": 8, "checkpoint_epochs": 1, **options}
+    dataset = data.dataset(ROLES[name].splits)
+    network = new_classifier(name, data, options.get("seed", 0))
+    return GuideTrainer(name, data, dataset, network, output_dir, "cpu", **options)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt:
+    """Ends a run the hard way at an iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), self._kill)
+
+    def _kill(self, engine: Engine) -> None:
+        raise Killed
+
+
+@pytest.mark.parametrize("name", sorted(ROLES))
+def test_resumed_run_gives_the_same_bits(name: str, data: ImageData, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path / "whole", name).run()
+    # 24 images in batches of 8: three iterations an epoch, so the second epoch is broken off in its middle.
+    with pytest.raises(Killed):
+        make_trainer(data, tmp_path / "killed", name, train_handlers=[KillAt(5)]).run()
+    assert not (tmp_path / "killed" / "models" / f"{name}.json").exists()
+    resumed = make_trainer(data, tmp_path / "killed", name)
+    assert resumed.state.iteration == 3
+    resumed.run()
+    first, again = (load_weights(tmp_path / run / "models" / f"{name}.pt") for run in ("whole", "killed"))
+    assert first[1]["scores"] == again[1]["scores"]
+    for key, value in first[0].state_dict().items():
+        assert torch.equal(value, again[0].state_dict()[key]), key
+    assert not (tmp_path / "killed" / "checkpoints" / f"{name}.pt").exists()
+
+
+def test_run_killed_before_its_weights_were_written_writes_them(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(data, tmp_path, max_epochs=1)
+
+    def kill() -> dict[str, Any]:
+        raise Killed
+
+    monkeypatch.setattr(trainer, "save", kill)
+    with pytest.raises(Killed):
+        trainer.run()
+    again = make_trainer(data, tmp_path, max_epochs=1)
+    again.run()
+    assert again.is_saved
+    assert load_weights(tmp_path / "models" / "gate_identity.pt")[1]["epochs"] == 1
+
+
+def test_finished_classifier_is_checked_and_not_trained_again(data: ImageData, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path, max_epochs=1).run()
+    path = tmp_path / "models" / "gate_identity.pt"
+    before = path.stat().st_mtime_ns
+    make_trainer(data, tmp_path, max_epochs=1, train_handlers=[KillAt(1)]).run()
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(GuideError, match=r"max_epochs = 1, now it is 3.*another output_dir"):
+        make_trainer(data, tmp_path, max_epochs=3)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(WeightsError, match="SHA-256"):
+        make_trainer(data, tmp_path, max_epochs=1)
+
+
+def test_checkpoint_of_other_options_is_refused(data: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        make_trainer(data, tmp_path, train_handlers=[KillAt(5)]).run()
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        make_trainer(data, tmp_path, learning_rate=1e-3)
+
+
+def test_batches_show_every_image_once_in_an_epoch_and_go_on_where_they_stopped() -> None:
+    sampler = ShuffledBatchSampler(10, 5, seed=3)
+    batches = [batch for batch, _ in zip(sampler, range(6), strict=False)]
+    for epoch in range(3):
+        assert sorted(batches[2 * epoch] + batches[2 * epoch + 1]) == list(range(10))
+    assert batches[:2] != batches[2:4]
+    sampler.start = 3
+    assert next(iter(sampler)) == batches[3]
+    assert len(next(iter(ShuffledBatchSampler(3, 8, seed=0)))) == 3
+    with pytest.raises(GuideError, match="train split"):
+        ShuffledBatchSampler(0, 8, seed=0)
+
+
+def test_classifiers_of_one_set_start_apart_and_the_same_every_time(data: ImageData) -> None:
+    one, again, other = (new_classifier("class_guide", data, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.head.weight, again.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+    assert type(new_classifier("gate_class", data, 0)) is not type(one)
+    assert isinstance(new_classifier("identity_guide", data, 0).head, NobodyHead)
+    assert new_classifier("identity_guide", data, 0).num_classes == 24
+
+
+def test_identity_network_knows_its_patients_and_says_nobody_to_others(data: ImageData, tmp_path: Path) -> None:
+    # The smaller of the two networks: the head and the training are the same.
+    trainer = make_trainer(data, tmp_path, max_epochs=80, batch_size=8)
+    trainer.run()
+    network, info = load_weights(tmp_path / "models" / "gate_identity.pt")
+    scores = info["scores"]
+    assert scores["top1"] >= 0.9
+    assert scores["highest_probability"]["train"] > 2 * scores["highest_probability"]["val"]
+    assert scores["identity_divergence"]["train"] > 2 * scores["identity_divergence"]["test"]
+    assert scores["sensitivity"]["train"] >= 0.8
+    assert info["split_sha256"] == data.split_sha256
+    val = predict(network, data.tensors("val")[0])
+    assert scores["threshold"] == pytest.approx(recognition_threshold(val), abs=0.02)
+    assert (highest_probability(val) > scores["threshold"]).float().mean() <= 0.25
+
+
+def test_calibration_lowers_its_loss_and_keeps_the_order_of_the_identities() -> None:
+    torch.manual_seed(0)
+    network = Guide(1, 6, identity=True, width=0.25).eval()
+    head = network.head
+    assert isinstance(head, NobodyHead)
+    images = torch.rand(18, 1, 32, 32) * 2 - 1
+    # The first twelve images are made the prototypes' own: known patients, two images each.
+    with torch.no_grad():
+        head.weight.copy_(network.features(images[:6]) + 0.1 * torch.randn(6, 512 // 4))
+        head.scale.fill_(200.0)
+    known, identities = images[:6], torch.arange(6)
+    before = predict(network, images).argmax(dim=1)
+    report = calibrate_head(network, known, identities, images[6:])
+    assert report["loss_after"] < report["loss_before"]
+    assert report["scale"] == pytest.approx(float(head.scale))
+    assert torch.equal(predict(network, images).argmax(dim=1)[:6], before[:6])
+    with pytest.raises(TypeError, match="identity"):
+        calibrate_head(Guide(1, 6, width=0.25).eval(), known, identities, images[6:])
+
+
+def test_class_scores_of_a_hand_computed_case() -> None:
+    class Pixel(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.tensor(4.0))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            value = self.gain * image[:, 0, 0, 0]
+            return torch.stack([-value, value], dim=1)
+
+    images = torch.tensor([-0.5, -0.25, 0.25, 0.5, 0.75]).view(5, 1, 1, 1)
+    scores = class_scores(Pixel(), images, torch.tensor([0, 0, 0, 1, 1]))
+    assert scores["accuracy"] == pytest.approx(4 / 5)
+    assert scores["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert scores["auc"] == 1.0
+    assert "auc" not in class_scores(Pixel(), images[:3], torch.tensor([0, 0, 0]))
+
+
+def test_unseen_changes_are_other_families_than_the_guides_train_on_or_stronger() -> None:
+    # "Beyond" changes belong to a family that training knows: the number in the name must exceed the trained one.
+    trained = dict(GUIDE_CHANGES)
+    beyond = {name: change for name, change in UNSEEN_CHANGES.items() if name.endswith("(beyond)")}
+    strength = {name: float(re.findall(r"\d+(?:\.\d+)?", name)[0]) for name in beyond}
+    for name, value in strength.items():
+        match name.split()[0]:
+            case "rotation":
+                assert value > trained["rotation"]
+            case "shift":
+                assert value / 100 > trained["shift"]
+            case "enlarged":
+                assert value > trained["scale"]
+            case "reduced":
+                assert value < 1 / trained["scale"]
+            case "noise":
+                assert value > trained["noise"]
+            case "contrast":
+                assert value < 1 / trained["contrast"]
+            case "brightness":
+                assert value > trained["brightness"]
+            case family:
+                pytest.fail(f"{family} is not among the families that training knows")
+    for name in UNSEEN_CHANGES.keys() - beyond.keys():
+        assert not any(family in name.lower() for family in trained), name
+    assert len(UNSEEN_CHANGES) - len(beyond) >= 5
+
+
+def workflow(dataset_dir: Path, output_dir: Path) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        str(ROOT / "configs" / "train_guides.json"),
+        meta_file=None,
+        logging_file=False,
+        workflow_type="train",
+        dataset_dir=str(dataset_dir),
+        output_dir=str(output_dir),
+        resolution=32,
+        max_epochs=1,
+        batch_size=8,
+        bundle_root=str(ROOT),
+    )
+
+
+def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_four(
+    dataset_dir: Path, tmp_path: Path
+) -> None:
+    first = workflow(dataset_dir, tmp_path)
+    first.initialize()
+    required = {"bundle_root", "device", "dataset_dir", "trainer", "max_epochs", "train_dataset", "train_inferer"}
+    assert not required & set(first.check_properties() or [])
+    first.run()
+    infos = {name: load_weights(tmp_path / "models" / f"{name}.pt")[1] for name in ROLES}
+    assert {info["network"] for name, info in infos.items() if name.startswith("gate")} == {"GateClassifier"}
+    assert {info["network"] for name, info in infos.items() if name.endswith("guide")} == {"Guide"}
+    assert len({info["split_sha256"] for info in infos.values()}) == 1
+    assert infos["gate_identity"]["scores"]["threshold"] > 0
+    assert {"train", "val", "test"} == infos["class_guide"]["scores"].keys()
+    text = json.dumps(infos)
+    assert ".png" not in text
+    assert "patient" not in text
+    again = workflow(dataset_dir, tmp_path)
+    again.initialize()
+    before = (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns
+    again.run()
+    assert (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns == before
+
+
+def test_shipped_guide_names_training_images_under_unseen_changes(shared_data: Path, tmp_path: Path) -> None:
+    weights = ROOT / "models" / "xray" / "identity_guide.pt"
+    if not weights.is_file():
+        pytest.skip(f"needs {weights}, which this checkout does not have")
+    network, info = load_weights(weights)
+    data = open_dataset(shared_data / "cxr", tmp_path, resolution=info["resolution"])
+    if data.split_sha256 != info["split_sha256"]:
+        pytest.skip("the shipped guide was trained on other splits than those of the images that are here")
+    images, _, identities = data.tensors(("train", "extra"))
+    some = torch.arange(0, len(images), 8)
+    hits = [
+        (predict(network, change(images[some]).clamp(-1, 1)).argmax(dim=1) == identities[some]).float().mean()
+        for change in UNSEEN_CHANGES.values()
+    ]
+    assert torch.stack(hits).mean() >= 0.9
