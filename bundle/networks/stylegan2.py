@@ -99,6 +99,8 @@ class EqualizedConv2d(nn.Module):
         down: halve the resolution, after a [1, 3, 3, 1] filter against aliasing.
     """
 
+    kernel: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True, down: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
@@ -128,6 +130,8 @@ class ModulatedConv2d(nn.Module):
         up: double the resolution by a transposed convolution and the [1, 3, 3, 1] filter.
         demodulate: divide by the expected standard deviation of the output.
     """
+
+    kernel: Tensor
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, up: bool = False, demodulate: bool = True
@@ -159,7 +163,8 @@ class ModulatedConv2d(nn.Module):
             x = F.conv2d(x, weight, padding=self.padding)
         if self.demodulate:
             # Summed elementwise, not by a matrix product: autocast would round that to bf16.
-            power = (style.float().square().unsqueeze(1) * weight.float().square().sum(dim=(2, 3))).sum(dim=2)
+            style = style.to(weight.dtype)
+            power = (style.square().unsqueeze(1) * weight.square().sum(dim=(2, 3))).sum(dim=2)
             x = x * (power + 1e-8).rsqrt().to(x.dtype).unsqueeze(-1).unsqueeze(-1)
         return x
 
@@ -207,6 +212,8 @@ class StyledLayer(nn.Module):
         up: double the resolution.
         noise: add a noise image, scaled by a learned strength.
     """
+
+    noise_const: Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: bool, noise: bool) -> None:
         super().__init__()
@@ -263,7 +270,7 @@ class SynthesisBlock(nn.Module):
         x = self.conv1(x, ws[:, 1], noise_mode)
         # Bilinear upsampling by 2 is the [1, 3, 3, 1] filter; images stay in fp32, they are sums over resolutions.
         image = F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return x, image + self.to_image(x, ws[:, 2]).float()
+        return x, image + self.to_image(x, ws[:, 2]).to(image.dtype)
 
 
 class SynthesisNetwork(nn.Module):
@@ -315,7 +322,7 @@ class SynthesisNetwork(nn.Module):
         """As `forward`, without the final clamp, which has no gradient where a pixel is saturated."""
         ws = w.unsqueeze(1).expand(-1, self.num_ws, -1) if w.dim() == 2 else w
         x = self.conv(self.const.expand(ws.shape[0], -1, -1, -1), ws[:, 0], noise_mode)
-        image = self.to_image(x, ws[:, 1]).float()
+        image = self.to_image(x, ws[:, 1]).to(self.const.dtype)
         # The image layer of a block and the first styled layer of the next share a latent, as in the paper.
         index = 1
         for block in self.blocks.values():
@@ -403,7 +410,7 @@ def minibatch_stddev(x: Tensor, group_size: int = 4) -> Tensor:
     batch = x.shape[0]
     size = max(divisor for divisor in range(1, min(group_size, batch) + 1) if batch % divisor == 0)
     # Member i of a group stands B / size apart, so that a batch sorted by class still mixes in each group.
-    grouped = x.float().reshape(size, batch // size, *x.shape[1:])
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(size, batch // size, *x.shape[1:])
     deviation = (grouped.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
     feature = deviation.repeat(size).view(batch, 1, 1, 1).expand(-1, 1, *x.shape[2:])
     return torch.cat([x, feature.to(x.dtype)], dim=1)
@@ -481,6 +488,6 @@ class Discriminator(nn.Module):
         for block in self.blocks.values():
             x = block(x)
         x = _leaky(self.conv(minibatch_stddev(x)))
-        features = _leaky(self.fc(x.flatten(1))).float()
+        features = _leaky(self.fc(x.flatten(1))).to(self.embed.weight.dtype)
         projection = (self.embed(label) * features).sum(dim=1) / math.sqrt(features.shape[1])
-        return self.out(features).float().squeeze(1) + projection
+        return self.out(features).to(projection.dtype).squeeze(1) + projection

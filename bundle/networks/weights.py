@@ -43,8 +43,9 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], info: dict[st
         key: (value.detach().cpu().half() if value.is_floating_point() else value.detach().cpu()).contiguous()
         for key, value in network.state_dict().items()
     }
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
+    # Given a path, torch.save writes the temporary name into the file: equal weights would not be equal bytes.
+    with atomic_write(path) as temporary, open(temporary, "wb") as stream:
+        torch.save(state, stream)
     write_json(
         path.with_suffix(".json"),
         {
@@ -102,9 +103,21 @@ def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu
         raise WeightsError(
             f"{path} is not the file that its JSON describes (other SHA-256). Copy the pair of files anew."
         )
-    network = NETWORKS[info["network"]](**info["arguments"])
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path} does not fit {info['network']}({info['arguments']}): {error}") from error
+        network = NETWORKS[info["network"]](**info["arguments"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path.with_suffix('.json')} does not describe a {info['network']} ({error}). Use the release that wrote "
+            f"it."
+        ) from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
+        raise WeightsError(f"{path} is not a PyTorch file of tensors. Copy the pair of files anew.") from error
+    try:
+        network.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path} does not fit {info['network']}({info['arguments']}): {error}. Copy the pair of files anew."
+        ) from error
     return network.eval().requires_grad_(False).to(device), info
