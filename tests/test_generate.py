@@ -29,7 +29,6 @@ def generate(models_dir: Path, output_dir: Path, **options: Any) -> None:
         "generate",
         config_file=str(ROOT / "configs" / "plan.json"),
         bundle_root=str(ROOT),
-        logging_file=False,
         models_dir=str(models_dir),
         output_dir=str(output_dir),
         device="cpu",

@@ -133,7 +133,7 @@ class GanProgress:
         engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
 
     def _open(self, engine: StyleGAN2Trainer) -> None:
-        batch = engine.data_loader.batch_sampler.batch_size
+        batch = engine.sampler.batch_size
         total = engine.state.max_epochs * engine.state.epoch_length * batch
         self._bar = tqdm(
             total=total,
@@ -146,7 +146,7 @@ class GanProgress:
         )
 
     def _advance(self, engine: StyleGAN2Trainer) -> None:
-        output: dict[str, Any] = engine.state.output  # type: ignore[assignment]
+        output: dict[str, Any] = engine.state.output
         self._bar.set_postfix({name: f"{output[name]:.2f}" for name in ("g_loss", "d_loss", "p", "r_t")}, refresh=False)
         self._bar.update(output["reals"].shape[0])
 
@@ -200,7 +200,7 @@ def every_kimg(engine: Engine, interval_kimg: float, function: Any) -> None:
     """Calls ``function(engine)`` whenever another ``interval_kimg`` thousand images are done, and at the end."""
 
     def on_iteration(engine: StyleGAN2Trainer) -> None:
-        batch = engine.state.output["reals"].shape[0]  # type: ignore[index, call-overload]
+        batch = engine.state.output["reals"].shape[0]
         interval = interval_kimg * 1000.0
         if engine.images_seen // interval > (engine.images_seen - batch) // interval or engine.is_finished:
             function(engine)

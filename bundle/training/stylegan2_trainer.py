@@ -9,7 +9,7 @@ left out: at this size and with hundreds of images they cost time and help nothi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ class StyleGAN2Trainer(Trainer):
     Args:
         device: where to train.
         max_epochs: epochs, of ``epoch_length`` iterations each.
-        train_data_loader: gives batches for ``prepare_batch``; built on a `BalancedBatchSampler`.
+        train_data_loader: gives batches for ``prepare_batch``, by a `BalancedBatchSampler`; see `balanced_loader`.
         epoch_length: iterations in an epoch.
         generator: trained in place.
         discriminator: trained in place.
@@ -116,13 +116,16 @@ class StyleGAN2Trainer(Trainer):
         prepare_batch: turns a batch into images and labels on the device.
         train_handlers: Ignite handlers.
         amp: bf16 autocast, R1 excepted.
+
+    Raises:
+        TypeError: the loader draws its batches otherwise, so that the run could not be resumed.
     """
 
     def __init__(
         self,
         device: torch.device | str,
         max_epochs: int,
-        train_data_loader: Iterable[Any],
+        train_data_loader: DataLoader[dict[str, Any]],
         epoch_length: int,
         generator: Generator,
         discriminator: Discriminator,
@@ -138,6 +141,9 @@ class StyleGAN2Trainer(Trainer):
         train_handlers: Sequence[Any] | None = None,
         amp: bool = True,
     ) -> None:
+        if not isinstance(train_data_loader.batch_sampler, BalancedBatchSampler):
+            raise TypeError("train_data_loader must draw by a BalancedBatchSampler. Build it with balanced_loader.")
+        self.sampler = train_data_loader.batch_sampler
         # amp=False for MONAI: its switch makes a CUDA gradient scaler, which bf16 does not need.
         super().__init__(
             device=device,
@@ -150,9 +156,8 @@ class StyleGAN2Trainer(Trainer):
             decollate=False,
         )
         place = self.state.device
-        layout = torch.channels_last
-        self.generator = generator.to(device=place, memory_format=layout).requires_grad_(True).train()
-        self.discriminator = discriminator.to(device=place, memory_format=layout).requires_grad_(True).train()
+        self.generator = generator.to(memory_format=torch.channels_last).to(place).requires_grad_(True).train()
+        self.discriminator = discriminator.to(memory_format=torch.channels_last).to(place).requires_grad_(True).train()
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.augment = augment.to(place)
         self.generator_optimizer = lazy_adam(list(generator.parameters()), learning_rate, (0.0, 0.99))
@@ -173,7 +178,7 @@ class StyleGAN2Trainer(Trainer):
         """Whether all epochs are done."""
         return bool(self.state.iteration >= self.state.max_epochs * self.state.epoch_length)
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         """Trains to the last epoch, from wherever the state stands."""
         if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
             super().run()
@@ -200,9 +205,7 @@ class StyleGAN2Trainer(Trainer):
         self.images_seen = state["images_seen"]
         self.state.iteration = state["iteration"]
         self.state.epoch = state["iteration"] // self.state.epoch_length
-        sampler = getattr(self.data_loader, "batch_sampler", None)
-        if isinstance(sampler, BalancedBatchSampler):
-            sampler.start = state["iteration"]
+        self.sampler.start = state["iteration"]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bf16)
@@ -217,15 +220,18 @@ class StyleGAN2Trainer(Trainer):
         reals, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         reals = reals.contiguous(memory_format=torch.channels_last)
 
-        d_loss = self._train_discriminator(reals, label, number)
-        fakes, latents, g_loss = self._train_generator(label)
+        # One batch of fakes serves both networks' steps: a forward pass less than drawing twice.
+        with self._autocast():
+            fakes, latents = self._generate(label)
+        d_loss = self._train_discriminator(reals, fakes.detach(), label, number)
+        g_loss = self._train_generator(fakes, label)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
 
         self.images_seen += reals.shape[0]
         self._update_average(reals.shape[0])
         return {
             "reals": reals,
-            "fakes": fakes,
+            "fakes": fakes.detach(),
             "latents": latents,
             "g_loss": g_loss,
             "d_loss": d_loss,
@@ -234,11 +240,9 @@ class StyleGAN2Trainer(Trainer):
             "r_t": self._r_t,
         }
 
-    def _train_discriminator(self, reals: Tensor, label: Tensor, number: int) -> float:
+    def _train_discriminator(self, reals: Tensor, fakes: Tensor, label: Tensor, number: int) -> float:
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            with torch.no_grad():
-                fakes, _ = self._generate(label)
             fake_logits = self.inferer(self.augment(fakes), self.discriminator, label)
             seen_reals = self.augment(reals)
             real_logits = self.inferer(seen_reals, self.discriminator, label)
@@ -254,16 +258,15 @@ class StyleGAN2Trainer(Trainer):
         self._r_t = float(real_logits.detach().sign().mean())
         return float(loss.detach())
 
-    def _train_generator(self, label: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _train_generator(self, fakes: Tensor, label: Tensor) -> float:
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.discriminator.requires_grad_(False)
         with self._autocast():
-            fakes, latents = self._generate(label)
             loss = generator_loss(self.inferer(self.augment(fakes), self.discriminator, label))
         loss.backward()
         self.discriminator.requires_grad_(True)
         self.generator_optimizer.step()
-        return fakes.detach(), latents, float(loss.detach())
+        return float(loss.detach())
 
     @torch.no_grad()
     def _update_average(self, batch_size: int) -> None:
