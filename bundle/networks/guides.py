@@ -141,8 +141,8 @@ class GateClassifier(_Classifier):
             growth_rate=growth,
             block_config=tuple(layers),
         )
-        features: int = network.class_layers.out.in_features
-        network.class_layers.out = nn.Identity()
+        features = int(network.class_layers[-1].weight.shape[1])  # type: ignore[index]
+        network.class_layers[-1] = nn.Identity()
         super().__init__(network, features, num_classes, identity)
         self.arguments = {
             "channels": channels,

@@ -96,7 +96,7 @@ def mix_patients(images: Tensor, identities: Tensor, num_identities: int) -> tup
     sharpness = 0.3 * 10.0 ** float(torch.rand(()))
     noise = torch.randn(n, parts, coarseness, coarseness, device=images.device) * sharpness
     masks = F.interpolate(noise, size=(height, width), mode="bilinear", align_corners=False).softmax(dim=1)
-    mixed = sum(masks[:, part : part + 1] * images[order[part]] for part in range(parts))
+    mixed = (masks.unsqueeze(2) * images[order.T]).sum(dim=1)
     deviation = images.std(dim=(1, 2, 3), keepdim=True)
     wanted = deviation[order].mean(dim=0)
     mean = mixed.mean(dim=(1, 2, 3), keepdim=True)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -226,10 +226,10 @@ class GuideProgress:
         )
 
     def _advance(self, engine: GuideTrainer) -> None:
-        output: dict[str, Any] = engine.state.output  # type: ignore[assignment]
+        output: dict[str, Any] = engine.state.output
         value = output["accuracy"]
         self._accuracy = value if math.isnan(self._accuracy) else 0.95 * self._accuracy + 0.05 * value
-        postfix = {"loss": f"{float(output['loss'].detach()):.2f}", "accuracy": f"{self._accuracy:.1%}"}
+        postfix = {"loss": f"{float(output['loss']):.2f}", "accuracy": f"{self._accuracy:.1%}"}
         self._bar.set_postfix(postfix, refresh=False)
         self._bar.update(engine.batch_size)
 
@@ -309,19 +309,16 @@ class GuideTrainer(SupervisedTrainer):
         if role.identity:
             sampler = ShuffledBatchSampler(len(images), batch_size, own_seed)
         else:
-            sampler = BalancedBatchSampler([record.label for record in images], batch_size, own_seed)
+            sampler = BalancedBatchSampler([record.label or 0 for record in images], batch_size, own_seed)
         epoch_length = max(1, len(images) // sampler.batch_size)
         network = network.to(memory_format=torch.channels_last).requires_grad_(True)
         network.to(device)
         # Scales, thresholds, biases and the gains of batch norm are no weights to be kept small.
-        decayed = [value for value in network.parameters() if value.ndim > 1]
-        others = [value for value in network.parameters() if value.ndim <= 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            fused=True,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": [value for value in network.parameters() if value.ndim > 1]},
+            {"params": [value for value in network.parameters() if value.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, learning_rate, total_steps=max_epochs * epoch_length + 1, pct_start=0.15
         )
@@ -342,7 +339,7 @@ class GuideTrainer(SupervisedTrainer):
             inferer=AutocastInferer() if inferer is None else inferer,
             train_handlers=[
                 _SaveAtEnd(),
-                LrScheduleHandler(self.scheduler, print_lr=False, epoch_level=False),
+                LrScheduleHandler(cast(Any, self.scheduler), print_lr=False, epoch_level=False),
                 *(train_handlers or []),
                 GuideProgress(name),
             ],
@@ -351,6 +348,7 @@ class GuideTrainer(SupervisedTrainer):
         )
         self.name = name
         self.data = data
+        self.classifier = network
         self.sampler = sampler
         self.seed = seed
         self.own_seed = own_seed
@@ -385,7 +383,7 @@ class GuideTrainer(SupervisedTrainer):
         """Whether all epochs are done."""
         return bool(self.state.iteration >= self.state.max_epochs * self.state.epoch_length)
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         """Trains to the last epoch, from wherever the state stands; then calibrates, measures and saves."""
         if self.is_saved:
             print(f"{self.weights_path} is complete and as it was written. Nothing to train.")
@@ -427,7 +425,7 @@ class GuideTrainer(SupervisedTrainer):
             with torch.random.fork_rng():
                 torch.manual_seed(self.own_seed)
                 changed = ROLES[self.name].augment(known)
-            calibration = calibrate_head(self.network, changed, identities, images["val"][0])
+            calibration = calibrate_head(self.classifier, changed, identities, images["val"][0])
             scores = recognition_scores(self.network, known, identities, images["val"][0], images["test"][0])
             scores["calibration"] = calibration
         else:
@@ -460,6 +458,7 @@ class GuideTrainer(SupervisedTrainer):
         torch.manual_seed((self.own_seed << 32) + self.state.iteration)
         output = super()._iteration(engine, batchdata)
         predicted, wanted = output["pred"][: self.batch_size], output["label"][: self.batch_size]
+        output["loss"] = output["loss"].detach()
         output["accuracy"] = float((predicted.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
         return output
 
