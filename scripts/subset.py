@@ -1,0 +1,64 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Copies part of a data set, to train a GAN that is bound to memorise: few training images, all of val and test."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+from pathlib import Path
+
+from bundle.data import ImageData, open_dataset
+from bundle.files import atomic_write
+
+__all__ = ["write_subset"]
+
+
+def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
+    """Writes a data set in the labels.csv layout.
+
+    Args:
+        data: the whole.
+        folder: where the part goes; must not exist. Real images: keep it as private as the whole.
+        n_train: training images kept, the classes in equal number, in the order of the images' names.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: there are fewer training images than that.
+    """
+    labels = range(len(data.class_names))
+    train = [[record for record in data.records("train") if record.label == label] for label in labels]
+    if n_train % len(labels) or any(len(records) < n_train // len(labels) for records in train):
+        available = min(len(records) for records in train) * len(labels)
+        raise ValueError(f"n_train must be a multiple of {len(labels)}, at most {available}, not {n_train}.")
+    kept = [record for records in train for record in records[: n_train // len(labels)]]
+    folder.mkdir(parents=True)
+    with atomic_write(folder / "labels.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["image", "label", "label_name", "patient_id", "split"])
+        for split, records in (("train", kept), ("val", data.records("val")), ("test", data.records("test"))):
+            for record in records:
+                target = folder / record.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(record.image, target)
+                rows.writerow(
+                    [record.name, record.label, data.class_names[record.label or 0], record.patient_id, split]
+                )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.subset", description=__doc__)
+    parser.add_argument("--dataset_dir", required=True, help="the whole data set")
+    parser.add_argument("--output_dir", required=True, type=Path, help="gets images/ (the part) and private/")
+    parser.add_argument("--n_train", type=int, default=100, help="training images kept (default: %(default)s)")
+    parser.add_argument("--modality", default="xray", help="preset (default: %(default)s)")
+    options = parser.parse_args()
+    data = open_dataset(options.dataset_dir, options.output_dir, options.modality)
+    write_subset(data, options.output_dir / "images", options.n_train)
+    print(f"Train on {options.output_dir / 'images'}")
+
+
+if __name__ == "__main__":
+    main()

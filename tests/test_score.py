@@ -1,0 +1,74 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The bars of shipped weights: a generator that copies its training images must fail, one that draws noise too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundle.data import ImageData, open_dataset
+from bundle.networks.model_set import ModelSet
+from bundle.networks.stylegan2 import Generator
+from scripts.score import score_models
+from scripts.subset import write_subset
+
+
+class Replay(nn.Module):
+    """Stands for a synthesis network that has memorised its images of one class after the other."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = images
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Returns one stored image per latent."""
+        return self.images[: len(w)]
+
+
+@pytest.fixture(scope="module")
+def data(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    """Small images with a test split."""
+    return open_dataset(tiny_dataset, tmp_path_factory.mktemp("data"), resolution=32)
+
+
+def rows_of(generator: Generator, data: ImageData, output_dir: Path, trunk_file: Path) -> list[dict[str, Any]]:
+    """Scores a generator."""
+    score_models(ModelSet({"generator": generator}, {"generator": {}}), data, str(output_dir), 2, str(trunk_file))
+    rows: list[dict[str, Any]] = json.loads((output_dir / "scores.json").read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def test_copies_are_found(data: ImageData, tmp_path: Path, trunk_file: Path) -> None:
+    generator = Generator(32, channel_base=128, channel_max=8)
+    generator.synthesis = Replay(data.tensors("train")[0])  # type: ignore[assignment]
+    near = [row for row in rows_of(generator, data, tmp_path, trunk_file) if row["measure"].startswith("LPIPS")]
+    assert len(near) == 2
+    assert not any(row["met"] for row in near)
+    assert all(row["mean"] < 1e-4 < row["bar"] for row in near)
+
+
+def test_noise_is_told_from_images_of_the_class(
+    data: ImageData, tmp_path: Path, trunk_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    rows = rows_of(Generator(32, channel_base=128, channel_max=8).eval(), data, tmp_path, trunk_file)
+    kid = [row for row in rows if row["measure"].startswith("KID")]
+    assert [row["class"] for row in kid] == ["normal", "tuberculosis"]
+    assert not any(row["met"] for row in kid)
+    assert "**no**" in capsys.readouterr().out
+
+
+def test_subset_keeps_every_held_out_image_and_few_others(data: ImageData, tmp_path: Path) -> None:
+    write_subset(data, tmp_path / "images", 10)
+    part = open_dataset(tmp_path / "images", tmp_path, resolution=32)
+    assert [record.label for record in part.records("train")] == [0] * 5 + [1] * 5
+    for split in ("val", "test"):
+        assert [r.patient_id for r in part.records(split)] == [r.patient_id for r in data.records(split)]
+    with pytest.raises(ValueError, match="multiple of 2"):
+        write_subset(data, tmp_path / "more", 5)
