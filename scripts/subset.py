@@ -36,14 +36,14 @@ def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
     folder.mkdir(parents=True)
     with atomic_write(folder / "labels.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
-        rows.writerow(["image", "label", "label_name", "patient_id", "split"])
+        rows.writerow(["image", "label", "patient_id", "split"])
         for split, records in (("train", kept), ("val", data.records("val")), ("test", data.records("test"))):
             for record in records:
                 target = folder / record.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(record.image, target)
                 rows.writerow(
-                    [record.name, record.label, data.class_names[record.label or 0], record.patient_id, split]
+                    [record.name, record.label, record.patient_id, split]
                 )
 
 
