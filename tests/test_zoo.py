@@ -192,13 +192,15 @@ def test_inference_writes_images_and_an_mlflow_run(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     output = tmp_path / "output"
-    options = {"checkpoint": str(model), "output_dir": str(output), "device": "cpu", "seed": 3}
+    options: dict[str, Any] = {"checkpoint": str(model), "output_dir": str(output), "device": "cpu", "seed": 3}
     run(config_file=str(INFERENCE), bundle_root=str(ROOT), n_images=3, batch_size=2, tracking="mlflow", **options)
     images = {path.name: np.asarray(Image.open(path)) for path in sorted((output / "samples").iterdir())}
     assert list(images) == ["000000.png", "000001.png", "000002.png"]
     assert all(image.shape == (64, 64) and image.std() > 0 for image in images.values())
     client = mlflow.MlflowClient(tracking_uri(output))
-    [record] = client.search_runs([client.get_experiment_by_name("inference").experiment_id])
+    experiment = client.get_experiment_by_name("inference")
+    assert experiment is not None
+    [record] = client.search_runs([experiment.experiment_id])
     assert record.info.status == "FINISHED"
 
     run(

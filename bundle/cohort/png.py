@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class SavePNGd(MapTransform):
         self.folder = Path(folder)
         self.name_key = name_key
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Writes the images of one item and hands it on as it is."""
-        for key in self.key_iterator(dict(data)):
+        for key in self.key_iterator(data):
             save_png(Image.fromarray(to_uint8(data[key][None])[0]), self.folder / f"{data[self.name_key]}.png")
         return dict(data)

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from bundle.cohort.png import SavePNGd
 def test_writes_grey_and_colour_upright(tmp_path: Path) -> None:
     save = SavePNGd("pred", tmp_path)
     grey = torch.linspace(-1, 1, 6).view(1, 2, 3)
-    item = {"pred": grey, "name": "000000", "label": 1}
+    item: dict[Hashable, Any] = {"pred": grey, "name": "000000", "label": 1}
     assert save(item)["label"] == 1
     save({"pred": grey.expand(3, 2, 3), "name": "000001"})
     with Image.open(tmp_path / "000000.png") as image:
