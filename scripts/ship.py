@@ -1,0 +1,68 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Puts a trained set of weights into the bundle: models/<modality> with its licence, and models/model.pt."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from bundle.files import atomic_write, write_json
+from bundle.networks.model_set import GENERATION_NETWORKS, load_models
+
+__all__ = ["MOST_BYTES", "ship"]
+
+NETWORKS = (*GENERATION_NETWORKS, "discriminator")
+MOST_BYTES = 25 * 1024**2
+"""Size of a file that the model zoo takes without further ado."""
+
+
+def ship(source: Path, models: Path, licence: str, main: bool) -> None:
+    """Copies a complete set of weights that belong together.
+
+    Args:
+        source: folder of the trained set, the discriminator included.
+        models: the bundle's folder of models; the set goes into its subfolder named after the modality.
+        licence: of the weights, for their JSON.
+        main: whether models/model.pt becomes this generator.
+
+    Raises:
+        WeightsError: the set is incomplete, or its parts do not belong together.
+        ValueError: a file is too large.
+    """
+    infos = load_models(source, names=NETWORKS).infos
+    large = [name for name in NETWORKS if (source / f"{name}.pt").stat().st_size > MOST_BYTES]
+    if large:
+        raise ValueError(f"{', '.join(large)} in {source} are above {MOST_BYTES} bytes. Train narrower networks.")
+    target = models / infos["generator"]["modality"]
+    for name in NETWORKS:
+        _copy(source / f"{name}.pt", target / f"{name}.pt")
+        write_json(target / f"{name}.json", {**infos[name], "licence": licence})
+    if main:
+        _copy(source / "generator.pt", models / "model.pt")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_write(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.ship", description=__doc__)
+    parser.add_argument("--source", required=True, type=Path, help="models folder of a training run")
+    parser.add_argument("--models", default=Path("models"), type=Path, help="folder to ship in (default: %(default)s)")
+    parser.add_argument(
+        "--licence",
+        default="Research only: models/LICENSE of the bundle. Trained on public images: docs/data_license.txt.",
+        help="of the weights (default: %(default)s)",
+    )
+    parser.add_argument("--main", action="store_true", help="also make this generator models/model.pt")
+    options = parser.parse_args()
+    ship(options.source, options.models, options.licence, options.main)
+    print(f"Shipped {len(NETWORKS)} networks to {options.models}.")
+
+
+if __name__ == "__main__":
+    main()
