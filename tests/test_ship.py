@@ -1,0 +1,49 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Shipping: only whole sets that belong together, with their licence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bundle.networks.model_set import load_models
+from bundle.networks.stylegan2 import Discriminator
+from bundle.networks.weights import WeightsError, save_weights
+from scripts import ship
+
+
+@pytest.fixture
+def trained(toy_models: Path, tmp_path: Path) -> Path:
+    """The toy models with a discriminator."""
+    folder = tmp_path / "trained"
+    shutil.copytree(toy_models, folder)
+    info = json.loads((folder / "generator.json").read_text(encoding="utf-8"))
+    save_weights(Discriminator(32, channel_base=256, channel_max=16), folder / "discriminator.pt", info)
+    return folder
+
+
+def test_whole_set_is_shipped_with_its_licence(trained: Path, tmp_path: Path) -> None:
+    ship.ship(trained, tmp_path / "models", "research only", main=True)
+    shipped = load_models(tmp_path / "models" / "xray", names=ship.NETWORKS)
+    assert {info["licence"] for info in shipped.infos.values()} == {"research only"}
+    assert (tmp_path / "models" / "model.pt").read_bytes() == (trained / "generator.pt").read_bytes()
+
+
+def test_incomplete_set_is_refused(trained: Path, tmp_path: Path) -> None:
+    (trained / "gate_class.pt").unlink()
+    with pytest.raises(WeightsError, match=r"gate_class.pt does not exist"):
+        ship.ship(trained, tmp_path / "models", "research only", main=True)
+    assert not (tmp_path / "models").exists()
+
+
+def test_files_too_large_for_the_zoo_are_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ship, "MOST_BYTES", 10)
+    with pytest.raises(ValueError, match="narrower"):
+        ship.ship(trained, tmp_path / "models", "research only", main=True)
+    assert not (tmp_path / "models").exists()
