@@ -22,8 +22,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.training.augment import AdaptiveAugment
 from bundle.training.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
+from bundle.training.seeds import stream_seed
 
 __all__ = ["BalancedBatchSampler", "StyleGAN2Trainer", "balanced_loader", "default_r1_gamma", "prepare_gan_batch"]
+
+# Streams of random numbers that each iteration has of its own.
+DATA, STEP = 0, 1
 
 
 def default_r1_gamma(resolution: int, batch_size: int) -> float:
@@ -66,8 +70,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         number = self.start
         while True:
-            # One stream for the data, apart from the training step's own of the same number.
-            random = torch.Generator().manual_seed((self.seed << 32) + number)
+            random = torch.Generator().manual_seed(stream_seed(self.seed, DATA, number))
             turn = int(torch.randint(len(self.members), (), generator=random))
             batch = []
             for i in range(self.batch_size):
@@ -216,7 +219,7 @@ class StyleGAN2Trainer(Trainer):
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         number = self.state.iteration  # Ignite counts from 1 by now
-        torch.manual_seed((self.seed << 32) + number)
+        torch.manual_seed(stream_seed(self.seed, STEP, number))
         reals, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         reals = reals.contiguous(memory_format=torch.channels_last)
 
