@@ -79,7 +79,7 @@ class TrainingCheckpoint:
             settings = content["settings"]
         except Exception as error:  # whatever a damaged file makes the unpickler raise
             raise CheckpointError(
-                f"{self.path} is not a readable checkpoint ({error}). Move it away to train from the start."
+                f"{self.path} is not a readable checkpoint. Move it away to train from the start."
             ) from error
         for name in sorted(set(settings) | set(self.settings)):
             if settings.get(name) != self.settings.get(name):
@@ -211,8 +211,8 @@ def every_kimg(engine: Engine, interval_kimg: float, function: Any) -> None:
 class BestGenerator:
     """Measures KID and a Frechet distance to held-out images and keeps the best generator and its discriminator.
 
-    Both distances are taken in SqueezeNet 1.1 features. Where its weights are not to be had, nothing is measured, a
-    warning says so, and the latest weights are kept.
+    Both distances are taken in SqueezeNet 1.1 features. Where its weights are not to be had, or fewer than 2 images are
+    held out, nothing is measured, a warning says so, and the latest weights are kept.
 
     Args:
         reals: held-out images [N, C, H, W] in [-1, 1]: the val split.
@@ -272,14 +272,15 @@ class BestGenerator:
             self._save(engine, scores)
 
     def _distances(self, engine: StyleGAN2Trainer) -> dict[str, float] | None:
-        if self._unavailable or len(self.reals) < 2:
+        if len(self.reals) < 2:
+            self._give_up("they need 2 images in the val split. Add images, or a split column that holds some out.")
+        if self._unavailable:
             return None
         try:
             if self._features is None:
                 self._features = squeezenet_features(self.reals, self.trunk_file, device=engine.state.device)
         except TrunkUnavailable as error:
-            self._unavailable = True
-            logger.warning("No KID and no Frechet distance, the latest weights are kept instead of the best: %s", error)
+            self._give_up(error)
             return None
         generator = engine.average
         images = _sample(engine, *fixed_latents(self.n_samples, generator.z_dim, generator.num_classes, self.seed + 1))
@@ -288,6 +289,13 @@ class BestGenerator:
             "kid_val": kid(features, self._features),
             "frechet_val": frechet_distance(features, self._features),
         }
+
+    def _give_up(self, reason: object) -> None:
+        if not self._unavailable:
+            logger.warning(
+                "No KID and no Frechet distance, the latest weights are kept instead of the best: %s", reason
+            )
+        self._unavailable = True
 
     def _save(self, engine: StyleGAN2Trainer, scores: dict[str, float]) -> None:
         info = {

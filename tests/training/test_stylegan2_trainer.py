@@ -283,7 +283,7 @@ def train(dataset_dir: Path, output_dir: Path, **options: Any) -> None:
     monai.bundle.run(
         config_file=str(ROOT / "configs" / "train_gan.json"),
         bundle_root=str(ROOT),
-        logging_file=False,
+        logging_file=False,  # type: ignore[arg-type]
         dataset_dir=str(dataset_dir),
         output_dir=str(output_dir),
         device="cpu",

@@ -1,0 +1,320 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ignite.engine import Engine, Events
+from PIL import Image
+from torch import Tensor
+
+from bundle.metrics.features import FEATURES, TrunkUnavailable
+from bundle.networks.weights import load_weights
+from bundle.training import handlers
+from bundle.training.handlers import (
+    BestGenerator,
+    CheckpointError,
+    GanProgress,
+    SampleGrid,
+    TrainingCheckpoint,
+    every_kimg,
+    fixed_latents,
+)
+from bundle.training.stylegan2_trainer import StyleGAN2Trainer
+from tests.training.conftest import NewTrainer
+
+SETTINGS = {"seed": 0, "resolution": 32}
+
+
+class Part:
+    """A state to save beside the trainer's."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def training_state(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+def checkpoint(trainer: StyleGAN2Trainer, path: Path, interval: int = 3, **settings: Any) -> TrainingCheckpoint:
+    return TrainingCheckpoint(path, {**SETTINGS, **settings}, {"trainer": trainer}, interval)
+
+
+def same_weights(left: StyleGAN2Trainer, right: StyleGAN2Trainer) -> bool:
+    pairs = zip(left.average.parameters(), right.average.parameters(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints" / "gan.pt"
+
+
+def test_checkpoint_is_written_at_intervals_and_at_the_end(new_trainer: NewTrainer, path: Path) -> None:
+    trainer, saved = new_trainer(), []
+    handler = checkpoint(trainer, path, interval=4)
+    handler.attach(trainer)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def look(engine: Engine) -> None:
+        saved.append(torch.load(path, weights_only=True)["trainer"]["iteration"] if path.exists() else 0)
+
+    trainer.run()
+    assert saved == [0, 0, 0, 4, 4, 4]
+    assert torch.load(path, weights_only=True)["trainer"]["iteration"] == 6
+    assert [file.name for file in path.parent.iterdir()] == ["gan.pt"]
+
+
+def test_interrupted_run_is_gone_on_with(
+    new_trainer: NewTrainer, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = new_trainer()
+    whole.run()
+    first = new_trainer()
+    checkpoint(first, path).attach(first)
+    first.add_event_handler(Events.ITERATION_STARTED(once=2), lambda: signal.raise_signal(signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stopped:
+        first.run()
+    assert stopped.value.code == 130
+    assert f"Stopped at iteration 2, saved {path}; the same command goes on." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    second = new_trainer()
+    checkpoint(second, path).attach(second)
+    assert second.state.iteration == 2
+    second.run()
+    assert same_weights(second, whole)
+
+
+def test_second_interrupt_acts_at_once(new_trainer: NewTrainer, path: Path) -> None:
+    trainer = new_trainer()
+    checkpoint(trainer, path).attach(trainer)
+
+    @trainer.on(Events.ITERATION_STARTED(once=2))
+    def twice(engine: Engine) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert not path.exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signals_are_given_back_when_the_run_ends(new_trainer: NewTrainer, path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    trainer = new_trainer()
+    checkpoint(trainer, path).attach(trainer)
+    trainer.run()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone(new_trainer: NewTrainer, path: Path) -> None:
+    trainer = new_trainer(max_epochs=1, epoch_length=1)
+    checkpoint(trainer, path).attach(trainer)
+    thread = threading.Thread(target=trainer.run)
+    thread.start()
+    thread.join()
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "seed = 0, now it is 1"),
+        ({"resolution": 64}, "resolution = 32, now it is 64"),
+        ({"another": "x"}, "another = None, now it is 'x'"),
+    ],
+)
+def test_changed_settings_are_refused_by_name(
+    new_trainer: NewTrainer, path: Path, change: dict[str, Any], words: str
+) -> None:
+    trainer = new_trainer(max_epochs=1, epoch_length=1)
+    checkpoint(trainer, path).attach(trainer)
+    trainer.run()
+    other = new_trainer()
+    with pytest.raises(CheckpointError, match=rf"gan\.pt was trained with {words}\. Give the old value .* output_dir"):
+        checkpoint(other, path, **change).attach(other)
+    assert other.state.iteration == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_damaged_checkpoint_is_named(new_trainer: NewTrainer, path: Path, content: bytes | None) -> None:
+    trainer = new_trainer(max_epochs=1, epoch_length=1)
+    checkpoint(trainer, path).save()
+    path.write_bytes(path.read_bytes()[:-500] if content is None else content)
+    with pytest.raises(CheckpointError, match=r"gan\.pt is not a readable checkpoint\. Move it away"):
+        checkpoint(trainer, path).attach(trainer)
+
+
+def test_every_part_is_saved_and_loaded(path: Path) -> None:
+    one, two = Part(), Part()
+    one.value, two.value = 3, 4
+    TrainingCheckpoint(path, {}, {"one": one, "two": two}, 1).save()
+    back = {"one": Part(), "two": Part()}
+    TrainingCheckpoint(path, {}, back, 1).attach(Engine(lambda engine, batch: None))
+    assert (back["one"].value, back["two"].value) == (3, 4)
+
+
+def test_every_kimg_and_at_the_end(new_trainer: NewTrainer) -> None:
+    trainer, seen = new_trainer(), []  # 6 iterations of 4 images
+    every_kimg(trainer, 0.010, lambda engine: seen.append(engine.images_seen))
+    trainer.run()
+    assert seen == [12, 20, 24]
+
+
+def test_fixed_latents() -> None:
+    z, label = fixed_latents(5, 3, 2, seed=1)
+    assert z.shape == (5, 3)
+    assert label.tolist() == [0, 1, 0, 1, 0]
+    assert torch.equal(fixed_latents(5, 3, 2, seed=1)[0], z)
+    assert not torch.equal(fixed_latents(5, 3, 2, seed=2)[0], z)
+
+
+def test_sample_grids_show_the_averaged_generator(new_trainer: NewTrainer, tmp_path: Path) -> None:
+    trainer = new_trainer()
+    grid = SampleGrid(tmp_path / "samples", interval_kimg=1000.0, n=6)
+    grid.attach(trainer)
+    trainer.run()
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["kimg_000000.png"]
+    with Image.open(tmp_path / "samples" / "kimg_000000.png") as picture:
+        assert picture.mode == "L"
+        assert picture.width >= 6 * 32
+        before = picture.tobytes()
+    for parameter in trainer.generator.parameters():
+        torch.nn.init.zeros_(parameter)
+    grid.draw(trainer)
+    with Image.open(tmp_path / "samples" / "kimg_000000.png") as picture:
+        assert picture.tobytes() == before
+    assert trainer.state.last_sample_grid == str(tmp_path / "samples" / "kimg_000000.png")
+
+
+def test_progress_counts_images_of_the_whole_run(
+    new_trainer: NewTrainer, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = new_trainer(max_epochs=1)
+    checkpoint(first, path).attach(first)
+    first.run()
+    second = new_trainer()
+    GanProgress().attach(second)
+    checkpoint(second, path).attach(second)
+    second.run()
+    shown = capsys.readouterr().err
+    assert "training the GAN:  50%" in shown
+    assert "12.0/24.0" in shown
+    assert "image/s" in shown
+
+
+# KID, the best weights, and what happens without the feature network.
+
+
+def best(models_dir: Path, **options: Any) -> BestGenerator:
+    reals = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    info = {"modality": "xray", "class_names": ["a", "b"]}
+    return BestGenerator(reals, models_dir, info, **{"interval_kimg": 0.012, "n_samples": 8, **options})
+
+
+def pooled(images: Tensor, trunk_file: Any = None, **kwargs: Any) -> Tensor:
+    """In place of SqueezeNet's features."""
+    return F.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def test_best_weights_are_kept(new_trainer: NewTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kids = iter([0.3, 0.1, 0.2])
+    monkeypatch.setattr(handlers, "squeezenet_features", pooled)
+    monkeypatch.setattr(handlers, "kid", lambda *features: next(kids))
+    trainer = new_trainer(max_epochs=3)
+    handler = best(tmp_path)
+    handler.attach(trainer)
+    second: dict[str, Tensor] = {}
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=6))
+    def remember(engine: Engine) -> None:
+        second.update({key: value.clone() for key, value in trainer.average.state_dict().items()})
+
+    trainer.run()
+    generator, info = load_weights(tmp_path / "generator.pt")
+    for key, value in generator.state_dict().items():
+        assert torch.equal(value, second[key].half().float())
+    discriminator, discriminator_info = load_weights(tmp_path / "discriminator.pt")
+    assert type(discriminator) is type(trainer.discriminator)
+    for found in (info, discriminator_info):
+        assert found["images_seen"] == 24
+        assert found["scores"]["kid_val"] == 0.1
+        assert found["scores"]["features"] == FEATURES
+        assert found["class_names"] == ["a", "b"]
+    assert [entry["kimg"] for entry in handler.history] == [0.012, 0.024, 0.036]
+    assert trainer.state.metrics["kid_val"] == 0.2
+
+
+def test_measures_are_those_of_the_metrics(
+    new_trainer: NewTrainer, tmp_path: Path, trunk_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real feature network, with random weights."""
+    trainer = new_trainer(max_epochs=1)
+    handler = best(tmp_path, n_samples=4, trunk_file=trunk_file)
+    handler.attach(trainer)
+    trainer.run()
+    z, label = fixed_latents(4, 4, 2, seed=1)
+    images = trainer.average.synthesis(trainer.average.mapping(z, label))
+    features = [handlers.squeezenet_features(x, trunk_file) for x in (images, handler.reals)]
+    assert handler.best_kid == pytest.approx(handlers.kid(*features), rel=1e-4, abs=1e-6)
+
+
+def test_best_so_far_survives_a_restart(
+    new_trainer: NewTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "squeezenet_features", pooled)
+    first, second = best(tmp_path), best(tmp_path)
+    monkeypatch.setattr(handlers, "kid", lambda *features: 0.1)
+    first.measure(new_trainer())
+    before = (tmp_path / "generator.pt").stat().st_mtime_ns
+    second.load_training_state(first.training_state())
+    monkeypatch.setattr(handlers, "kid", lambda *features: 0.2)
+    second.measure(new_trainer())
+    assert second.best_kid == 0.1
+    assert len(second.history) == 2
+    assert (tmp_path / "generator.pt").stat().st_mtime_ns == before
+
+
+def test_without_a_trunk_the_latest_weights_are_kept_with_one_warning(
+    new_trainer: NewTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unavailable(*arguments: Any, **options: Any) -> Tensor:
+        raise TrunkUnavailable("name it with trunk_file")
+
+    monkeypatch.setattr(handlers, "squeezenet_features", unavailable)
+    trainer = new_trainer()
+    best(tmp_path).attach(trainer)
+    with caplog.at_level(logging.WARNING, logger=handlers.__name__):
+        trainer.run()
+    assert len(caplog.records) == 1
+    assert "the latest weights are kept instead of the best: name it with trunk_file" in caplog.text
+    generator, info = load_weights(tmp_path / "generator.pt")
+    assert info["images_seen"] == 24
+    assert info["scores"] == {}
+    for mean, value in zip(trainer.average.parameters(), generator.parameters(), strict=True):
+        assert torch.equal(mean.half().float(), value)
+
+
+def test_too_few_images_to_measure_are_warned_of(
+    new_trainer: NewTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = BestGenerator(torch.zeros(1, 1, 32, 32), tmp_path, {}, interval_kimg=1.0)
+    trainer = new_trainer(max_epochs=1)
+    handler.attach(trainer)
+    with caplog.at_level(logging.WARNING, logger=handlers.__name__):
+        trainer.run()
+    assert "val" in caplog.text
+    assert (tmp_path / "generator.pt").is_file()
