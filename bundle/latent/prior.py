@@ -17,8 +17,9 @@ from bundle.networks.stylegan2 import Generator
 __all__ = ["LatentPrior"]
 
 SAMPLES = 10_000
-# Directions in which the samples hardly vary would count without measure; this share of the mean variance is the floor.
-VARIANCE_FLOOR = 1e-3
+# Directions in which the samples hardly vary would count without measure, so that a straight line between two samples
+# would be far outside where nothing is wrong with its images. This share of the mean variance is the floor.
+VARIANCE_FLOOR = 0.03
 
 
 class LatentPrior(nn.Module):
@@ -45,7 +46,9 @@ class LatentPrior(nn.Module):
             variances, directions = torch.linalg.eigh(covariance)
             floor = variances.mean() * VARIANCE_FLOOR
             means.append(v.mean(dim=0))
-            whitenings.append(directions / variances.clamp_min(floor).sqrt())
+            whitening = directions / variances.clamp_min(floor).sqrt()
+            # What the floor has taken from the samples' mean of 1 is given back.
+            whitenings.append(whitening / ((v - means[-1]) @ whitening).square().mean().sqrt())
         self.register_buffer("mean", torch.stack(means).float())
         self.register_buffer("whitening", torch.stack(whitenings).float())
 
