@@ -22,6 +22,7 @@ GUIDE_CHANGES: dict[str, float] = {
     "rotation": 15.0,  # degrees
     "shift": 0.1,  # of the side
     "scale": 1.25,  # larger, or smaller by its inverse
+    "aspect": 1.15,  # wider, or narrower by its inverse
     "brightness": 0.4,  # added, in units of [-1, 1]
     "contrast": 1.6,  # factor, or its inverse
     "noise": 0.1,  # standard deviation, in units of [-1, 1]
@@ -45,8 +46,10 @@ def augment_for_guide(images: Tensor) -> Tensor:
     n, change = len(images), GUIDE_CHANGES
     angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
     size = _log_uniform(images, 1.0 / change["scale"], change["scale"])
-    linear = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(n, 2, 2)
-    images = _transform(images, linear / size.view(n, 1, 1), change["shift"])
+    wide = _log_uniform(images, 1.0 / change["aspect"], change["aspect"]).sqrt()
+    rows = [angle.cos() / wide, -angle.sin() / wide, angle.sin() * wide, angle.cos() * wide]
+    linear = torch.stack(rows, dim=1).view(n, 2, 2) / size.view(n, 1, 1)
+    images = _transform(images, linear, change["shift"])
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     contrast = _per_image(_log_uniform(images, 1.0 / change["contrast"], change["contrast"]))
     brightness = _per_image(_uniform(images, -change["brightness"], change["brightness"]))
@@ -121,13 +124,19 @@ def _per_image(values: Tensor) -> Tensor:
 
 
 def _transform(images: Tensor, linear: Tensor, shift: float) -> Tensor:
-    """Mirrors half of the images, applies matrices [B, 2, 2] from output to input and shifts by a share of the side."""
+    """Mirrors half of the images, applies matrices [B, 2, 2] from output to input and shifts by a share of the side.
+
+    What comes in from outside is black in half of the images, and the border drawn out in the others: programs that
+    move a picture do either.
+    """
     mirror = 1.0 - 2.0 * (torch.rand(len(images), device=images.device) < 0.5).float()
     linear = torch.stack([linear[:, :, 0] * mirror.unsqueeze(1), linear[:, :, 1]], dim=2)
     # Coordinates span [-1, 1], hence the doubled shift.
     moved = torch.empty(len(images), 2, 1, device=images.device).uniform_(-2.0 * shift, 2.0 * shift)
     grid = F.affine_grid(torch.cat([linear, moved], dim=2), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    drawn_out = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    black = F.grid_sample(images + 1.0, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1.0
+    return torch.where(_per_image(torch.rand(len(images), device=images.device) < 0.5), black, drawn_out)
 
 
 def _erase(images: Tensor, side: float) -> Tensor:

