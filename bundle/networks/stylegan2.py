@@ -15,6 +15,7 @@ function, without one set of weights per sample, and several times faster on a C
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,8 @@ class EqualizedConv2d(nn.Module):
         down: halve the resolution, after a [1, 3, 3, 1] filter against aliasing.
     """
 
-    kernel: Tensor
+    if TYPE_CHECKING:  # torch.jit.script does not read annotations of a class as strings
+        kernel: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True, down: bool = False):
         super().__init__()
@@ -131,7 +133,8 @@ class ModulatedConv2d(nn.Module):
         demodulate: divide by the expected standard deviation of the output.
     """
 
-    kernel: Tensor
+    if TYPE_CHECKING:  # torch.jit.script does not read annotations of a class as strings
+        kernel: Tensor
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, up: bool = False, demodulate: bool = True
@@ -213,7 +216,8 @@ class StyledLayer(nn.Module):
         noise: add a noise image, scaled by a learned strength.
     """
 
-    noise_const: Tensor | None
+    if TYPE_CHECKING:  # torch.jit.script does not read annotations of a class as strings
+        noise_const: Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: bool, noise: bool) -> None:
         super().__init__()
