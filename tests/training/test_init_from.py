@@ -70,7 +70,7 @@ def test_new_blocks_of_the_generator_can_learn(source: Path) -> None:
     label = torch.tensor([0, 1])
     image = generator.synthesis.unclamped(generator.mapping(torch.randn(2, 4), label))
     (image * torch.randn_like(image)).sum().backward()
-    gradient = generator.synthesis.blocks["64"].to_image.conv.weight.grad
+    gradient = dict(generator.named_parameters())["synthesis.blocks.64.to_image.conv.weight"].grad
     assert gradient is not None
     assert float(gradient.abs().max()) > 0.0
 
