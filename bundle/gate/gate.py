@@ -54,6 +54,7 @@ class Gate:
             images: [N, C, H, W] in [-1, 1], as they would be released: after rounding to 8 bits.
             label: the class they are meant to show.
         """
-        recognised = self.gate_identity(images).softmax(dim=1).amax(dim=1) > self.threshold
+        # "Not below" where "above" would do for numbers: NaN compares as false and must not open the gate.
+        recognised = ~(self.gate_identity(images).softmax(dim=1).amax(dim=1) <= self.threshold)
         mislabelled = self.gate_class(images).argmax(dim=1) != label
         return Verdict(~recognised & ~mislabelled, recognised, mislabelled)

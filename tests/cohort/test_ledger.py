@@ -1,0 +1,123 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bundle.cohort.ledger import PATIENCE, CohortError, WalkLedger
+
+N = 4
+SETTINGS: dict[str, Any] = {"seed": 0, "classes": [0, 1], "models": {"generator": "ab"}}
+
+
+def ledger(tmp_path: Path, quotas: dict[int, int] | None = None, **settings: Any) -> WalkLedger:
+    made = WalkLedger(
+        tmp_path / "private" / "walk", {**SETTINGS, **settings}, {0: 5, 1: 3} if quotas is None else quotas, N, 2
+    )
+    made.open()
+    return made
+
+
+def record(passed: list[int], value: int = 0) -> dict[str, Tensor]:
+    """A pair whose images are grey of the given value plus their number."""
+    mask = torch.tensor(passed, dtype=torch.bool)
+    image = (torch.arange(N) + value).byte().view(N, 1, 1).expand(N, 2, 2).clone()
+    return {"image": image, "passed": mask, "recognised": ~mask, "mislabelled": torch.zeros(N, dtype=torch.bool)}
+
+
+def walk_on(book: WalkLedger, passed: list[int]) -> list[tuple[int, int]]:
+    """Walks until there is enough; every path lets the same points pass."""
+    blocks = []
+    while (wanted := book.next_block()) is not None:
+        blocks.append(wanted)
+        label, block = wanted
+        for index in (2 * block, 2 * block + 1):
+            book.add(label, index, record(passed, value=10 * index))
+    return blocks
+
+
+def test_blocks_are_asked_for_until_every_class_has_its_images(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    # Two of each path pass, four of a block: two blocks for five images, one for three.
+    assert walk_on(book, [1, 0, 0, 1]) == [(0, 0), (0, 1), (1, 0)]
+    assert book.next_block() is None
+    assert book.done() == (8, 8)
+
+
+def test_images_are_those_that_passed_in_the_order_of_pairs(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    walk_on(book, [1, 0, 0, 1])
+    assert [int(image[0, 0]) for image in book.images(0)] == [0, 3, 10, 13, 20]
+    assert [int(image[0, 0]) for image in book.images(1)] == [0, 3, 10]
+
+
+def test_counts_are_of_the_blocks_that_the_images_come_from(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    walk_on(book, [1, 0, 0, 1])
+    assert book.counts(0) == {"judged": 16, "passed": 8, "recognised": 8, "mislabelled": 0}
+    assert book.counts(1) == {"judged": 8, "passed": 4, "recognised": 4, "mislabelled": 0}
+
+
+def test_broken_off_run_is_taken_up_where_it_was(tmp_path: Path) -> None:
+    first = ledger(tmp_path)
+    first.add(0, 0, record([1, 1, 0, 0]))
+    assert ledger(tmp_path).next_block() == (0, 0)  # a block is walked as a whole
+    first.add(0, 1, record([1, 1, 1, 0]))
+    second = ledger(tmp_path)
+    assert second.next_block() == (1, 0)
+    assert second.done() == (5, 8)
+    assert [int(image[0, 0]) for image in second.images(0)] == [0, 1, 0, 1, 2]
+
+
+def test_asking_for_more_changes_no_block(tmp_path: Path) -> None:
+    few, many = ledger(tmp_path / "few", {0: 3}), ledger(tmp_path / "many", {0: 20})
+    assert walk_on(many, [1, 1, 0, 0])[: len(walk_on(few, [1, 1, 0, 0]))] == [(0, 0)]
+    few_images, many_images = ([int(x[0, 0]) for x in book.images(0)] for book in (few, many))
+    assert many_images[:3] == few_images
+
+
+def test_class_of_no_images(tmp_path: Path) -> None:
+    book = ledger(tmp_path, {0: 0, 1: 1})
+    assert book.next_block() == (1, 0)
+    assert list(book.images(0)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [({"seed": 1}, "seed"), ({"models": {"generator": "cd"}}, "models"), ({"new": 1}, "new")]
+)
+def test_folder_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any], name: str) -> None:
+    ledger(tmp_path).add(0, 0, record([1, 1, 1, 1]))
+    with pytest.raises(
+        CohortError, match=rf"other options \({name}\), .*not overwritten.*another output_dir"
+    ) as caught:
+        ledger(tmp_path, **change)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert json.loads((tmp_path / "private" / "walk" / "settings.json").read_text()) == SETTINGS
+    assert len(list(tmp_path.rglob("pair_*.pt"))) == 1
+
+
+def test_settings_are_compared_as_json_keeps_them(tmp_path: Path) -> None:
+    ledger(tmp_path, shape=(1, 2))
+    ledger(tmp_path, shape=(1, 2))
+
+
+def test_gate_that_lets_nothing_pass_ends_the_walk(tmp_path: Path) -> None:
+    book = ledger(tmp_path, {0: 20})  # three blocks of eight if every point passed
+    with pytest.raises(CohortError, match=r"After 60 paths only 0 of 20 images of class 0 .*0\.0% of the points"):
+        walk_on(book, [0, 0, 0, 0])
+    assert len(list(tmp_path.rglob("pair_*.pt"))) == 3 * PATIENCE * 2
+
+
+def test_only_tensors_are_kept_and_no_half_file(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    book.add(1, 3, record([1, 0, 0, 0]))
+    files = sorted(path.name for path in (tmp_path / "private" / "walk").iterdir())
+    assert files == ["pair_1_000003.pt", "settings.json"]
+    kept = torch.load(tmp_path / "private" / "walk" / "pair_1_000003.pt", weights_only=True)
+    assert kept["passed"].tolist() == [True, False, False, False]

@@ -1,0 +1,242 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path as FilePath
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundle.latent.prior import LatentPrior
+from bundle.networks.model_set import ModelSet, load_models
+from bundle.walk.inferer import SETTINGS, PlanWalkInferer
+from bundle.walk.objective import OBJECTIVES, BalancedObjective, Objective, PublishedObjective
+from bundle.walk.path import Guides, Path, WalkSettings, straight_path, walk
+
+LABEL = torch.tensor([0, 1, 1])
+SHORT = WalkSettings(steps=5, learning_rate=0.05, cosine=True, tolerance=0.0)
+
+
+@pytest.fixture(scope="module")
+def models(toy_models: FilePath) -> ModelSet:
+    return load_models(toy_models)
+
+
+@pytest.fixture(scope="module")
+def prior(models: ModelSet) -> LatentPrior:
+    return LatentPrior(models.generator)
+
+
+@pytest.fixture(scope="module")
+def ends(models: ModelSet) -> tuple[Tensor, Tensor]:
+    z = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    w = models.generator.mapping(z, LABEL.repeat(2))
+    return w[:3], w[3:]
+
+
+def guides(models: ModelSet, clamped_gradient: bool = False, amp: bool = False) -> Guides:
+    networks = models.networks
+    return Guides(models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient, amp)
+
+
+def walked(
+    models: ModelSet,
+    prior: LatentPrior,
+    ends: tuple[Tensor, Tensor],
+    settings: WalkSettings = SHORT,
+    objective: Objective | None = None,
+    paths: slice = slice(None),
+    n_points: int = 6,
+) -> Path:
+    return walk(
+        ends[0][paths],
+        ends[1][paths],
+        LABEL[paths],
+        n_points,
+        guides(models, settings.clamped_gradient),
+        prior,
+        BalancedObjective() if objective is None else objective,
+        settings,
+    )
+
+
+def test_straight_path_is_even_and_holds_its_ends(ends: tuple[Tensor, Tensor]) -> None:
+    w = straight_path(*ends, 7)
+    assert w.shape == (3, 7, 8)
+    assert torch.equal(w[:, 0], ends[0])
+    assert torch.equal(w[:, -1], ends[1])
+    steps = w[:, 1:] - w[:, :-1]
+    torch.testing.assert_close(steps, ((ends[1] - ends[0]) / 6).unsqueeze(1).expand(-1, 6, -1))
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_ends_are_held_and_the_loss_falls(
+    models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor], name: str
+) -> None:
+    settings = dataclasses.replace(SETTINGS[name], steps=15, tolerance=0.0, learning_rate=0.005)
+    path = walked(models, prior, ends, settings, OBJECTIVES[name]())
+    assert path.w.shape == (3, 6, 8)
+    assert path.course.shape == (3, 15)
+    assert torch.equal(path.w[:, 0], ends[0])
+    assert torch.equal(path.w[:, -1], ends[1])
+    moved = (path.w - straight_path(*ends, 6))[:, 1:-1].norm(dim=2)
+    assert float(moved.min()) > 0.0
+    assert bool((path.course[:, -1] < path.course[:, 0]).all())
+    assert not path.w.requires_grad
+    torch.testing.assert_close(path.terms["loss"], path.course[:, -1])
+
+
+def test_frozen_networks_take_no_gradients(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
+    networks = [models.generator, models.networks["identity_guide"], models.networks["class_guide"]]
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    walked(models, prior, ends)
+    for network, state in zip(networks, before, strict=True):
+        for parameter in network.parameters():
+            assert parameter.grad is None
+            assert not parameter.requires_grad
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+        assert not network.training
+
+
+def test_parts_give_what_the_whole_gives(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
+    whole = walked(models, prior, ends)
+    parts = walked(models, prior, ends, dataclasses.replace(SHORT, points_per_call=5))  # 12 points: 5, 5 and 2
+    torch.testing.assert_close(parts.course, whole.course, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.w, whole.w, rtol=1e-3, atol=1e-3)
+
+
+def test_parts_bound_the_points_in_the_networks(
+    models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]
+) -> None:
+    sizes: list[int] = []
+    handle = models.networks["class_guide"].register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0]))
+    )
+    walked(models, prior, ends, dataclasses.replace(SHORT, points_per_call=5, steps=1))
+    handle.remove()
+    assert sizes[:3] == [5, 5, 2]
+    assert max(sizes) == 5
+
+
+def test_paths_do_not_influence_each_other(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
+    together, alone = walked(models, prior, ends), walked(models, prior, ends, paths=slice(1, 2))
+    torch.testing.assert_close(alone.course, together.course[1:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.w, together.w[1:2], rtol=1e-3, atol=1e-3)
+
+
+def test_same_walk_same_bits(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(walked(models, prior, ends).w, walked(models, prior, ends).w)
+
+
+def test_settled_walk_stops_early(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
+    still = WalkSettings(steps=40, learning_rate=0.0, cosine=False, tolerance=1e-3)
+    assert walked(models, prior, ends, still).course.shape == (3, 20)
+    assert walked(models, prior, ends, dataclasses.replace(still, tolerance=0.0, steps=22)).course.shape == (3, 22)
+
+
+class Bowl(nn.Module):
+    """In place of G and the guides: says nothing, so that the distance alone pulls."""
+
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        zero = (w * 0.0).sum(dim=1, keepdim=True)
+        return zero.expand(-1, 3), zero.expand(-1, 2)
+
+
+class Indifferent(nn.Module):
+    """In place of the prior."""
+
+    def forward(self, w: Tensor, label: Tensor) -> Tensor:
+        return w.new_ones(w.shape[:2])
+
+
+def descend(settings: WalkSettings, objective: Objective) -> Path:
+    w_a, w_b = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])
+    return walk(w_a, w_b, torch.tensor([0]), 6, Bowl(), Indifferent(), objective, settings)  # type: ignore[arg-type]
+
+
+def test_straight_line_is_where_distance_alone_rests() -> None:
+    for objective in (PublishedObjective(), BalancedObjective()):
+        path = descend(WalkSettings(steps=30, learning_rate=0.01, cosine=True, tolerance=0.0), objective)
+        expected = straight_path(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), 6)
+        torch.testing.assert_close(path.w, expected, atol=0.05, rtol=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Pushes every number of every point with the same force, so that Adam moves each by the learning rate."""
+
+    def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
+        return {"loss": w.sum(dim=(1, 2))}
+
+
+def test_learning_rate_is_constant_or_falls_along_a_half_cosine() -> None:
+    start = straight_path(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), 6)[:, 1:-1]
+    constant = descend(WalkSettings(steps=8, learning_rate=0.1, cosine=False, tolerance=0.0), Linear())
+    torch.testing.assert_close(start - constant.w[:, 1:-1], torch.full_like(start, 0.8), rtol=1e-4, atol=1e-5)
+    falling = descend(WalkSettings(steps=8, learning_rate=0.1, cosine=True, tolerance=0.0), Linear())
+    expected = sum(0.1 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8))
+    torch.testing.assert_close(start - falling.w[:, 1:-1], torch.full_like(start, expected), rtol=1e-4, atol=1e-5)
+
+
+def test_every_step_is_reported(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
+    steps: list[int] = []
+    walk(*ends, LABEL, 4, guides(models), prior, BalancedObjective(), SHORT, on_step=lambda: steps.append(1))
+    assert len(steps) == 5
+
+
+@pytest.mark.parametrize("n_points", [2, 1])
+def test_path_without_inner_points_is_refused(
+    models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor], n_points: int
+) -> None:
+    with pytest.raises(ValueError, match=rf"{n_points} leaves no point .* at least 3"):
+        walked(models, prior, ends, n_points=n_points)
+
+
+def test_saturated_pixels_keep_their_gradient_unless_clamped_as_published(models: ModelSet) -> None:
+    generator = copy.deepcopy(models.generator)
+    torch.nn.init.constant_(generator.synthesis.to_image.bias, 50.0)  # all white
+    w = torch.randn(2, 8, requires_grad=True)
+    answers = {}
+    for clamped in (True, False):
+        judge = Guides(generator, models.networks["identity_guide"], models.networks["class_guide"], clamped, amp=False)
+        identity, classes = judge(w)
+        answers[clamped] = identity
+        (gradient,) = torch.autograd.grad(identity.sum() + classes.sum(), w)
+        assert (float(gradient.abs().max()) > 0.0) is not clamped
+    # What the guides see is the same: the image as it would be released.
+    torch.testing.assert_close(answers[True], answers[False], rtol=1e-4, atol=1e-4)
+
+
+def test_guides_in_bf16_answer_in_fp32(models: ModelSet, ends: tuple[Tensor, Tensor]) -> None:
+    full, half = guides(models)(ends[0]), guides(models, amp=True)(ends[0])
+    for one, other in zip(full, half, strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(other, one, rtol=0.1, atol=0.2)
+
+
+def test_inferer_walks_from_z(models: ModelSet, prior: LatentPrior, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SETTINGS, "balanced", SHORT)
+    networks = models.networks
+    inferer = PlanWalkInferer(networks["identity_guide"], networks["class_guide"], prior, n_points=5, amp=False)
+    z = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(2))
+    result = inferer(z, models.generator, LABEL)
+    w_a, w_b = (models.generator.mapping(z[:, end], LABEL) for end in range(2))
+    torch.testing.assert_close(result["w"][:, 0], w_a)
+    torch.testing.assert_close(result["w"][:, -1], w_b)
+    torch.testing.assert_close(result["w_linear"], straight_path(w_a, w_b, 5))
+    assert result["course"].shape == (3, 5)
+    assert set(result["terms"]) == {"identity", "distance", "class", "even", "prior", "loss"}
+
+
+def test_published_settings_are_the_authors() -> None:
+    settings = SETTINGS["published"]
+    assert (settings.steps, settings.learning_rate) == (500, 0.1)
+    assert not settings.cosine
+    assert settings.tolerance == 0.0
+    assert settings.clamped_gradient
+    objective = PublishedObjective()
+    assert (objective.lambda_id, objective.lambda_dist, objective.lambda_class, objective.chunk) == (0.1, 1.0, 1.0, 4)
