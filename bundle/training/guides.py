@@ -502,7 +502,7 @@ def calibrate_head(
         optimizer.zero_grad()
         value = loss()
         value.backward()
-        return float(value)
+        return float(value.detach())
 
     optimizer = torch.optim.LBFGS([log_scale, threshold], max_iter=100, line_search_fn="strong_wolfe")
     before = float(loss().detach())
