@@ -42,9 +42,7 @@ def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
                 target = folder / record.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(record.image, target)
-                rows.writerow(
-                    [record.name, record.label, record.patient_id, split]
-                )
+                rows.writerow([record.name, record.label, record.patient_id, split])
 
 
 def main() -> None:
