@@ -21,6 +21,7 @@ from monai.engines import SupervisedEvaluator
 from torch import Tensor
 from tqdm import tqdm
 
+from bundle.cohort.comparison import compare_paths, comparison_table
 from bundle.cohort.datasheet import datasheet
 from bundle.cohort.judge import synthesise
 from bundle.cohort.ledger import CohortError, WalkLedger
@@ -28,6 +29,8 @@ from bundle.cohort.writer import verify_cohort, write_cohort
 from bundle.data import ImageData, open_dataset
 from bundle.figures import save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
+from bundle.files import write_json
+from bundle.gate.gate import Gate
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, nearest
 from bundle.networks.model_set import ModelSet
@@ -47,8 +50,9 @@ logger = logging.getLogger(__name__)
 
 # Points walked at once: what a block of pairs comes to, whatever the number of points on a path.
 BLOCK_POINTS = 40
+# Pairs of each class that the private pictures show, and that walked and straight paths are compared on.
 PICTURED_PAIRS = 2
-"""Pairs of each class that the private pictures show."""
+COMPARED_PAIRS = 8
 
 
 def generation_settings(
@@ -195,6 +199,7 @@ def generate(
     evaluator: SupervisedEvaluator,
     ledger: WalkLedger,
     models: ModelSet,
+    gate: Gate,
     output_dir: str,
     data: ImageData | None = None,
     trunk_file: str | None = None,
@@ -205,6 +210,7 @@ def generate(
         evaluator: walks the pairs that the ledger asks for, and gives their outcome to the ledger.
         ledger: of this cohort.
         models: networks.
+        gate: what judged the points.
         output_dir: gets ``cohort/`` and ``private/``.
         data: real training images, for the private figure of the distance to the nearest.
         trunk_file: LPIPS's trunk for that figure; None lets torchvision find it.
@@ -224,7 +230,7 @@ def generate(
     ledger.open()
     if ledger.next_block() is not None:
         evaluator.run()
-    _private_pictures(ledger, models, Path(output_dir) / "private", data, trunk_file)
+    _look_at_paths(ledger, models, gate, Path(output_dir) / "private", data, trunk_file)
     manifest = _manifest(ledger, models)
     licence = str(models.infos["generator"].get("licence", "Not stated by whoever trained the networks."))
     images = ((label, image) for label in ledger.quotas for image in ledger.images(label))
@@ -254,31 +260,36 @@ def _manifest(ledger: WalkLedger, models: ModelSet) -> dict[str, Any]:
     }
 
 
-def _private_pictures(
-    ledger: WalkLedger, models: ModelSet, folder: Path, data: ImageData | None, trunk_file: str | None
+def _look_at_paths(
+    ledger: WalkLedger, models: ModelSet, gate: Gate, folder: Path, data: ImageData | None, trunk_file: str | None
 ) -> None:
-    generator = models.generator
-    pairs, courses = [], []
+    """Draws and measures walked paths beside straight ones, in the private folder."""
+    compared: list[tuple[int, Tensor, Tensor]] = []
+    pictured: list[tuple[str, Tensor, Tensor]] = []
+    courses: list[tuple[str, Tensor]] = []
     for label in ledger.quotas:
-        for index, record in zip(range(PICTURED_PAIRS), ledger.records(label), strict=False):
-            caption = f"{models.class_names[label]} {index}"
-            linear, plan = (_as_images(synthesise(generator, record[key])) for key in ("w_linear", "w"))
-            pairs.append((caption, linear, plan))
-            courses.append((caption, record["course"]))
-    save_png(path_picture(pairs), folder / "paths.png")
+        for index, record in zip(range(COMPARED_PAIRS), ledger.records(label), strict=False):
+            linear, plan = (_as_images(synthesise(models.generator, record[key])) for key in ("w_linear", "w"))
+            compared.append((label, linear, plan))
+            if index < PICTURED_PAIRS:
+                caption = f"{models.class_names[label]} {index}"
+                pictured.append((caption, linear, plan))
+                courses.append((caption, record["course"]))
+    save_png(path_picture(pictured), folder / "paths.png")
     save_course(courses, folder / "losses.png")
-    if data is None:
-        return
-    try:
-        model = lpips_model(trunk_file)
-    except TrunkUnavailable as error:
-        logger.warning("No figure of the distance to the nearest real image: %s", error)
-        return
-    reals, _, _ = data.tensors(("train", "extra"))
-    along = nearest(torch.cat([part for _, linear, plan in pairs for part in (linear, plan)]), reals, model)
-    distances = along.unflatten(0, (len(pairs), 2, -1))
-    curves = [(caption, both[0], both[1]) for (caption, _, _), both in zip(pairs, distances, strict=True)]
-    save_nearest(curves, FEATURES, len(reals), folder / "nearest.png")
+    distance = None
+    if data is not None or trunk_file is not None:  # else nobody has asked for what may need a download
+        try:
+            distance = lpips_model(trunk_file)
+        except TrunkUnavailable as error:
+            logger.warning("Neither the paths' variety nor the distance to the nearest image is measured: %s", error)
+    reals = None if data is None else data.tensors(("train", "extra"))[0]
+    comparison = compare_paths(compared, models.networks["identity_guide"], gate, distance, reals)
+    write_json(folder / "paths.json", comparison)
+    print(f"{len(compared)} paths, straight and walked:\n{comparison_table(comparison)}")
+    if distance is not None and reals is not None:
+        curves = [(caption, *(nearest(path, reals, distance) for path in both)) for caption, *both in pictured]
+        save_nearest(curves, FEATURES, len(reals), folder / "nearest.png")
 
 
 def _as_images(pixels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from PIL import Image
 
 from bundle.cohort.judge import JudgePathd
 from bundle.cohort.ledger import CohortError
+from bundle.data import open_dataset
+from bundle.files import write_json
 from bundle.options import OptionError
 from bundle.walk.inferer import SETTINGS
 
@@ -50,10 +53,10 @@ def cause(error: BaseException) -> BaseException:
 
 
 @pytest.fixture(scope="module")
-def cohort(toy_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cohort(toy_models: Path, tmp_path_factory: pytest.TempPathFactory, trunk_file: Path) -> Path:
     """A finished run's folder."""
     output_dir = tmp_path_factory.mktemp("run")
-    generate(toy_models, output_dir)
+    generate(toy_models, output_dir, trunk_file=str(trunk_file))
     return output_dir
 
 
@@ -90,6 +93,12 @@ def test_private_pictures_are_beside_the_cohort(cohort: Path) -> None:
     for name in ("paths.png", "losses.png"):
         with Image.open(cohort / "private" / name) as picture:
             assert picture.width > 100
+
+
+def test_walked_paths_are_compared_with_straight_ones(cohort: Path) -> None:
+    comparison = json.loads((cohort / "private" / "paths.json").read_text(encoding="utf-8"))
+    assert comparison["PLAN"]["identity_divergence"] < comparison["linear"]["identity_divergence"]
+    assert all(0.0 <= comparison["PLAN"][name] <= 1.0 for name in ("recognised", "mislabelled", "variety"))
 
 
 def test_same_seed_same_bits_and_other_seed_other_images(cohort: Path, toy_models: Path, tmp_path: Path) -> None:
@@ -186,4 +195,29 @@ def test_impossible_options_name_the_nearest(
         generate(toy_models, tmp_path, **options)
     assert isinstance(cause(caught.value), OptionError | CohortError)
     assert words in str(cause(caught.value))
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_distance_to_the_nearest_training_image_is_drawn(
+    toy_models: Path, tiny_dataset: Path, trunk_file: Path, tmp_path: Path
+) -> None:
+    data = open_dataset(tiny_dataset, tmp_path, resolution=32)
+    shutil.copytree(toy_models, tmp_path / "models")
+    for path in (tmp_path / "models").glob("*.json"):
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "split_sha256": data.split_sha256})
+    options = {"dataset_dir": str(tiny_dataset), "trunk_file": str(trunk_file), "n_images": 2}
+    generate(tmp_path / "models", tmp_path / "run", **options)
+    with Image.open(tmp_path / "run" / "private" / "nearest.png") as picture:
+        assert picture.width > 100
+    comparison = json.loads((tmp_path / "run" / "private" / "paths.json").read_text(encoding="utf-8"))
+    assert comparison["linear"]["nearest"] > 0.0
+    assert "nearest" not in (tmp_path / "run" / "cohort" / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_other_training_images_than_the_models_are_refused(
+    toy_models: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        generate(toy_models, tmp_path, dataset_dir=str(tiny_dataset))
+    assert "is not what the models" in str(cause(caught.value))
     assert not (tmp_path / "cohort").exists()

@@ -1,0 +1,73 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The walked paths beside the straight ones between the same end points. For the house alone: it names distances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lpips
+import torch
+from torch import Tensor, nn
+
+from bundle.gate.gate import Verdict
+from bundle.metrics.lpips import mean_pairwise, nearest
+from bundle.walk.objective import identity_divergence
+
+__all__ = ["KINDS", "compare_paths", "comparison_table"]
+
+KINDS = ("linear", "PLAN")
+
+
+@torch.no_grad()
+def compare_paths(
+    paths: Iterable[tuple[int, Tensor, Tensor]],
+    identity_guide: nn.Module,
+    gate: Callable[[Tensor, int], Verdict],
+    distance: lpips.LPIPS | None = None,
+    reals: Tensor | None = None,
+) -> dict[str, dict[str, float]]:
+    """Measures the inner points of paths, and the variety of the whole paths.
+
+    Args:
+        paths: label, straight path and walked path, each [N, C, H, W] in [-1, 1].
+        identity_guide: phi_id; what it says proves nothing of the walk that it guided, only that the walk descended.
+        gate: judges images of a class.
+        distance: LPIPS, for the variety and the distance to the nearest real image; None leaves them out.
+        reals: training images; None leaves the distance to the nearest out.
+
+    Returns:
+        For each of `KINDS`: ``identity_divergence`` in nats, ``highest_probability`` (both phi_id's), ``recognised``
+        and ``mislabelled`` (shares, by the gate), and, where they can be had, ``variety`` (mean pairwise LPIPS within a
+        path) and ``nearest`` (mean LPIPS to the nearest training image). Means over inner points, or paths.
+    """
+    sums: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+    for label, *both in paths:
+        for kind, images in zip(KINDS, both, strict=True):
+            inner = images[1:-1]
+            logits = identity_guide(inner)
+            verdict = gate(inner, label)
+            values: dict[str, Any] = {
+                "identity_divergence": identity_divergence(logits).mean(),
+                "highest_probability": logits.softmax(dim=1).amax(dim=1).mean(),
+                "recognised": verdict.recognised.float().mean(),
+                "mislabelled": verdict.mislabelled.float().mean(),
+            }
+            if distance is not None:
+                values["variety"] = mean_pairwise(images, distance)
+                if reals is not None:
+                    values["nearest"] = nearest(inner, reals, distance).mean()
+            for name, value in values.items():
+                sums[kind].setdefault(name, []).append(float(value))
+    return {
+        kind: {name: sum(values) / len(values) for name, values in measured.items()} for kind, measured in sums.items()
+    }
+
+
+def comparison_table(comparison: dict[str, dict[str, float]], kinds: Sequence[str] = KINDS) -> str:
+    """Lays out what `compare_paths` returns as a table in Markdown."""
+    names = list(comparison[kinds[0]])
+    lines = ["| path | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {kind} | " + " | ".join(f"{comparison[kind][name]:.3f}" for name in names) + " |" for kind in kinds]
+    return "\n".join(lines)
