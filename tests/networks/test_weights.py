@@ -127,7 +127,7 @@ def test_code_in_a_weight_file_does_not_run(path: Path, tmp_path: Path, monkeypa
     replace_state(path, {"weight": Payload()})
     with pytest.raises(WeightsError, match=r"generator\.pt"):
         load_weights(path)
-    path.write_bytes(pickle.dumps(Payload()))
+    path.write_bytes(pickle.dumps(Payload(), protocol=2))
     edit_json(path, sha256=sha256_file(path))
     with pytest.raises(WeightsError, match=r"generator\.pt"):
         load_weights(path)
