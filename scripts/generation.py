@@ -288,7 +288,10 @@ def _look_at_paths(
     write_json(folder / "paths.json", comparison)
     print(f"{len(compared)} paths, straight and walked:\n{comparison_table(comparison)}")
     if distance is not None and reals is not None:
-        curves = [(caption, *(nearest(path, reals, distance) for path in both)) for caption, *both in pictured]
+        curves = [
+            (caption, nearest(linear, reals, distance), nearest(plan, reals, distance))
+            for caption, linear, plan in pictured
+        ]
         save_nearest(curves, FEATURES, len(reals), folder / "nearest.png")
 
 

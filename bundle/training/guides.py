@@ -31,6 +31,7 @@ from bundle.networks.weights import load_weights, save_weights
 from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
 from bundle.training.handlers import TrainingCheckpoint
 from bundle.training.info import weights_info
+from bundle.training.seeds import stream_seed
 from bundle.training.stylegan2_trainer import BalancedBatchSampler
 
 __all__ = [
@@ -47,6 +48,9 @@ __all__ = [
     "class_scores",
     "new_classifier",
 ]
+
+# Streams of random numbers that each epoch and each iteration have of their own.
+ORDER, STEP = 0, 1
 
 
 class GuideError(ValueError):
@@ -146,7 +150,7 @@ class ShuffledBatchSampler(Sampler[list[int]]):
         number = self.start
         while True:
             epoch, batch = divmod(number, len(self))
-            random = torch.Generator().manual_seed((self.seed << 32) + epoch)
+            random = torch.Generator().manual_seed(stream_seed(self.seed, ORDER, epoch))
             order = torch.randperm(self.n_images, generator=random)
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             number += 1
@@ -455,7 +459,7 @@ class GuideTrainer(SupervisedTrainer):
         return True
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-        torch.manual_seed((self.own_seed << 32) + self.state.iteration)
+        torch.manual_seed(stream_seed(self.own_seed, STEP, self.state.iteration))
         output = super()._iteration(engine, batchdata)
         predicted, wanted = output["pred"][: self.batch_size], output["label"][: self.batch_size]
         output["loss"] = output["loss"].detach()
