@@ -209,4 +209,6 @@ def test_inference_writes_images_and_an_mlflow_run(
         n_images=1,
         **{**options, "output_dir": str(tmp_path / "one")},
     )
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "one" / "samples" / "000000.png")), images["000000.png"])
+    alone = np.asarray(Image.open(tmp_path / "one" / "samples" / "000000.png"))
+    # Another batch size may take other kernels, whose last bits can tip a pixel's rounding.
+    assert np.abs(alone.astype(int) - images["000000.png"].astype(int)).max() <= 1

@@ -97,6 +97,8 @@ def test_interrupted_run_is_gone_on_with(
 
 
 def test_second_interrupt_acts_at_once(new_trainer: NewTrainer, path: Path) -> None:
+    # A process started in the background ignores interrupts from the start.
+    foreground = signal.signal(signal.SIGINT, signal.default_int_handler)
     trainer = new_trainer()
     checkpoint(trainer, path).attach(trainer)
 
@@ -110,6 +112,7 @@ def test_second_interrupt_acts_at_once(new_trainer: NewTrainer, path: Path) -> N
         trainer.run()
     assert not path.exists()
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, foreground)
 
 
 def test_signals_are_given_back_when_the_run_ends(new_trainer: NewTrainer, path: Path) -> None:
