@@ -19,7 +19,6 @@ __all__ = [
     "PERCENTILE",
     "UNSEEN_CHANGES",
     "highest_probability",
-    "identity_divergence",
     "predict",
     "recognition_scores",
     "recognition_threshold",
@@ -146,11 +145,6 @@ def highest_probability(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1).amax(dim=1)
 
 
-def identity_divergence(logits: Tensor) -> Tensor:
-    """Returns KL(uniform || softmax(logits)) [N] in nats: L_id of the paper (Pennisi et al., MICCAI 2023)."""
-    return -logits.log_softmax(dim=1).mean(dim=1) - math.log(logits.shape[1])
-
-
 def recognition_threshold(logits: Tensor, percentile: float = PERCENTILE) -> float:
     """Calibrates when the gate takes an image for somebody known.
 
@@ -202,7 +196,7 @@ def recognition_scores(
         "top1": _accuracy(logits, identities),
         "top1_unseen": {name: _accuracy(changed[name], identities) for name in changed},
         "highest_probability": {name: float(highest_probability(values).mean()) for name, values in sets.items()},
-        "identity_divergence": {name: float(identity_divergence(values).mean()) for name, values in sets.items()},
+        "identity_divergence": {name: _divergence_from_uniform(values) for name, values in sets.items()},
         "threshold": threshold,
         "threshold_percentile": PERCENTILE,
         "sensitivity": {
@@ -222,6 +216,11 @@ def recognition_scores(
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def _divergence_from_uniform(logits: Tensor) -> float:
+    uniform = torch.full_like(logits, 1.0 / logits.shape[1])
+    return float(F.cross_entropy(logits, uniform)) - math.log(logits.shape[1])
 
 
 def _share_above(logits: Tensor, threshold: float) -> float:

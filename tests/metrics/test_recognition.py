@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bundle.metrics.recognition import (
     UNSEEN_CHANGES,
+    _divergence_from_uniform,
     highest_probability,
-    identity_divergence,
     recognition_scores,
     recognition_threshold,
 )
@@ -36,11 +36,11 @@ def test_threshold_without_val_images_is_an_error_with_the_cure() -> None:
         recognition_threshold(torch.empty(0, 3))
 
 
-def test_identity_divergence_of_a_hand_computed_case() -> None:
+def test_divergence_from_uniform_of_a_hand_computed_case() -> None:
     uniform, sure = torch.zeros(1, 4), torch.tensor([[math.log(0.7), *[math.log(0.1)] * 3]])
-    assert identity_divergence(uniform).item() == pytest.approx(0.0, abs=1e-6)
+    assert _divergence_from_uniform(uniform) == pytest.approx(0.0, abs=1e-6)
     expected = 0.25 * math.log(0.25 / 0.7) + 0.75 * math.log(0.25 / 0.1)
-    assert identity_divergence(sure).item() == pytest.approx(expected, abs=1e-6)
+    assert _divergence_from_uniform(sure) == pytest.approx(expected, abs=1e-6)
     assert highest_probability(sure).item() == pytest.approx(0.7)
 
 
