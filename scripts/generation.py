@@ -103,6 +103,7 @@ def generation_settings(
         "block_size": max(1, BLOCK_POINTS // n_points),
         "device": torch.device(device).type,
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
         "models": {name: info["sha256"] for name, info in models.infos.items()},
     }
 

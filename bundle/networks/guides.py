@@ -117,6 +117,9 @@ class Guide(_Classifier):
 class GateClassifier(_Classifier):
     """Small DenseNet (Huang et al., CVPR 2017): the gate's networks.
 
+    Every image is brought to mean 0 and standard deviation 1 first: a copy that is only darker, brighter or paler is
+    the same image to the gate, without its training having to show it so.
+
     Args:
         channels: of the images, 1 or 3.
         num_classes: identities or diagnoses.
@@ -151,3 +154,9 @@ class GateClassifier(_Classifier):
             "growth": growth,
             "layers": list(layers),
         }
+
+    def features(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W] in [-1, 1] to penultimate features [B, features] in fp32."""
+        mean = image.mean(dim=(1, 2, 3), keepdim=True)
+        deviation = image.std(dim=(1, 2, 3), keepdim=True)
+        return super().features((image - mean) / (deviation + 1e-3))

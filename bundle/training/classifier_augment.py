@@ -3,7 +3,8 @@
 """What the classifiers of real images train on: changed images of somebody, and images of nobody.
 
 Everything works on whole batches and draws from torch's global generator, so that a seed per iteration fixes it. The
-guides and the gate see different families of change: what one learned to overlook, the other did not.
+guides and the gate share the ways in which a picture is moved and differ in the families of what else changes: what
+one learned to overlook, the other did not.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ GUIDE_CHANGES: dict[str, float] = {
 #: Families of change that the gate's networks train on, with their strongest value.
 GATE_CHANGES: dict[str, float] = {
     "mirror": 1.0,
+    "rotation": 10.0,  # degrees
     "shear": 0.12,
     "shift": 0.08,
-    "zoom": 1.3,  # larger only
+    "scale": 1.35,  # larger, or smaller by its inverse
     "gamma": 1.8,  # exponent, or its inverse
     "blur": 1.0,  # share of a 3 x 3 mean
     "sharpening": 0.5,
@@ -60,11 +62,11 @@ def augment_for_guide(images: Tensor) -> Tensor:
 def augment_for_gate(images: Tensor) -> Tensor:
     """Changes images [B, C, H, W] in [-1, 1] by every family of `GATE_CHANGES`, evenly up to its strongest value."""
     n, change = len(images), GATE_CHANGES
+    angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
     shear = _uniform(images, -change["shear"], change["shear"])
-    one, zero = torch.ones_like(shear), torch.zeros_like(shear)
-    size = _log_uniform(images, 1.0, change["zoom"])
-    linear = torch.stack([one, shear, zero, one], dim=1).view(n, 2, 2)
-    images = _transform(images, linear / size.view(n, 1, 1), change["shift"])
+    size = _log_uniform(images, 1.0 / change["scale"], change["scale"])
+    rows = [angle.cos(), shear - angle.sin(), angle.sin(), angle.cos()]
+    images = _transform(images, torch.stack(rows, dim=1).view(n, 2, 2) / size.view(n, 1, 1), change["shift"])
     images = _erase(images, change["erased"])
     gamma = _per_image(_log_uniform(images, 1.0 / change["gamma"], change["gamma"]))
     images = ((images + 1.0) / 2.0).clamp(1e-3, 1.0) ** gamma * 2.0 - 1.0

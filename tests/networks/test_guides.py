@@ -72,3 +72,11 @@ def test_nobody_head_gives_the_uniform_distribution_far_from_everybody_and_a_nam
     assert head(known).softmax(dim=1)[0, 2] > 0.999
     divergence = -head(known).log_softmax(dim=1).mean() - math.log(4)
     assert divergence > 1.0
+
+
+def test_gate_does_not_care_for_exposure() -> None:
+    torch.manual_seed(0)
+    network = GateClassifier(1, 5, identity=True).eval()
+    image = torch.rand(2, 1, 32, 32) * 2 - 1
+    torch.testing.assert_close(network(0.5 * image - 0.3), network(image), atol=5e-2, rtol=0)
+    assert network(torch.full((1, 1, 32, 32), 0.4)).isfinite().all()

@@ -35,7 +35,7 @@ def test_changed_images_stay_in_range_and_depend_on_the_seed_alone(
 
 
 def test_guides_and_gate_train_on_different_changes() -> None:
-    assert set(GUIDE_CHANGES) & set(GATE_CHANGES) == {"mirror", "shift"}
+    assert set(GUIDE_CHANGES) & set(GATE_CHANGES) == {"mirror", "rotation", "shift", "scale"}
 
 
 def test_mixed_patients_have_the_squared_shares_and_the_rest_is_nobody() -> None:
