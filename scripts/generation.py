@@ -27,7 +27,7 @@ from bundle.cohort.judge import synthesise
 from bundle.cohort.ledger import CohortError, WalkLedger
 from bundle.cohort.writer import verify_cohort, write_cohort
 from bundle.data import ImageData, open_dataset
-from bundle.figures import save_png
+from bundle.figures import from_uint8, save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
 from bundle.files import write_json
 from bundle.gate.gate import Gate
@@ -270,7 +270,7 @@ def _look_at_paths(
     courses: list[tuple[str, Tensor]] = []
     for label in ledger.quotas:
         for index, record in zip(range(COMPARED_PAIRS), ledger.records(label), strict=False):
-            linear, plan = (_as_images(synthesise(models.generator, record[key])) for key in ("w_linear", "w"))
+            linear, plan = (from_uint8(synthesise(models.generator, record[key])) for key in ("w_linear", "w"))
             compared.append((label, linear, plan))
             if index < PICTURED_PAIRS:
                 caption = f"{models.class_names[label]} {index}"
@@ -294,9 +294,3 @@ def _look_at_paths(
             for caption, linear, plan in pictured
         ]
         save_nearest(curves, FEATURES, len(reals), folder / "nearest.png")
-
-
-def _as_images(pixels: Tensor) -> Tensor:
-    """uint8 [N, H, W] or [N, H, W, 3] to [N, C, H, W] in [-1, 1]."""
-    images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
-    return images.float() / 127.5 - 1.0

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lpips
@@ -65,9 +65,9 @@ def compare_paths(
     }
 
 
-def comparison_table(comparison: dict[str, dict[str, float]], kinds: Sequence[str] = KINDS) -> str:
+def comparison_table(comparison: dict[str, dict[str, float]]) -> str:
     """Lays out what `compare_paths` returns as a table in Markdown."""
-    names = list(comparison[kinds[0]])
+    names = list(comparison[KINDS[0]])
     lines = ["| path | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {kind} | " + " | ".join(f"{comparison[kind][name]:.3f}" for name in names) + " |" for kind in kinds]
+    lines += [f"| {kind} | " + " | ".join(f"{comparison[kind][name]:.3f}" for name in names) + " |" for kind in KINDS]
     return "\n".join(lines)

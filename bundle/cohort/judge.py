@@ -12,7 +12,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from bundle.cohort.ledger import WalkLedger
-from bundle.figures import to_uint8
+from bundle.figures import from_uint8, to_uint8
 from bundle.gate.gate import Verdict
 from bundle.networks.stylegan2 import Generator
 
@@ -51,8 +51,7 @@ class JudgePathd(Transform):
         """Takes ``pred`` (see `PlanWalkInferer`), ``label`` and ``index``; adds ``passed`` [N]."""
         label, index, path = int(data["label"]), int(data["index"]), data["pred"]
         pixels = synthesise(self.generator, path["w"])
-        images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
-        verdict = self.gate((images.float() / 127.5 - 1.0).to(path["w"].device), label)
+        verdict = self.gate(from_uint8(pixels).to(path["w"].device), label)
         record = {
             "image": pixels,
             "w": path["w"],

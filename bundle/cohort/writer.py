@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.cohort.ledger import CohortError
-from bundle.figures import image_grid
+from bundle.figures import from_uint8, image_grid
 from bundle.files import sha256_file, write_json
 
 __all__ = ["MANIFEST", "verify_cohort", "write_cohort"]
@@ -120,6 +120,6 @@ def _contact_sheet(sheet: list[list[Tensor]], class_names: tuple[str, ...]) -> I
     number = min(len(pixels) for pixels in shown)
     columns = min(SHEET_COLUMNS, number)
     rows = min(SHEET_ROWS, number // columns)
-    pixels = torch.stack([image for images in shown for image in images[: rows * columns]]).float() / 127.5 - 1.0
+    pixels = torch.stack([image for images in shown for image in images[: rows * columns]])
     labels = [name for name, images in zip(class_names, sheet, strict=True) if images for _ in range(rows)]
-    return image_grid(pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1), columns, labels)
+    return image_grid(from_uint8(pixels), columns, labels)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bundle.files import atomic_write
 
-__all__ = ["contact_sheet", "image_grid", "save_png", "to_uint8"]
+__all__ = ["contact_sheet", "from_uint8", "image_grid", "save_png", "to_uint8"]
 
 _GAP = 2
 _WHITE = 255
@@ -41,6 +41,19 @@ def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
         raise ValueError("An image holds NaN or infinite values and cannot be drawn. Look for where it was made.")
     array: npt.NDArray[np.uint8] = (values + 1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     return np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """Turns bytes back into images, the inverse of `to_uint8` up to its rounding.
+
+    Args:
+        pixels: uint8 ``[N, H, W]`` for one channel, ``[N, H, W, 3]`` for three.
+
+    Returns:
+        ``[N, 1 or 3, H, W]`` float32 in [-1, 1].
+    """
+    images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
+    return images.float() / 127.5 - 1.0
 
 
 def image_grid(images: Tensor, columns: int, labels: Sequence[str] | None = None) -> Image.Image:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.figures import contact_sheet, image_grid, save_png, to_uint8
+from bundle.figures import contact_sheet, from_uint8, image_grid, save_png, to_uint8
 
 
 def test_to_uint8_rounds_and_clips() -> None:
@@ -70,3 +70,12 @@ def test_impossible_sheets_are_refused() -> None:
         image_grid(torch.full((1, 1, 8, 8), float("nan")), columns=1)
     with pytest.raises(ValueError, match="1 or 3 channels"):
         to_uint8(torch.zeros(1, 8, 8))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bytes_survive_the_way_to_an_image_and_back(channels: int) -> None:
+    shape = (4, 8, 8) if channels == 1 else (4, 8, 8, 3)
+    pixels = torch.arange(4 * 64 * channels, dtype=torch.int64).remainder(256).to(torch.uint8).view(shape)
+    images = from_uint8(pixels)
+    assert images.shape == (4, channels, 8, 8)
+    assert torch.equal(torch.from_numpy(to_uint8(images)), pixels)
