@@ -12,11 +12,13 @@ from bundle.latent.pairs import PairBlocks as PairBlocks
 from bundle.latent.prior import LatentPrior as LatentPrior
 from bundle.latent.sampling import labelled_latents as labelled_latents
 from bundle.networks.model_set import load_models as load_models
+from bundle.networks.projected import ProjectedDiscriminator as ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator as Discriminator
 from bundle.networks.stylegan2 import Generator as Generator
 from bundle.tracking import Tracking as Tracking
 from bundle.tracking import tracking_uri as tracking_uri
 from bundle.training.augment import AdaptiveAugment as AdaptiveAugment
+from bundle.training.discriminators import new_discriminator as new_discriminator
 from bundle.training.guides import AutocastInferer as AutocastInferer
 from bundle.training.guides import GuideTrainer as GuideTrainer
 from bundle.training.guides import new_classifier as new_classifier

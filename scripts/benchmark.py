@@ -23,9 +23,10 @@ from ignite.engine import Events
 from monai.data import Dataset
 from torch import Tensor, nn
 
+from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.stylegan2 import RESOLUTIONS, Discriminator, Generator, ModulatedConv2d
 from bundle.training.augment import AdaptiveAugment
-from bundle.training.stylegan2_trainer import StyleGAN2Trainer, balanced_loader
+from bundle.training.stylegan2_trainer import StyleGAN2Trainer, balanced_loader, default_r1_gamma
 
 __all__ = ["GroupedModulatedConv2d", "Speed", "main", "measure", "table"]
 
@@ -69,6 +70,10 @@ def with_grouped_convolutions(generator: Generator) -> Generator:
     return generator
 
 
+def _as_it_is(generator: Generator) -> Generator:
+    return generator
+
+
 @dataclass(frozen=True)
 class Variant:
     """A way to train.
@@ -77,21 +82,20 @@ class Variant:
         name: in the table.
         amp: bf16 autocast.
         prepare: changes the generator.
+        projected: with the projected discriminator, without R1.
     """
 
     name: str
-    amp: bool
-    prepare: Callable[[Generator], Generator]
-
-
-def _as_it_is(generator: Generator) -> Generator:
-    return generator
+    amp: bool = True
+    prepare: Callable[[Generator], Generator] = _as_it_is
+    projected: bool = False
 
 
 VARIANTS = (
-    Variant("as shipped (bf16, modulated activations)", amp=True, prepare=_as_it_is),
-    Variant("fp32", amp=False, prepare=_as_it_is),
-    Variant("grouped convolutions (bf16)", amp=True, prepare=with_grouped_convolutions),
+    Variant("residual discriminator (bf16, modulated activations)"),
+    Variant("the same in fp32", amp=False),
+    Variant("the same with grouped convolutions", prepare=with_grouped_convolutions),
+    Variant("projected discriminator", projected=True),
 )
 
 
@@ -154,10 +158,11 @@ def _trainer(variant: Variant, resolution: int, batch_size: int) -> StyleGAN2Tra
         epoch_length=PLAIN_ITERATIONS + 1,
         train_data_loader=balanced_loader(data, batch_size, seed=0),
         generator=variant.prepare(Generator(resolution, num_classes=CLASSES)),
-        discriminator=Discriminator(resolution, num_classes=CLASSES),
+        discriminator=ProjectedDiscriminator(CLASSES) if variant.projected else Discriminator(resolution, 1, CLASSES),
         augment=AdaptiveAugment(p=0.3, target=None),
         r1_interval=PLAIN_ITERATIONS + 1,
         amp=variant.amp,
+        r1_gamma=0.0 if variant.projected else default_r1_gamma(resolution, batch_size),
     )
 
 

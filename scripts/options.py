@@ -10,6 +10,7 @@ from typing import Any
 import bundle.options
 from bundle.data import LAYOUTS, MODALITIES
 from bundle.options import Choice, Device, File, Folder, Integer, Kind, Number, OutputFolder
+from bundle.training.discriminators import DISCRIMINATORS
 from bundle.walk.objective import OBJECTIVES
 
 __all__ = ["KINDS", "check_options"]
@@ -19,6 +20,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint": File(),
     "dataset_dir": Folder(),
     "device": Device(),
+    "discriminator": Choice(("auto", *DISCRIMINATORS)),
     "init_from": File(),
     "layout": Choice(("auto", *LAYOUTS)),
     "max_epochs": Integer(1),
@@ -29,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "n_seeds": Integer(1),
     "objective": Choice(tuple(OBJECTIVES)),
     "output_dir": OutputFolder(),
+    "projection_file": File(),
     "resolution": Choice((32, 64, 128, 256, 512)),
     "seed": Integer(0, 2**32 - 1),
     "total_kimg": Number(above=0),

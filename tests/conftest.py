@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.models import squeezenet1_1
+from torchvision.models import resnet18, squeezenet1_1
 
 from bundle.networks.guides import GateClassifier, Guide
 from bundle.networks.stylegan2 import Generator
@@ -35,6 +35,24 @@ def trunk_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.save(squeezenet1_1(weights=None).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-18 weights as torchvision publishes them, but random: a projected discriminator without a download."""
+    path = tmp_path_factory.mktemp("trunk") / "resnet18.pth"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = resnet18(weights=None)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # batch norms as training leaves them, none the identity
+                for name, value in module.state_dict().items():
+                    if name in ("weight", "running_var"):
+                        torch.nn.init.uniform_(value, 0.5, 1.5)
+                    elif name in ("bias", "running_mean"):
+                        torch.nn.init.normal_(value, std=0.1)
+        torch.save(network.state_dict(), path)
     return path
 
 

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+from bundle.networks.pretrained import TrunkUnavailable, imagenet_weights, unsuitable
 
 __all__ = ["FEATURES", "TrunkUnavailable", "squeezenet_features", "squeezenet_trunk"]
 
@@ -21,11 +22,6 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _SIDE = 224
 _WEIGHTS = SqueezeNet1_1_Weights.IMAGENET1K_V1
-_CURE = f"Name the file that {_WEIGHTS.url} serves, or leave trunk_file out to let torchvision download it."
-
-
-class TrunkUnavailable(RuntimeError):
-    """The ImageNet weights of SqueezeNet 1.1 could neither be downloaded nor read from a file."""
 
 
 def squeezenet_trunk(trunk_file: str | os.PathLike[str] | None = None) -> nn.Sequential:
@@ -45,13 +41,13 @@ def squeezenet_trunk(trunk_file: str | os.PathLike[str] | None = None) -> nn.Seq
     """
     with torch.random.fork_rng(devices=[]):
         trunk = squeezenet1_1(weights=None).features
-    state = _download() if trunk_file is None else _read(Path(trunk_file))
+    state = imagenet_weights(_WEIGHTS, trunk_file)
     prefix = "features."
     state = {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
     try:
         trunk.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise TrunkUnavailable(f"{trunk_file} does not hold SqueezeNet 1.1's features.* weights. {_CURE}") from error
+        raise unsuitable(_WEIGHTS, trunk_file, "trunk_file") from error
     return trunk.eval().requires_grad_(False)
 
 
@@ -106,24 +102,3 @@ def as_rgb(images: Tensor) -> Tensor:
             f"Images are expected as [N, C, H, W] with 1 or 3 channels, not {list(images.shape)}. Stack them first."
         )
     return images.expand(-1, 3, -1, -1)
-
-
-def _download() -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = _WEIGHTS.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise TrunkUnavailable(
-            f"The SqueezeNet 1.1 weights could not be downloaded from {_WEIGHTS.url} ({error}). Connect to the "
-            "internet, or fetch that file elsewhere and name it with trunk_file."
-        ) from error
-    return state
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise TrunkUnavailable(f"trunk_file {path} does not exist. {_CURE}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
-        raise TrunkUnavailable(f"trunk_file {path} is not a PyTorch file of tensors. {_CURE}") from error
-    return state if isinstance(state, dict) else {}

@@ -9,15 +9,23 @@ from pathlib import Path
 
 from torch import nn
 
+from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.networks.weights import WeightsError, load_weights
 
-__all__ = ["initialise_gan"]
+__all__ = ["discriminator_beside", "initialise_gan"]
+
+
+def discriminator_beside(path: Path) -> Path:
+    """Returns where the discriminator of a ``generator.pt`` is."""
+    return path.with_name(path.name.replace("generator", "discriminator"))
 
 
 def initialise_gan(
-    generator: Generator, discriminator: Discriminator, init_from: str | os.PathLike[str] | None
-) -> tuple[Generator, Discriminator]:
+    generator: Generator,
+    discriminator: Discriminator | ProjectedDiscriminator,
+    init_from: str | os.PathLike[str] | None,
+) -> tuple[Generator, Discriminator | ProjectedDiscriminator]:
     """Fills a GAN with trained weights; None leaves it as it is.
 
     Blocks are named by resolution. What the source does not have stays as it was drawn, but for the image layers of the
@@ -37,17 +45,18 @@ def initialise_gan(
     if init_from is not None:
         path = Path(init_from)
         _fill(generator, path)
-        _fill(discriminator, path.with_name(path.name.replace("generator", "discriminator")))
+        _fill(discriminator, discriminator_beside(path))
     return generator, discriminator
 
 
-def _fill(network: Generator | Discriminator, path: Path) -> None:
+def _fill(network: Generator | Discriminator | ProjectedDiscriminator, path: Path) -> None:
     source, info = load_weights(path)
     wanted, found = network.arguments, info["arguments"]
     differing = sorted(
         name for name in wanted if name != "resolution" and wanted[name] != found.get(name, wanted[name])
     )
-    if type(source) is not type(network) or differing or int(found["resolution"]) > int(wanted["resolution"]):
+    shrinks = int(found.get("resolution", 0)) > int(wanted.get("resolution", 0))
+    if type(source) is not type(network) or differing or shrinks:
         raise WeightsError(
             f"{path} holds {info['network']}({found}), which cannot start {type(network).__name__}({wanted}). Name "
             f"weights that differ in the resolution alone, and not in a higher one."

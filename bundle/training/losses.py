@@ -16,12 +16,12 @@ __all__ = ["discriminator_loss", "generator_loss", "lazy_adam", "r1_penalty"]
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating loss -log sigmoid(D(G(z))), mean over logits [B]."""
+    """Non-saturating loss -log sigmoid(D(G(z))), mean over logits [B] or [B, L]."""
     return F.softplus(-fake_logits).mean()
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """-log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))), means over logits [B]."""
+    """-log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))), means over logits [B] or [B, L]."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 

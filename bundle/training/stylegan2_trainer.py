@@ -19,6 +19,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.training.augment import AdaptiveAugment
 from bundle.training.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
@@ -109,8 +110,9 @@ class StyleGAN2Trainer(Trainer):
         generator: trained in place.
         discriminator: trained in place.
         augment: what the discriminator sees images through.
-        learning_rate: of both networks.
-        r1_gamma: weight of R1.
+        learning_rate: of the generator.
+        discriminator_learning_rate: None takes the generator's.
+        r1_gamma: weight of R1; 0 leaves it out.
         r1_interval: iterations between two evaluations of R1.
         ema_kimg: half-life of the generator's average, in thousands of images.
         ema_rampup: the half-life is at most this share of the images seen so far; keeps the start out of the average.
@@ -131,9 +133,10 @@ class StyleGAN2Trainer(Trainer):
         train_data_loader: DataLoader[dict[str, Any]],
         epoch_length: int,
         generator: Generator,
-        discriminator: Discriminator,
+        discriminator: Discriminator | ProjectedDiscriminator,
         augment: AdaptiveAugment,
         learning_rate: float = 0.0025,
+        discriminator_learning_rate: float | None = None,
         r1_gamma: float = 0.0256,
         r1_interval: int = 16,
         ema_kimg: float = 10.0,
@@ -165,7 +168,10 @@ class StyleGAN2Trainer(Trainer):
         self.augment = augment.to(place)
         self.generator_optimizer = lazy_adam(list(generator.parameters()), learning_rate, (0.0, 0.99))
         self.discriminator_optimizer = lazy_adam(
-            list(discriminator.parameters()), learning_rate, (0.0, 0.99), r1_interval
+            list(discriminator.parameters()),
+            learning_rate if discriminator_learning_rate is None else discriminator_learning_rate,
+            (0.0, 0.99),
+            r1_interval if r1_gamma > 0.0 else None,
         )
         self.r1_gamma = r1_gamma
         self.r1_interval = r1_interval
@@ -251,14 +257,15 @@ class StyleGAN2Trainer(Trainer):
             real_logits = self.inferer(seen_reals, self.discriminator, label)
             loss = discriminator_loss(real_logits, fake_logits)
         loss.backward()
-        if (number - 1) % self.r1_interval == 0:
+        if self.r1_gamma > 0.0 and (number - 1) % self.r1_interval == 0:
             # In fp32, for the second derivative's sake; at the augmented images, which are what the network sees.
             points = seen_reals.detach().requires_grad_(True)
             penalty = r1_penalty(self.inferer(points, self.discriminator, label), points)
             (penalty * (self.r1_gamma / 2 * self.r1_interval)).backward()
         self.discriminator_optimizer.step()
+        real_logits = real_logits.detach().flatten(1).mean(dim=1) if real_logits.ndim > 1 else real_logits.detach()
         self.augment.update(real_logits, number)
-        self._r_t = float(real_logits.detach().sign().mean())
+        self._r_t = float(real_logits.sign().mean())
         return float(loss.detach())
 
     def _train_generator(self, fakes: Tensor, label: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.weights import load_weights
 from bundle.training import handlers
 from bundle.training.augment import AdaptiveAugment
@@ -126,6 +128,31 @@ def test_training_moves_both_networks_and_the_average_lags_behind(new_trainer: N
     for key, mean in trainer.average.state_dict().items():
         assert 0.0 < float((mean - start[key]).norm()) < float((end[key] - start[key]).norm()) * 2
         assert not torch.equal(mean, end[key])
+
+
+def test_a_discriminator_of_many_logits_needs_no_r1(new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_penalty(*_: Tensor) -> Tensor:
+        raise AssertionError("R1 was evaluated at weight 0")
+
+    monkeypatch.setattr("bundle.training.stylegan2_trainer.r1_penalty", no_penalty)
+    discriminator = ProjectedDiscriminator(2, side=64, channels=4)
+    trainer = new_trainer(discriminator=discriminator, r1_gamma=0.0, discriminator_learning_rate=1e-3)
+    before = copy.deepcopy(dict(discriminator.named_parameters()))
+    frozen = {name: value.clone() for name, value in discriminator.named_buffers() if not name.startswith("heads.")}
+    seen: list[Tensor] = []
+    update = trainer.augment.update
+
+    def watched(logits: Tensor, number: int) -> None:
+        seen.append(logits)
+        update(logits, number)
+
+    monkeypatch.setattr(trainer.augment, "update", watched)
+    trainer.run()
+    assert all(not torch.equal(value, before[name]) for name, value in discriminator.named_parameters())
+    assert {name.split(".")[0] for name in frozen} == {"trunk", "mixing"}
+    assert all(torch.equal(discriminator.get_buffer(name), value) for name, value in frozen.items())
+    assert trainer.discriminator_optimizer.param_groups[0]["lr"] == 1e-3
+    assert [logits.shape for logits in seen] == [(4,)] * 6  # one sign of an image
 
 
 def test_average_by_hand(new_trainer: NewTrainer) -> None:
@@ -312,11 +339,20 @@ def small_measures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", params=["residual", "projected"])
+def kind(request: pytest.FixtureRequest, resnet_file: Path) -> dict[str, str]:
+    """The options of each discriminator."""
+    options = {"discriminator": str(request.param)}
+    return {**options, "projection_file": str(resnet_file)} if request.param == "projected" else options
+
+
 @pytest.fixture(scope="module")
-def whole_run(small_measures: None, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(
+    small_measures: None, tiny_dataset: Path, kind: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run that nothing stopped."""
     output_dir = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_dataset, output_dir)
+    train(tiny_dataset, output_dir, **kind)
     return output_dir
 
 
@@ -335,6 +371,7 @@ def test_configuration_trains(whole_run: Path) -> None:
 def test_stopped_run_says_so_and_goes_on_to_the_same_bits(
     whole_run: Path,
     tiny_dataset: Path,
+    kind: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     small_measures: None,
@@ -351,17 +388,17 @@ def test_stopped_run_says_so_and_goes_on_to_the_same_bits(
 
         patch.setattr(StyleGAN2Trainer, "_train_generator", stopped_step)
         with pytest.raises(SystemExit) as stopped:
-            train(tiny_dataset, output_dir)
+            train(tiny_dataset, output_dir, **kind)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert "Stopped at iteration 3" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == previous
     assert torch.load(output_dir / "checkpoints" / "gan.pt", weights_only=True)["trainer"]["iteration"] == 3
-    train(tiny_dataset, output_dir)
+    train(tiny_dataset, output_dir, **kind)
     assert_same_bits(results(output_dir), results(whole_run))
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 import torch
 from pathlib import Path
 from tests.training.test_stylegan2_trainer import train
@@ -373,15 +410,17 @@ def killed(content, file):
         os.kill(os.getpid(), signal.SIGKILL)
     save(content, file)
 torch.save = killed
-train(Path(sys.argv[1]), Path(sys.argv[2]))
+train(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))
 """
 
 
-def test_killed_run_goes_on_to_the_same_bits(whole_run: Path, tiny_dataset: Path, small_measures: None) -> None:
+def test_killed_run_goes_on_to_the_same_bits(
+    whole_run: Path, tiny_dataset: Path, kind: dict[str, str], small_measures: None
+) -> None:
     """kill -9 in the middle of writing the second checkpoint: the run goes on from the first."""
     output_dir = whole_run.with_name("killed")
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tiny_dataset), str(output_dir)],
+        [sys.executable, "-c", KILLED, str(tiny_dataset), str(output_dir), json.dumps(kind)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
@@ -390,30 +429,34 @@ def test_killed_run_goes_on_to_the_same_bits(whole_run: Path, tiny_dataset: Path
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert torch.load(output_dir / "checkpoints" / "gan.pt", weights_only=True)["trainer"]["iteration"] == 2
-    train(tiny_dataset, output_dir)
+    train(tiny_dataset, output_dir, **kind)
     assert_same_bits(results(output_dir), results(whole_run))
 
 
 def test_finished_run_says_so(
-    whole_run: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole_run: Path,
+    tiny_dataset: Path,
+    kind: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def no_iteration(self: StyleGAN2Trainer, *args: Any) -> None:
         raise AssertionError("a finished run trained again")
 
     monkeypatch.setattr(StyleGAN2Trainer, "_iteration", no_iteration)
     before = results(whole_run)
-    train(tiny_dataset, whole_run)
+    train(tiny_dataset, whole_run, **kind)
     assert "is a finished run of 12 images. Raise total_kimg" in capsys.readouterr().out
     assert_same_bits(results(whole_run), before)
 
 
-def test_other_options_are_refused_by_name(whole_run: Path, tiny_dataset: Path) -> None:
+def test_other_options_are_refused_by_name(whole_run: Path, tiny_dataset: Path, kind: dict[str, str]) -> None:
     before = results(whole_run)
     with pytest.raises(RuntimeError) as caught:
-        train(tiny_dataset, whole_run, learning_rate=0.001)
+        train(tiny_dataset, whole_run, **kind, ema_kimg=0.5)
     cause: BaseException = caught.value
     while cause.__cause__ is not None:
         cause = cause.__cause__
     assert isinstance(cause, handlers.CheckpointError)
-    assert "was trained with learning_rate = 0.0025, now it is 0.001. Give the old value to go on" in str(cause)
+    assert "was trained with ema_kimg = 10.0, now it is 0.5. Give the old value to go on" in str(cause)
     assert_same_bits(results(whole_run), before)

@@ -1,0 +1,69 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that torchvision trained on ImageNet, downloaded or read from a file that the user names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import WeightsEnum
+
+__all__ = ["TrunkUnavailable", "imagenet_weights", "unsuitable"]
+
+
+class TrunkUnavailable(RuntimeError):
+    """A network's ImageNet weights could neither be downloaded nor read from a file."""
+
+
+def imagenet_weights(
+    weights: WeightsEnum, file: str | os.PathLike[str] | None = None, option: str = "trunk_file"
+) -> dict[str, Tensor]:
+    """Returns a state dict as torchvision publishes it.
+
+    Args:
+        weights: which weights.
+        file: where they are; None lets torchvision download them or take them from its own cache.
+        option: name of the option that names ``file``, for the messages.
+
+    Raises:
+        TrunkUnavailable: no file was named and the download failed, or the file is absent or holds no tensors.
+    """
+    return _download(weights, option) if file is None else _read(weights, Path(file), option)
+
+
+def unsuitable(weights: WeightsEnum, file: str | os.PathLike[str] | None, option: str) -> TrunkUnavailable:
+    """Returns the error for a file that was read and holds another network's weights."""
+    return TrunkUnavailable(f"{option} {file} does not hold {_name(weights)}'s weights. {_cure(weights, option)}")
+
+
+def _name(weights: WeightsEnum) -> str:
+    return type(weights).__name__.removesuffix("_Weights")
+
+
+def _cure(weights: WeightsEnum, option: str) -> str:
+    return f"Name the file that {weights.url} serves, or leave {option} out to let torchvision download it."
+
+
+def _download(weights: WeightsEnum, option: str) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise TrunkUnavailable(
+            f"The ImageNet weights of {_name(weights)} could not be downloaded from {weights.url} ({error}). Connect "
+            f"to the internet, or fetch that file elsewhere and name it with {option}."
+        ) from error
+    return state
+
+
+def _read(weights: WeightsEnum, path: Path, option: str) -> dict[str, Tensor]:
+    cure = _cure(weights, option)
+    if not path.is_file():
+        raise TrunkUnavailable(f"{option} {path} does not exist. {cure}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
+        raise TrunkUnavailable(f"{option} {path} is not a PyTorch file of tensors. {cure}") from error
+    return state if isinstance(state, dict) else {}

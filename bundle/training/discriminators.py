@@ -1,0 +1,72 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Which discriminator a GAN is trained with."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from bundle.networks.pretrained import TrunkUnavailable
+from bundle.networks.projected import ProjectedDiscriminator
+from bundle.networks.stylegan2 import Discriminator
+from bundle.networks.weights import WeightsError, read_info
+from bundle.training.init_from import discriminator_beside
+
+__all__ = ["DISCRIMINATORS", "new_discriminator"]
+
+logger = logging.getLogger(__name__)
+
+#: By the value of the option ``discriminator``; "auto" is the first that can be had.
+DISCRIMINATORS = {"projected": ProjectedDiscriminator, "residual": Discriminator}
+
+
+def new_discriminator(
+    kind: str,
+    resolution: int,
+    image_channels: int,
+    num_classes: int,
+    projection_file: str | os.PathLike[str] | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+) -> Discriminator | ProjectedDiscriminator:
+    """Builds a discriminator with random weights; what is frozen in a projected one is filled.
+
+    Args:
+        kind: "projected", "residual" or "auto": the kind that the weights of ``init_from`` have, or else a projected
+            one, or, where the ImageNet weights for that are not to be had, a residual one, and a warning says so.
+        resolution: of the images in pixels.
+        image_channels: 1 (grey) or 3 (RGB).
+        num_classes: number of labels.
+        projection_file: torchvision's ``resnet18`` weights; None lets torchvision download them.
+        init_from: the ``generator.pt`` that the training will start from.
+
+    Raises:
+        TrunkUnavailable: a projected discriminator is wanted, and the ImageNet weights are not to be had.
+        WeightsError: ``init_from`` has no discriminator beside it.
+    """
+    fallback = kind == "auto" and init_from is None and projection_file is None
+    if kind == "auto":
+        kind = "projected" if init_from is None else _kind_of(discriminator_beside(Path(init_from)))
+    if kind == "projected":
+        projected = ProjectedDiscriminator(num_classes)
+        try:
+            projected.load_imagenet(projection_file)
+            return projected
+        except TrunkUnavailable as error:
+            if not fallback:
+                raise
+            logger.warning(
+                "Training with the residual discriminator, which needs several times as many images as the projected "
+                "one: %s To train with the residual one on purpose, give --discriminator residual.",
+                error,
+            )
+    return Discriminator(resolution, image_channels, num_classes)
+
+
+def _kind_of(path: Path) -> str:
+    network = read_info(path)["network"]
+    for kind, network_class in DISCRIMINATORS.items():
+        if network_class.__name__ == network:
+            return kind
+    raise WeightsError(f"{path} holds a {network}, which is no discriminator. Copy the trained set anew.")
