@@ -10,7 +10,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from bundle.data import ImageData
@@ -21,7 +20,7 @@ from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest
 from bundle.metrics.recognition import recognition_scores
 from bundle.networks.model_set import ModelSet
-from bundle.networks.stylegan2 import Generator
+from bundle.networks.stylegan2 import sample_images
 
 __all__ = ["score_models"]
 
@@ -69,7 +68,8 @@ def score_models(
         variety = mean_pairwise(real, lpips)
         measured: dict[str, list[float]] = {"kid": [], "variety": [], "near": []}
         for seed in tqdm(range(n_seeds), desc=f"samples of {name}", unit="seed"):
-            samples = _samples(generator, label, len(real), seed)
+            z = sample_z(range(len(real)), generator.z_dim, seed)
+            samples = sample_images(generator, z, torch.full((len(real),), label))
             measured["kid"].append(kid(squeezenet_features(samples, trunk_file), features[train_label == label]))
             measured["variety"].append(mean_pairwise(samples, lpips) / variety)
             measured["near"].append(float(nearest(samples[:n_test], train, lpips).quantile(PERCENTILE)))
@@ -111,14 +111,6 @@ def _recognised(measure: str, value: float) -> dict[str, Any]:
         "relation": "at least",
         "met": value >= RECOGNITION,
     }
-
-
-@torch.no_grad()
-def _samples(generator: Generator, label: int, n: int, seed: int) -> Tensor:
-    device = next(generator.parameters()).device
-    labels = torch.full((n,), label, device=device)
-    w = generator.mapping(sample_z(range(n), generator.z_dim, seed).to(device), labels)
-    return torch.cat([generator.synthesis(part).cpu() for part in w.split(64)])
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "SynthesisNetwork",
     "channels_at",
     "minibatch_stddev",
+    "sample_images",
 ]
 
 RESOLUTIONS = (32, 64, 128, 256, 512)
@@ -398,6 +399,24 @@ class Generator(nn.Module):
         """
         label = x[:, self.z_dim :].argmax(dim=1)
         return self.synthesis(self.mapping(x[:, : self.z_dim], label))
+
+
+@torch.no_grad()
+def sample_images(generator: Generator, z: Tensor, label: Tensor, batch_size: int = 64) -> Tensor:
+    """Generates images, a few at a time.
+
+    Args:
+        generator: on any device.
+        z: ~ N(0, I), [N, z_dim].
+        label: [N], int64.
+        batch_size: images in memory at a time.
+
+    Returns:
+        Images [N, C, H, W] in [-1, 1], on the CPU.
+    """
+    device = next(generator.parameters()).device
+    w = generator.mapping(z.to(device), label.to(device))
+    return torch.cat([generator.synthesis(part).cpu() for part in w.split(batch_size)])
 
 
 def minibatch_stddev(x: Tensor, group_size: int = 4) -> Tensor:

@@ -21,6 +21,7 @@ from bundle.figures import image_grid, save_png
 from bundle.files import atomic_write
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features
+from bundle.networks.stylegan2 import sample_images
 from bundle.networks.weights import save_weights
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 
@@ -157,16 +158,6 @@ def fixed_latents(n: int, z_dim: int, num_classes: int, seed: int) -> tuple[Tens
     return z, torch.arange(n) % num_classes
 
 
-@torch.no_grad()
-def _sample(trainer: StyleGAN2Trainer, z: Tensor, label: Tensor, batch_size: int = 64) -> Tensor:
-    device = trainer.state.device
-    images = [
-        trainer.average.synthesis(trainer.average.mapping(zs.to(device), labels.to(device))).cpu()
-        for zs, labels in zip(z.split(batch_size), label.split(batch_size), strict=True)
-    ]
-    return torch.cat(images)
-
-
 class SampleGrid:
     """Draws the averaged generator's images of fixed latents.
 
@@ -190,7 +181,7 @@ class SampleGrid:
     def draw(self, engine: StyleGAN2Trainer) -> None:
         """Writes one picture."""
         generator = engine.average
-        images = _sample(engine, *fixed_latents(self.n, generator.z_dim, generator.num_classes, self.seed))
+        images = sample_images(generator, *fixed_latents(self.n, generator.z_dim, generator.num_classes, self.seed))
         path = self.folder / f"kimg_{engine.images_seen // 1000:06d}.png"
         save_png(image_grid(images, columns=8 * generator.num_classes), path)
         engine.state.last_sample_grid = str(path)  # where a tracking handler finds the picture
@@ -283,7 +274,8 @@ class BestGenerator:
             self._give_up(error)
             return None
         generator = engine.average
-        images = _sample(engine, *fixed_latents(self.n_samples, generator.z_dim, generator.num_classes, self.seed + 1))
+        latents = fixed_latents(self.n_samples, generator.z_dim, generator.num_classes, self.seed + 1)
+        images = sample_images(generator, *latents)
         features = squeezenet_features(images, self.trunk_file, device=engine.state.device)
         return {
             "kid_val": kid(features, self._features),
