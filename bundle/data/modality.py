@@ -51,6 +51,11 @@ class Modality:
         if unknown:
             raise ValueError(f"modality {self.name!r}: class_aliases point to {unknown}, not in {self.class_names}")
 
+    @property
+    def has_one_histogram(self) -> bool:
+        """Whether the preprocessing gives the same histogram to every image."""
+        return "histogram" in self.preprocessing
+
     def label_of(self, text: str) -> int | None:
         """Returns the label that a class name, an alias or a number stands for, or None for anything else."""
         word = text.strip().casefold()

@@ -35,6 +35,8 @@ class AdaptiveAugment(nn.Module):
         target: wanted mean sign of the discriminator's logits on real images, r_t (ADA: 0.6), or None.
         kimg: thousands of images in which p could rise from 0 to 1 (ADA: 500).
         interval: iterations between two adjustments (ADA: 4).
+        colour: change brightness and contrast as well. Not for images that all have one histogram: what does not vary
+            among them needs no augmentation, and a discriminator that sees it vary lets the generator miss it.
 
     Raises:
         ValueError: a value is out of its range.
@@ -44,7 +46,14 @@ class AdaptiveAugment(nn.Module):
     sign_sum: Tensor
     seen: Tensor
 
-    def __init__(self, p: float = 0.0, target: float | None = 0.6, kimg: float = 500.0, interval: int = 4) -> None:
+    def __init__(
+        self,
+        p: float = 0.0,
+        target: float | None = 0.6,
+        kimg: float = 500.0,
+        interval: int = 4,
+        colour: bool = True,
+    ) -> None:
         super().__init__()
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p is a probability, {p} is not in [0, 1].")
@@ -55,6 +64,7 @@ class AdaptiveAugment(nn.Module):
         self.target = target
         self.kimg = kimg
         self.interval = interval
+        self.colour = colour
         self.register_buffer("p", torch.tensor(float(p)))
         self.register_buffer("sign_sum", torch.tensor(0.0))
         self.register_buffer("seen", torch.tensor(0))
@@ -64,7 +74,8 @@ class AdaptiveAugment(nn.Module):
         p = float(self.p)
         if p == 0.0:
             return images
-        return self._colour(self._geometry(images.float(), p), p)
+        images = self._geometry(images.float(), p)
+        return self._colour(images, p) if self.colour else images
 
     def update(self, real_logits: Tensor, iteration: int) -> None:
         """Counts the signs of the logits on real images and adjusts p every ``interval`` iterations.

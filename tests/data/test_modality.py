@@ -48,3 +48,10 @@ def test_impossible_presets_are_refused(
 def test_impossible_histograms_are_refused(levels: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="reference_histogram must rise"):
         Modality("toy", 1, ("a", "b"), reference_histogram=levels)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "one"), [("plain", False), ("crop", False), ("histogram", True), ("crop_histogram", True)]
+)
+def test_has_one_histogram(preprocessing: str, one: bool) -> None:
+    assert Modality("toy", 1, ("a",), preprocessing=preprocessing).has_one_histogram is one

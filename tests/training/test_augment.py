@@ -174,3 +174,14 @@ def test_state_carries_a_half_counted_interval() -> None:
 def test_impossible_arguments_are_refused(arguments: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         AdaptiveAugment(**arguments)  # type: ignore[arg-type]
+
+
+def test_without_colour_grey_values_only_move() -> None:
+    """A picture of two grey values keeps to the range between them, at any p; with colour it does not."""
+    torch.manual_seed(0)
+    images = torch.where(torch.rand(64, 1, 16, 16) < 0.5, -0.25, 0.5)
+    geometric = AdaptiveAugment(p=1.0, target=None, colour=False)(images)
+    assert not torch.equal(geometric, images)
+    assert float(geometric.min()) >= -0.25 - 1e-6
+    assert float(geometric.max()) <= 0.5 + 1e-6
+    assert float(AdaptiveAugment(p=1.0, target=None)(images).max()) > 0.6
