@@ -158,7 +158,9 @@ def _trainer(variant: Variant, resolution: int, batch_size: int) -> StyleGAN2Tra
         epoch_length=PLAIN_ITERATIONS + 1,
         train_data_loader=balanced_loader(data, batch_size, seed=0),
         generator=variant.prepare(Generator(resolution, num_classes=CLASSES)),
-        discriminator=ProjectedDiscriminator(CLASSES) if variant.projected else Discriminator(resolution, 1, CLASSES),
+        discriminator=ProjectedDiscriminator(1, CLASSES)
+        if variant.projected
+        else Discriminator(resolution, 1, CLASSES),
         augment=AdaptiveAugment(p=0.3, target=None),
         r1_interval=PLAIN_ITERATIONS + 1,
         amp=variant.amp,

@@ -28,6 +28,7 @@ from bundle.networks.weights import register_network
 __all__ = ["ProjectedDiscriminator", "ResNetStages"]
 
 _WEIGHTS = ResNet18_Weights.IMAGENET1K_V1
+_SIDES = (64, 128, 256, 512)
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 _STAGES = (64, 128, 256)  # channels of ResNet-18's first three stages, at 1/4, 1/8 and 1/16 of the image's side
@@ -156,52 +157,67 @@ class _Mixing(nn.Module):
 
 
 class _Head(nn.Module):
-    """Discriminator of one feature map: convolutions with spectral norm down to 4 x 4 logits."""
+    """Discriminator of one feature map: convolutions with spectral norm, each half the size, down to 4 x 4 logits."""
 
-    def __init__(self, side: int, channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, width: int, halvings: int, num_classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        width = channels
-        while side > 4:
-            layers += [spectral_norm(nn.Conv2d(width, 2 * channels, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
-            width = 2 * channels
-            side //= 2
+        channels = in_channels
+        for _ in range(halvings):
+            layers += [spectral_norm(nn.Conv2d(channels, width, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+            channels = width
         self.body = nn.Sequential(*layers)
-        self.last = spectral_norm(nn.Conv2d(width + 1, 2 * channels, 3, padding=1))
-        self.out = spectral_norm(nn.Conv2d(2 * channels, 1, 1))
-        self.embed = nn.Embedding(num_classes, 2 * channels)
+        self.last = spectral_norm(nn.Conv2d(channels + 1, width, 3, padding=1))
+        self.out = spectral_norm(nn.Conv2d(width, 1, 1))
+        self.embed = nn.Embedding(num_classes, width)
         nn.init.normal_(self.embed.weight, std=0.1)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Maps x [B, channels, side, side] and labels [B] to logits [B, 16]."""
+        """Maps x [B, in_channels, H, W] and labels [B] to logits [B, 16]."""
         x = F.leaky_relu(self.last(minibatch_stddev(self.body(x))), 0.2)
         projection = (x * self.embed(label).to(x.dtype).unsqueeze(-1).unsqueeze(-1)).sum(dim=1, keepdim=True)
-        return (self.out(x) + projection).flatten(1)
+        return F.adaptive_avg_pool2d((self.out(x) + projection).float(), 4).flatten(1)
+
+
+def _with_details(image: Tensor) -> Tensor:
+    """Appends what a blur takes away, enlarged: images [B, C, H, W] to [B, 2 C, H, W]."""
+    blurred = F.avg_pool2d(image, 3, stride=1, padding=1, count_include_pad=False)
+    return torch.cat([image, 4.0 * (image - blurred)], dim=1)
 
 
 @register_network
 class ProjectedDiscriminator(nn.Module):
-    """Discriminators of a frozen ResNet-18's features at three resolutions, with projection on the label.
+    """Discriminators of a frozen ResNet-18's features at three resolutions, and of the image itself.
 
-    It takes a tenth of the images that `Discriminator` needs to the same distance between samples and real images.
-    Needs no R1. The ResNet's weights are not part of the state dict: call `load_imagenet` before training.
+    The features judge anatomy from the first thousands of images on, but hardly notice a slight blur or noise, so a
+    fourth discriminator looks at the pixels and, apart, at their fine detail. All project on the label, none needs R1.
+    The ResNet's weights are not part of the state dict: call `load_imagenet` before training.
 
     Args:
+        image_channels: 1 (grey) or 3 (RGB).
         num_classes: number of labels.
-        side: images are resized to so many pixels first, a multiple of 64. Equal for all resolutions of a generator, so
-            that weights of one resolution go on with another.
+        side: the ResNet sees images resized to so many pixels: 64, 128, 256 or 512. Equal for all resolutions of a
+            generator, so that weights of one resolution go on with another.
         channels: of the mixed feature maps.
     """
 
-    def __init__(self, num_classes: int = 2, side: int = 128, channels: int = 64) -> None:
+    def __init__(self, image_channels: int = 1, num_classes: int = 2, side: int = 128, channels: int = 64) -> None:
         super().__init__()
-        if side % 64 or side < 64:
-            raise ValueError(f"side is a multiple of 64 pixels, not {side}.")
-        self.arguments = {"num_classes": num_classes, "side": side, "channels": channels}
+        if side not in _SIDES:
+            raise ValueError(f"side {side} is not one of {_SIDES}.")
+        self.arguments = {
+            "image_channels": image_channels,
+            "num_classes": num_classes,
+            "side": side,
+            "channels": channels,
+        }
         self.side = side
         self.trunk = ResNetStages()
         self.mixing = _Mixing(channels)
-        self.heads = nn.ModuleList(_Head(side // scale, channels, num_classes) for scale in (4, 8, 16))
+        self.heads = nn.ModuleList(
+            _Head(channels, 2 * channels, int(math.log2(side // scale // 4)), num_classes) for scale in (4, 8, 16)
+        )
+        self.pixels = _Head(2 * image_channels, 2 * channels, 4, num_classes)
 
     def load_imagenet(self, file: str | os.PathLike[str] | None = None) -> None:
         """See `ResNetStages.load_imagenet`."""
@@ -215,12 +231,15 @@ class ProjectedDiscriminator(nn.Module):
             label: [B], int64.
 
         Returns:
-            Logits [B, 48], 16 of each resolution of the features, fp32: positive means real.
+            Logits [B, 64], 16 of each of the three resolutions of the features and 16 of the pixels, fp32: positive
+            means real.
         """
+        seen = image
         if image.shape[-1] != self.side:
             smaller = image.shape[-1] > self.side
-            image = F.interpolate(
+            seen = F.interpolate(
                 image, size=(self.side, self.side), mode="bilinear", align_corners=False, antialias=smaller
             )
-        features = self.mixing(self.trunk(image))
-        return torch.cat([head(x, label).float() for head, x in zip(self.heads, features, strict=True)], dim=1)
+        features = self.mixing(self.trunk(seen))
+        logits = [head(x, label) for head, x in zip(self.heads, features, strict=True)]
+        return torch.cat([*logits, self.pixels(_with_details(image), label)], dim=1)

@@ -49,7 +49,7 @@ def new_discriminator(
     if kind == "auto":
         kind = "projected" if init_from is None else _kind_of(discriminator_beside(Path(init_from)))
     if kind == "projected":
-        projected = ProjectedDiscriminator(num_classes)
+        projected = ProjectedDiscriminator(image_channels, num_classes)
         try:
             projected.load_imagenet(projection_file)
             return projected

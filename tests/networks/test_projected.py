@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.functional import normalize
 
 from bundle.networks.pretrained import TrunkUnavailable
-from bundle.networks.projected import ProjectedDiscriminator, ResNetStages
+from bundle.networks.projected import ProjectedDiscriminator, ResNetStages, _with_details
 from bundle.networks.weights import load_weights, save_weights
 
 
@@ -46,32 +47,44 @@ def test_grey_is_repeated() -> None:
         torch.testing.assert_close(one, three)
 
 
-@pytest.mark.parametrize("resolution", [32, 64, 128])
-def test_logits_of_three_resolutions(resolution: int) -> None:
-    network = ProjectedDiscriminator(2, side=64)
+@pytest.mark.parametrize("resolution", [32, 64, 128, 256])
+def test_logits_of_three_resolutions_and_the_pixels(resolution: int) -> None:
+    network = ProjectedDiscriminator(side=64)
     logits = network(torch.rand(4, 1, resolution, resolution) * 2 - 1, torch.tensor([0, 1, 0, 1]))
-    assert logits.shape == (4, 48)
+    assert logits.shape == (4, 64)
     assert logits.dtype == torch.float32
-    assert float(logits.detach().reshape(4, 3, 16).std(dim=2).min()) > 0
+    assert float(logits.detach().reshape(4, 4, 16).std(dim=2).min()) > 0
 
 
-def test_the_label_matters_at_every_resolution() -> None:
-    network = ProjectedDiscriminator(2, side=64).eval()
+def test_the_label_matters_to_every_part() -> None:
+    network = ProjectedDiscriminator(side=64).eval()
     images = torch.rand(2, 1, 64, 64) * 2 - 1
-    one, other = (network(images, torch.full((2,), label)).reshape(2, 3, 16) for label in (0, 1))
+    one, other = (network(images, torch.full((2,), label)).reshape(2, 4, 16) for label in (0, 1))
     assert float((one - other).detach().abs().amax(dim=(0, 2)).min()) > 1e-3
 
 
 def test_samples_that_are_all_the_same_are_seen() -> None:
     """The minibatch standard deviation tells a batch of equal images from the same images in a mixed batch."""
-    network = ProjectedDiscriminator(2, side=64).eval()
+    network = ProjectedDiscriminator(side=64).eval()
     images, label = torch.rand(4, 1, 64, 64) * 2 - 1, torch.zeros(4, dtype=torch.int64)
     mixed, equal = network(images, label)[0], network(images[:1].expand(4, -1, -1, -1), label)[0]
     assert float((mixed - equal).detach().abs().max()) > 1e-3
 
 
+def test_the_pixels_are_seen_beside_what_a_blur_takes_away() -> None:
+    torch.manual_seed(0)
+    network = ProjectedDiscriminator(side=64).eval()
+    sharp = torch.rand(2, 1, 64, 64) * 0.1
+    blurred = F.avg_pool2d(sharp, 3, stride=1, padding=1, count_include_pad=False)
+    assert torch.equal(_with_details(sharp)[:, :1], sharp)
+    torch.testing.assert_close(_with_details(sharp)[:, 1:] / 4, sharp - blurred)
+    label = torch.tensor([0, 1])
+    change = (network(sharp, label) - network(blurred, label)).detach().reshape(2, 4, 16).abs().mean(dim=(0, 2))
+    assert float(change[3]) > 0
+
+
 def test_images_get_gradients_and_the_frozen_part_none() -> None:
-    network = ProjectedDiscriminator(2, side=64).requires_grad_(True)
+    network = ProjectedDiscriminator(side=64).requires_grad_(True)
     images = (torch.rand(2, 1, 64, 64) * 2 - 1).requires_grad_(True)
     network(images, torch.tensor([0, 1])).sum().backward()
     assert images.grad is not None
@@ -79,24 +92,24 @@ def test_images_get_gradients_and_the_frozen_part_none() -> None:
     assert float(images.grad.flatten(1).norm(dim=1).min()) > 0
     names = [name for name, _ in network.named_parameters()]
     assert names
-    assert all(name.startswith("heads.") for name in names)
+    assert {name.split(".")[0] for name in names} == {"heads", "pixels"}
 
 
 def test_each_layer_of_a_head_is_bounded() -> None:
     """Spectral norm: after enough power iterations, the largest singular value of each trained weight is 1."""
-    network = ProjectedDiscriminator(2, side=64)
+    network = ProjectedDiscriminator(side=64)
     label = torch.tensor([0, 1])
     for _ in range(60):
         network(torch.rand(2, 1, 64, 64), label)
     network.eval()
-    layers = [module for module in network.heads.modules() if isinstance(module, nn.Conv2d)]
-    assert len(layers) >= 6
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert len(layers) == 8 + 2 + 1 + 0 + 4
     for layer in layers:
         assert float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) == pytest.approx(1.0, abs=0.1)
 
 
 def test_weights_are_saved_without_the_frozen_network(tmp_path: Path, resnet_file: Path) -> None:
-    network = ProjectedDiscriminator(2, side=64)
+    network = ProjectedDiscriminator(side=64)
     network.load_imagenet(resnet_file)
     save_weights(network, tmp_path / "discriminator.pt", {})
     assert not any(key.startswith("trunk.") for key in torch.load(tmp_path / "discriminator.pt", weights_only=True))
@@ -107,9 +120,9 @@ def test_weights_are_saved_without_the_frozen_network(tmp_path: Path, resnet_fil
     torch.testing.assert_close(again(images, label), network.eval()(images, label), rtol=0.02, atol=0.02)
 
 
-def test_refuses_a_side_that_does_not_halve() -> None:
-    with pytest.raises(ValueError, match="multiple of 64"):
-        ProjectedDiscriminator(2, side=100)
+def test_refuses_a_side_that_is_not_a_power_of_two() -> None:
+    with pytest.raises(ValueError, match="100 is not one of"):
+        ProjectedDiscriminator(side=100)
 
 
 def broken(state: dict[str, Tensor], how: str) -> dict[str, Tensor]:
@@ -125,7 +138,7 @@ def test_a_file_of_other_weights_is_named_with_the_cure(tmp_path: Path, resnet_f
     path = tmp_path / "other.pth"
     torch.save(broken(torch.load(resnet_file, weights_only=True), how), path)
     with pytest.raises(TrunkUnavailable, match=r"projection_file .*other\.pth does not hold ResNet18.*Name the file"):
-        ProjectedDiscriminator(2).load_imagenet(path)
+        ProjectedDiscriminator().load_imagenet(path)
 
 
 def test_without_internet_both_cures_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,4 +147,4 @@ def test_without_internet_both_cures_are_named(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ResNet18_Weights, "get_state_dict", offline)
     with pytest.raises(TrunkUnavailable, match=r"internet.*projection_file"):
-        ProjectedDiscriminator(2).load_imagenet()
+        ProjectedDiscriminator().load_imagenet()

@@ -58,7 +58,7 @@ def test_what_was_asked_for_is_never_replaced(offline: None, kind: str, file: st
         new_discriminator(kind, 32, 1, 2, file)
 
 
-@pytest.mark.parametrize("source", [ProjectedDiscriminator(2), Discriminator(32)])
+@pytest.mark.parametrize("source", [ProjectedDiscriminator(), Discriminator(32)])
 def test_auto_takes_the_kind_that_the_weights_have(
     source: torch.nn.Module, tmp_path: Path, resnet_file: Path, offline: None
 ) -> None:
@@ -68,7 +68,7 @@ def test_auto_takes_the_kind_that_the_weights_have(
 
 def test_weights_for_a_projected_one_do_not_make_auto_fall_back(tmp_path: Path, offline: None) -> None:
     with pytest.raises(TrunkUnavailable, match="projection_file"):
-        new_discriminator("auto", 32, 1, 2, None, save_gan(tmp_path, ProjectedDiscriminator(2)))
+        new_discriminator("auto", 32, 1, 2, None, save_gan(tmp_path, ProjectedDiscriminator()))
 
 
 def test_weights_that_are_no_discriminator_are_refused(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_weights_that_are_no_discriminator_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_projected_discriminator_goes_on_at_a_higher_resolution(tmp_path: Path, resnet_file: Path) -> None:
-    source = ProjectedDiscriminator(2, side=64, channels=4)
+    source = ProjectedDiscriminator(side=64, channels=4)
     init_from = save_gan(tmp_path, source)
     generator = Generator(64, z_dim=4, w_dim=4, channel_base=256, channel_max=8)
-    target = ProjectedDiscriminator(2, side=64, channels=4)
+    target = ProjectedDiscriminator(side=64, channels=4)
     target.load_imagenet(resnet_file)
     stem = target.trunk.stem.weight.clone()
     initialise_gan(generator, target, init_from)
@@ -88,4 +88,4 @@ def test_a_projected_discriminator_goes_on_at_a_higher_resolution(tmp_path: Path
         torch.testing.assert_close(target.state_dict()[key], value, rtol=1e-3, atol=1e-3)
     assert torch.equal(target.trunk.stem.weight, stem)
     with pytest.raises(WeightsError, match="cannot start ProjectedDiscriminator"):
-        initialise_gan(generator, ProjectedDiscriminator(2, side=128, channels=4), init_from)
+        initialise_gan(generator, ProjectedDiscriminator(side=128, channels=4), init_from)
