@@ -79,19 +79,24 @@ class Integer:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number above ``above`` and at most ``most``."""
+    """A finite number above ``above`` (or equal to it, where ``or_equal``) and at most ``most``."""
 
     above: float
     most: float = math.inf
+    or_equal: bool = False
 
     def problem(self, value: Any) -> str | None:
         """See `Kind.problem`."""
         number = None if isinstance(value, str) else _as_number(value)
-        if number is not None and self.above < number <= self.most:
+        if number is not None and (self.above < number <= self.most or (self.or_equal and number == self.above)):
             return None
-        bounds = f"above {self.above:g}" + (f" and at most {self.most:g}" if self.most < math.inf else "")
-        near = _as_number(value)
-        nearest = f" The nearest is {self.most:g}." if near is not None and near > self.most else ""
+        bounds = f"of at least {self.above:g}" if self.or_equal else f"above {self.above:g}"
+        bounds += f" and at most {self.most:g}" if self.most < math.inf else ""
+        near, nearest = _as_number(value), ""
+        if near is not None and near > self.most:
+            nearest = f" The nearest is {self.most:g}."
+        elif near is not None and self.or_equal and near < self.above:
+            nearest = f" The nearest is {self.above:g}."
         return f"must be a number {bounds}, not {value!r}.{nearest}"
 
 

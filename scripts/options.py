@@ -16,14 +16,21 @@ from bundle.walk.objective import OBJECTIVES
 __all__ = ["KINDS", "check_options"]
 
 KINDS: dict[str, Kind] = {
+    "augment_kimg": Number(above=0),
+    "augment_p": Number(above=0, most=1, or_equal=True),
+    "augment_target": Number(above=-1, most=1),
     "batch_size": Integer(1),
     "checkpoint": File(),
     "dataset_dir": Folder(),
     "device": Device(),
     "discriminator": Choice(("auto", *DISCRIMINATORS)),
+    "ema_kimg": Number(above=0),
+    "epoch_kimg": Number(above=0),
     "init_from": File(),
     "layout": Choice(("auto", *LAYOUTS)),
+    "learning_rate": Number(above=0),
     "max_epochs": Integer(1),
+    "measure_kimg": Number(above=0),
     "modality": Choice(tuple(MODALITIES)),
     "models_dir": Folder(),
     "n_images": Integer(1),

@@ -166,6 +166,8 @@ def test_later_errors_of_the_bundle_show_their_cure_and_others_their_traceback(c
         (Number(0), 0.5, 0, "above 0"),
         (Number(0, 1), 1, 2, "nearest is 1"),
         (Number(0), 3, float("nan"), "above 0"),
+        (Number(0, 1, or_equal=True), 0, -0.5, "of at least 0 and at most 1, not -0.5. The nearest is 0."),
+        (Number(-1, 1), -0.5, "null", "above -1 and at most 1, not 'null'"),
         (Choice((32, 64, 128)), 64, 100, "nearest is 128"),
         (Choice((32, 64, 128)), 64, "big", "nearest is"),
         (Choice(("plan", "published")), "plan", "publishd", "nearest is published"),
