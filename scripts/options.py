@@ -16,6 +16,7 @@ from bundle.walk.objective import OBJECTIVES
 __all__ = ["KINDS", "check_options"]
 
 KINDS: dict[str, Kind] = {
+    "augment": Choice(("adaptive", "fixed")),
     "augment_kimg": Number(above=0),
     "augment_p": Number(above=0, most=1, or_equal=True),
     "augment_target": Number(above=-1, most=1),

@@ -462,3 +462,12 @@ def test_other_options_are_refused_by_name(whole_run: Path, tiny_dataset: Path, 
     assert isinstance(cause, handlers.CheckpointError)
     assert "was trained with ema_kimg = 3.0, now it is 0.5. Give the old value to go on" in str(cause)
     assert_same_bits(results(whole_run), before)
+
+
+@pytest.mark.parametrize(("augment", "moves"), [("fixed", False), ("adaptive", True)])
+def test_augmentation_is_adaptive_or_fixed(
+    augment: str, moves: bool, tiny_dataset: Path, tmp_path: Path, small_measures: None
+) -> None:
+    train(tiny_dataset, tmp_path / "run", discriminator="residual", augment=augment, augment_p=0.5, augment_kimg=0.05)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "gan.pt", weights_only=True)
+    assert (float(state["trainer"]["augment"]["p"]) != 0.5) is moves
