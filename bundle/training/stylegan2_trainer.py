@@ -115,7 +115,8 @@ class StyleGAN2Trainer(Trainer):
         r1_gamma: weight of R1; 0 leaves it out.
         r1_interval: iterations between two evaluations of R1.
         ema_kimg: half-life of the generator's average, in thousands of images.
-        ema_rampup: the half-life is at most this share of the images seen so far; keeps the start out of the average.
+        ema_rampup: the half-life is at most this share of the images seen so far; keeps a start from random weights out
+            of the average. None for a start from trained ones.
         seed: of all draws.
         inferer: calls the discriminator, ``inferer(images, discriminator, label)``.
         prepare_batch: turns a batch into images and labels on the device.
@@ -140,7 +141,7 @@ class StyleGAN2Trainer(Trainer):
         r1_gamma: float = 0.0256,
         r1_interval: int = 16,
         ema_kimg: float = 10.0,
-        ema_rampup: float = 0.05,
+        ema_rampup: float | None = 0.05,
         seed: int = 0,
         inferer: Inferer | None = None,
         prepare_batch: Callable[..., tuple[Tensor, Tensor]] = prepare_gan_batch,
@@ -280,7 +281,9 @@ class StyleGAN2Trainer(Trainer):
 
     @torch.no_grad()
     def _update_average(self, batch_size: int) -> None:
-        half_life = min(self.ema_kimg * 1000.0, self.ema_rampup * self.images_seen)
+        half_life = self.ema_kimg * 1000.0
+        if self.ema_rampup is not None:
+            half_life = min(half_life, self.ema_rampup * self.images_seen)
         weight = 1.0 - 0.5 ** (batch_size / max(half_life, 1e-8))
         for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(value, weight)

@@ -19,7 +19,7 @@ from bundle.walk.path import Guides, WalkSettings, straight_path, walk
 __all__ = ["PlanWalkInferer", "walk_settings"]
 
 SETTINGS = {
-    "balanced": WalkSettings(steps=60, learning_rate=0.05, cosine=True, tolerance=1e-3),
+    "balanced": WalkSettings(steps=60, learning_rate=0.02, cosine=True, tolerance=1e-3),
     "published": WalkSettings(steps=500, learning_rate=0.1, cosine=False, tolerance=0.0, clamped_gradient=True),
 }
 

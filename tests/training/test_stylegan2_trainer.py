@@ -157,9 +157,10 @@ def test_a_discriminator_of_many_logits_needs_no_r1(new_trainer: NewTrainer, mon
     assert [logits.shape for logits in seen] == [(4,)] * 6  # one sign of an image
 
 
-def test_average_by_hand(new_trainer: NewTrainer) -> None:
+@pytest.mark.parametrize("ramp", [100.0, None])
+def test_average_by_hand(new_trainer: NewTrainer, ramp: float | None) -> None:
     """After a half-life of images, half of the old average is left."""
-    trainer = new_trainer(ema_kimg=0.008, ema_rampup=100.0)
+    trainer = new_trainer(ema_kimg=0.008, ema_rampup=ramp)
     states: list[Tensor] = []
 
     def keep() -> None:
