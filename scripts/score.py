@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
 from bundle.data import ImageData
@@ -24,6 +25,8 @@ from bundle.networks.stylegan2 import sample_images
 
 __all__ = ["score_models"]
 
+# Deviations of Gaussian blurs, in pixels, whose KID shows how much a loss of sharpness alone makes of it.
+BLURS = (0.5, 0.8)
 PERCENTILE = 0.05
 COLLAPSE = 0.8
 RECOGNITION = 0.9
@@ -97,8 +100,14 @@ def score_models(
         for change, value in recognition["top1_unseen"].items():
             rows.append(_recognised(f"phi_id names training images: {change}", value))
         rows.append(_recognised("phi_id names training images: mean of these changes", recognition["top1_unseen_mean"]))
-    write_json(Path(output_dir) / "scores.json", {"features": FEATURES, "n_seeds": n_seeds, "rows": rows})
-    print(_table(rows))
+    blurred = {
+        f"{sigma:g}": kid(squeezenet_features(gaussian_blur(train, [5, 5], [sigma, sigma]), trunk_file), features)
+        for sigma in BLURS
+    }
+    result = {"features": FEATURES, "n_seeds": n_seeds, "rows": rows, "kid_of_blurred_training_images": blurred}
+    write_json(Path(output_dir) / "scores.json", result)
+    scale = ", ".join(f"{value:.3g} at {sigma}" for sigma, value in blurred.items())
+    print(f"{_table(rows)}\nFor scale, KID of the training images to themselves blurred (sigma in pixels): {scale}")
 
 
 def _recognised(measure: str, value: float) -> dict[str, Any]:

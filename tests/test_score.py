@@ -61,7 +61,12 @@ def test_noise_is_told_from_images_of_the_class(
     kid = [row for row in rows if row["measure"].startswith("KID")]
     assert [row["class"] for row in kid] == ["normal", "tuberculosis"]
     assert not any(row["met"] for row in kid)
-    assert "**no**" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "**no**" in shown
+    scale = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    weak, strong = scale["kid_of_blurred_training_images"].values()
+    assert weak < strong
+    assert f"blurred (sigma in pixels): {weak:.3g} at 0.5, {strong:.3g} at 0.8" in shown
 
 
 def test_subset_keeps_every_held_out_image_and_few_others(data: ImageData, tmp_path: Path) -> None:
