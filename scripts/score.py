@@ -10,10 +10,12 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
 from bundle.data import ImageData
+from bundle.figures import image_grid, save_png
 from bundle.files import write_json
 from bundle.latent.sampling import sample_z
 from bundle.metrics.distribution import kid
@@ -27,6 +29,8 @@ __all__ = ["score_models"]
 
 # Deviations of Gaussian blurs, in pixels, whose KID shows how much a loss of sharpness alone makes of it.
 BLURS = (0.5, 0.8)
+# Samples of each class in the picture.
+PICTURED = 16
 PERCENTILE = 0.05
 COLLAPSE = 0.8
 RECOGNITION = 0.9
@@ -46,7 +50,7 @@ def score_models(
     Args:
         models: ``generator``, and ``identity_guide`` where it is to be measured.
         data: the images that they were trained on.
-        output_dir: gets ``scores.json``.
+        output_dir: gets ``scores.json`` and ``samples.png``, the first samples of each class.
         n_seeds: number of seeds.
         trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
 
@@ -61,6 +65,7 @@ def score_models(
     features = squeezenet_features(train, trunk_file)
     test_nearest = nearest(test, train, lpips)
     rows: list[dict[str, Any]] = []
+    pictured: list[Tensor] = []
     between = min(
         kid(features[train_label == a], features[train_label == b]) for a in range(len(names)) for b in range(a)
     )
@@ -73,6 +78,8 @@ def score_models(
         for seed in tqdm(range(n_seeds), desc=f"samples of {name}", unit="seed"):
             z = sample_z(range(len(real)), generator.z_dim, seed)
             samples = sample_images(generator, z, torch.full((len(real),), label))
+            if seed == 0:
+                pictured.append(samples[:PICTURED])
             measured["kid"].append(kid(squeezenet_features(samples, trunk_file), features[train_label == label]))
             measured["variety"].append(mean_pairwise(samples, lpips) / variety)
             measured["near"].append(float(nearest(samples[:n_test], train, lpips).quantile(PERCENTILE)))
@@ -100,6 +107,7 @@ def score_models(
         for change, value in recognition["top1_unseen"].items():
             rows.append(_recognised(f"phi_id names training images: {change}", value))
         rows.append(_recognised("phi_id names training images: mean of these changes", recognition["top1_unseen_mean"]))
+    save_png(image_grid(torch.cat(pictured), columns=PICTURED // 2), Path(output_dir) / "samples.png")
     blurred = {
         f"{sigma:g}": kid(squeezenet_features(gaussian_blur(train, [5, 5], [sigma, sigma]), trunk_file), features)
         for sigma in BLURS

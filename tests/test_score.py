@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bundle.data import ImageData, open_dataset
@@ -63,6 +65,9 @@ def test_noise_is_told_from_images_of_the_class(
     assert not any(row["met"] for row in kid)
     shown = capsys.readouterr().out
     assert "**no**" in shown
+    picture = np.asarray(Image.open(tmp_path / "samples.png"))
+    assert picture.shape[0] < picture.shape[1]
+    assert picture.std() > 0
     scale = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     weak, strong = scale["kid_of_blurred_training_images"].values()
     assert weak < strong
