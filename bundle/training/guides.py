@@ -49,6 +49,8 @@ __all__ = [
     "new_classifier",
 ]
 
+# Calibration keeps a head's scale between 1 and this: at a cosine that differs by 0.01, the odds are e^10.
+MOST_SCALE = 1000.0
 # Streams of random numbers that each epoch and each iteration have of their own.
 ORDER, STEP = 0, 1
 
@@ -493,11 +495,17 @@ def calibrate_head(
         raise TypeError("Only an identity classifier, which has a NobodyHead, is calibrated for nobody.")
     cosines = [predict(_Cosines(network), images) for images in (known, nobody)]
     num_classes = head.weight.shape[0]
-    log_scale = head.scale.detach().cpu().double().log().requires_grad_(True)
-    threshold = head.nobody.detach().cpu().double().requires_grad_(True)
+    # Both stay in a range that means something, however little the images say of them: where no image is alike any
+    # other, an unbounded fit runs off to infinity.
+    start = (head.scale.detach().cpu().double().log() / math.log(MOST_SCALE)).clamp(0.01, 0.99)
+    raw_scale = start.logit().requires_grad_(True)
+    raw_cosine = head.nobody.detach().cpu().double().clamp(-0.99, 0.99).atanh().requires_grad_(True)
+
+    def scalars() -> tuple[Tensor, Tensor]:
+        return (math.log(MOST_SCALE) * raw_scale.sigmoid()).exp(), raw_cosine.tanh()
 
     def loss() -> Tensor:
-        scale = log_scale.exp()
+        scale, threshold = scalars()
         floor = scale * threshold - math.log(num_classes)
         somebody, stranger = (torch.logaddexp(scale * cosine.double(), floor) for cosine in cosines)
         return F.cross_entropy(somebody, identities) - stranger.log_softmax(dim=1).mean()
@@ -508,11 +516,12 @@ def calibrate_head(
         value.backward()
         return float(value.detach())
 
-    optimizer = torch.optim.LBFGS([log_scale, threshold], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([raw_scale, raw_cosine], max_iter=100, line_search_fn="strong_wolfe")
     before = float(loss().detach())
     optimizer.step(closure)
     with torch.no_grad():
-        head.scale.copy_(log_scale.exp())
+        scale, threshold = scalars()
+        head.scale.copy_(scale)
         head.nobody.copy_(threshold)
     return {
         "scale": float(head.scale.detach()),

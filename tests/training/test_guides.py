@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,16 @@ def test_shipped_guide_names_training_images_under_unseen_changes(shared_data: P
         for change in UNSEEN_CHANGES.values()
     ]
     assert torch.stack(hits).mean() >= 0.9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calibration_stays_in_its_range_where_no_image_is_like_another(seed: int) -> None:
+    torch.manual_seed(seed)
+    network = Guide(1, 12, identity=True, width=0.125).eval()
+    before = network.head.state_dict()["scale"].clone()
+    scores = calibrate_head(network, torch.randn(12, 1, 32, 32), torch.arange(12), torch.randn(6, 1, 32, 32))
+    assert all(math.isfinite(value) for value in scores.values())
+    assert scores["loss_after"] <= scores["loss_before"]
+    assert 1.0 < scores["scale"] < 1000.0
+    assert -1.0 <= scores["nobody_cosine"] <= 1.0
+    assert float(network.head.state_dict()["scale"]) != float(before)
