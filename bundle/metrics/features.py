@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
-from bundle.networks.pretrained import TrunkUnavailable, imagenet_weights, unsuitable
+from bundle.networks.pretrained import TrunkUnavailable, imagenet_normalised, imagenet_weights, unsuitable
 
 __all__ = ["FEATURES", "TrunkUnavailable", "squeezenet_features", "squeezenet_trunk"]
 
 FEATURES = "SqueezeNet 1.1"
 """Name of the feature network, for the column of any figure that is taken in its features."""
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _SIDE = 224
 _WEIGHTS = SqueezeNet1_1_Weights.IMAGENET1K_V1
 
@@ -79,14 +77,12 @@ def squeezenet_features(
     device = images.device if device is None else torch.device(device)
     # Measured on a CPU: 2.4 times as fast as the default memory format.
     trunk = squeezenet_trunk(trunk_file).to(device).to(memory_format=torch.channels_last)
-    mean = torch.tensor(_IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(_IMAGENET_STD, device=device).view(1, 3, 1, 1)
     features = torch.empty(len(images), 512)
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size].to(device, torch.float32)
             batch = F.interpolate(batch, size=(_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False)
-            batch = (((batch + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)
+            batch = imagenet_normalised(batch).contiguous(memory_format=torch.channels_last)
             features[start : start + batch_size] = trunk(batch).mean(dim=(2, 3)).cpu()
     return features
 

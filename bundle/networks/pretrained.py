@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
-__all__ = ["TrunkUnavailable", "imagenet_weights", "unsuitable"]
+__all__ = ["TrunkUnavailable", "imagenet_normalised", "imagenet_weights", "unsuitable"]
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
 
 
 class TrunkUnavailable(RuntimeError):
@@ -32,6 +35,12 @@ def imagenet_weights(
         TrunkUnavailable: no file was named and the download failed, or the file is absent or holds no tensors.
     """
     return _download(weights, option) if file is None else _read(weights, Path(file), option)
+
+
+def imagenet_normalised(images: Tensor) -> Tensor:
+    """Brings RGB images [B, 3, H, W] in [-1, 1] to the mean and deviation that the networks were trained with."""
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
+    return ((images + 1) / 2 - mean) / std
 
 
 def unsuitable(weights: WeightsEnum, file: str | os.PathLike[str] | None, option: str) -> TrunkUnavailable:

@@ -21,16 +21,15 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import ResNet18_Weights
 
-from bundle.networks.pretrained import imagenet_weights, unsuitable
+from bundle.networks.pretrained import imagenet_normalised, imagenet_weights, unsuitable
 from bundle.networks.stylegan2 import minibatch_stddev
 from bundle.networks.weights import register_network
 
 __all__ = ["ProjectedDiscriminator", "ResNetStages"]
 
 _WEIGHTS = ResNet18_Weights.IMAGENET1K_V1
+_OPTION = "projection_file"  # that names a file of the weights
 _SIDES = (64, 128, 256, 512)
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 _STAGES = (64, 128, 256)  # channels of ResNet-18's first three stages, at 1/4, 1/8 and 1/16 of the image's side
 
 
@@ -89,10 +88,6 @@ class ResNetStages(nn.Module):
     Its weights are not part of a state dict: they are torchvision's, and come from there.
     """
 
-    if TYPE_CHECKING:
-        mean: Tensor
-        std: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.stem = _FrozenConv(3, _STAGES[0], 7, stride=2)
@@ -101,31 +96,28 @@ class ResNetStages(nn.Module):
         for i in range(len(_STAGES)):
             self.blocks.append(_Residual(widths[i], widths[i + 1], stride=1 if i == 0 else 2))
             self.blocks.append(_Residual(widths[i + 1], widths[i + 1], stride=1))
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 
-    def load_imagenet(self, file: str | os.PathLike[str] | None = None, option: str = "projection_file") -> None:
+    def load_imagenet(self, file: str | os.PathLike[str] | None = None) -> None:
         """Fills the stages with torchvision's ImageNet weights.
 
         Args:
             file: torchvision's ``resnet18`` weights, whole or without what lies behind the third stage; None lets
                 torchvision download them.
-            option: name of the option that names ``file``, for the messages.
 
         Raises:
             TrunkUnavailable: the weights are not to be had, or the file holds others.
         """
-        state = imagenet_weights(_WEIGHTS, file, option)
+        state = imagenet_weights(_WEIGHTS, file, _OPTION)
         try:
             self.stem.fill(state, "conv1", "bn1")
             for index, block in enumerate(self.blocks):
                 cast(_Residual, block).fill(state, f"layer{index // 2 + 1}.{index % 2}")
         except (KeyError, ValueError) as error:
-            raise unsuitable(_WEIGHTS, file, option) from error
+            raise unsuitable(_WEIGHTS, file, _OPTION) from error
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Maps images [B, 1 or 3, H, W] in [-1, 1] to three feature maps, [B, 64, H/4, W/4] to [B, 256, H/16, W/16]."""
-        x = ((image.expand(-1, 3, -1, -1) + 1.0) / 2.0 - self.mean) / self.std
+        x = imagenet_normalised(image.expand(-1, 3, -1, -1))
         x = F.max_pool2d(F.relu(self.stem(x.contiguous(memory_format=torch.channels_last))), 3, stride=2, padding=1)
         features = []
         for index, block in enumerate(self.blocks):

@@ -264,7 +264,7 @@ class StyleGAN2Trainer(Trainer):
             penalty = r1_penalty(self.inferer(points, self.discriminator, label), points)
             (penalty * (self.r1_gamma / 2 * self.r1_interval)).backward()
         self.discriminator_optimizer.step()
-        real_logits = real_logits.detach().flatten(1).mean(dim=1) if real_logits.ndim > 1 else real_logits.detach()
+        real_logits = real_logits.detach().reshape(len(reals), -1).mean(dim=1)  # one sign of an image
         self.augment.update(real_logits, number)
         self._r_t = float(real_logits.sign().mean())
         return float(loss.detach())

@@ -103,7 +103,7 @@ def test_each_layer_of_a_head_is_bounded() -> None:
         network(torch.rand(2, 1, 64, 64), label)
     network.eval()
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    assert len(layers) == 8 + 2 + 1 + 0 + 4
+    assert len(layers) == (2 + 1 + 0 + 4) + 2 * 4  # of the bodies, and two more in each of the four
     for layer in layers:
         assert float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) == pytest.approx(1.0, abs=0.1)
 
