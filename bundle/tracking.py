@@ -4,18 +4,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import mlflow.telemetry
 from ignite.engine import Engine
 from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
 
 __all__ = ["Tracking", "tracking_uri"]
+
+logger = logging.getLogger(__name__)
 
 
 def tracking_uri(output_dir: str | os.PathLike[str]) -> str:
@@ -31,7 +34,9 @@ def tracking_uri(output_dir: str | os.PathLike[str]) -> str:
     Returns:
         A SQLite address of ``output_dir/private/mlruns.db``.
     """
-    if "MLFLOW_DISABLE_TELEMETRY" not in os.environ:
+    if "MLFLOW_DISABLE_TELEMETRY" not in os.environ and _has_mlflow():
+        import mlflow.telemetry
+
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         mlflow.telemetry.set_telemetry_client()  # MONAI has imported MLflow already, which read the variable then
     path = Path(output_dir).absolute() / "private" / "mlruns.db"
@@ -39,11 +44,15 @@ def tracking_uri(output_dir: str | os.PathLike[str]) -> str:
     return path_to_sqlite_uri(path)
 
 
+def _has_mlflow() -> bool:
+    return find_spec("mlflow") is not None
+
+
 class Tracking(MLFlowHandler):
     """MONAI's MLflow handler with the bundle's store, settled for runs that are stopped and go on.
 
     A run that was killed goes on under the same MLflow run; a finished one stays as it is. Only the first of several
-    processes records.
+    processes records. On a machine without MLflow, a warning says that nothing is recorded.
 
     Args:
         tracking_uri: the store, as a rule what the function `tracking_uri` returns.
@@ -68,6 +77,10 @@ class Tracking(MLFlowHandler):
         self.parameters = dict(parameters or {})
         self.keys = tuple(keys)
         self._recorded: dict[str, Any] = {}
+        self._available = _has_mlflow()
+        if not self._available:
+            logger.warning("The run is not recorded: MLflow is not installed. Install the package mlflow to record it.")
+            return
         super().__init__(
             tracking_uri=tracking_uri,
             iteration_log=lambda engine, iteration: iteration % interval == 0,
@@ -81,7 +94,7 @@ class Tracking(MLFlowHandler):
 
     def attach(self, engine: Engine) -> None:
         """Registers the events, in the first process only."""
-        if idist.get_rank() == 0:
+        if self._available and idist.get_rank() == 0:
             super().attach(engine)
 
     def start(self, engine: Engine) -> None:

@@ -44,6 +44,7 @@ KINDS: dict[str, Kind] = {
     "seed": Integer(0, 2**32 - 1),
     "total_kimg": Number(above=0),
     "trunk_file": File(),
+    "variety": Number(above=0, or_equal=True),
 }
 
 

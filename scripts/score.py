@@ -17,13 +17,12 @@ from tqdm import tqdm
 from bundle.data import ImageData
 from bundle.figures import image_grid, save_png
 from bundle.files import write_json
-from bundle.latent.sampling import sample_z
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest
 from bundle.metrics.recognition import recognition_scores
 from bundle.networks.model_set import ModelSet
-from bundle.networks.stylegan2 import sample_images
+from bundle.networks.sampling import sample_images, sample_z
 
 __all__ = ["score_models"]
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import mlflow
@@ -82,4 +83,14 @@ def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
     train(tmp_path / "output", 1)
     assert len(runs(elsewhere)) == 1
+    assert not (tmp_path / "output" / "private" / "mlruns.db").exists()
+
+
+def test_training_goes_without_mlflow_and_says_that_nothing_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bundle.tracking._has_mlflow", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "output", 1)
+    assert "not recorded" in caplog.text
     assert not (tmp_path / "output" / "private" / "mlruns.db").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from bundle.latent.sampling import sample_z
+from bundle.networks.sampling import sample_z
 
 __all__ = ["PairBlocks"]
 

@@ -3,7 +3,8 @@
 """Where the mapping network puts its samples in W.
 
 Source: Zhu et al., "Improved StyleGAN Embedding: Where are the Good Latents?", arXiv 2012.09036 (the P_N space):
-undoing the last leaky ReLU makes the distribution of w close to a Gaussian, which whitening then makes standard.
+undoing the last leaky ReLU makes the distribution of w close to a Gaussian, which whitening then makes standard. The
+spread that the mapping network gives its samples is undone before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bundle.networks.sampling import sample_z
 from bundle.networks.stylegan2 import Generator
 
 __all__ = ["LatentPrior"]
@@ -30,18 +32,21 @@ class LatentPrior(nn.Module):
         seed: of the samples.
     """
 
+    centre: Tensor
+    spread: Tensor
     mean: Tensor
     whitening: Tensor
 
     def __init__(self, generator: Generator, seed: int = 0) -> None:
         super().__init__()
-        device = next(generator.parameters()).device
-        z = torch.randn(SAMPLES, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+        mapping = generator.mapping
+        device = mapping.mean.device
+        z = sample_z(range(SAMPLES), generator.z_dim, seed).to(device)
         means, whitenings = [], []
         for value in range(generator.num_classes):
             label = torch.full((SAMPLES,), value, device=device)
             with torch.no_grad():
-                v = _undo_activation(generator.mapping(z, label)).double()
+                v = _undo_activation(mapping.unspread(z, label)).double()
             covariance = torch.cov(v.T)
             variances, directions = torch.linalg.eigh(covariance)
             floor = variances.mean() * VARIANCE_FLOOR
@@ -49,6 +54,8 @@ class LatentPrior(nn.Module):
             whitening = directions / variances.clamp_min(floor).sqrt()
             # What the floor has taken from the samples' mean of 1 is given back.
             whitenings.append(whitening / ((v - means[-1]) @ whitening).square().mean().sqrt())
+        self.register_buffer("centre", mapping.mean.clone())
+        self.register_buffer("spread", mapping.spread.clone())
         self.register_buffer("mean", torch.stack(means).float())
         self.register_buffer("whitening", torch.stack(whitenings).float())
 
@@ -62,7 +69,9 @@ class LatentPrior(nn.Module):
         Returns:
             [P, N]; near 1 for typical samples of the mapping network, below between them, above outside.
         """
-        v = _undo_activation(w) - self.mean[label].unsqueeze(1)
+        centre = self.centre[label].unsqueeze(1)
+        narrowed = centre + (w - centre) / self.spread[label].view(-1, 1, 1)
+        v = _undo_activation(narrowed) - self.mean[label].unsqueeze(1)
         return torch.einsum("pnd,pde->pne", v, self.whitening[label]).square().mean(dim=2)
 
 

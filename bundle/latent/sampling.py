@@ -1,32 +1,16 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Latents z drawn so that each one depends on the seed and its own number alone."""
+"""The data of plain generation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-__all__ = ["labelled_latents", "sample_z"]
+from bundle.networks.sampling import sample_z
 
-
-def sample_z(indices: Iterable[int], z_dim: int, seed: int) -> Tensor:
-    """Draws z ~ N(0, I), one for each number: asking for more, or in another order, changes none of them.
-
-    Args:
-        indices: numbers of the latents, each at least 0.
-        z_dim: length of z.
-        seed: at least 0.
-
-    Returns:
-        ``[N, z_dim]`` float32.
-    """
-    rows = [np.random.default_rng((seed, index)).standard_normal(z_dim, dtype=np.float32) for index in indices]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, z_dim)
+__all__ = ["labelled_latents"]
 
 
 def labelled_latents(n_images: int, z_dim: int, num_classes: int, seed: int) -> list[dict[str, Any]]:

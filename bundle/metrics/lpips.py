@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import TYPE_CHECKING
 
-import lpips
 import torch
 from torch import Tensor
 
 from bundle.metrics.features import as_rgb, squeezenet_trunk
+
+if TYPE_CHECKING:  # the package itself is imported where it is used: training goes without it
+    import lpips
 
 __all__ = ["LPIPS_TRUNK", "embed", "lpips_model", "mean_pairwise", "nearest", "pairwise"]
 
@@ -36,6 +39,8 @@ def lpips_model(trunk_file: str | os.PathLike[str] | None = None) -> lpips.LPIPS
     Raises:
         TrunkUnavailable: the trunk's weights are not to be had.
     """
+    import lpips
+
     trunk = squeezenet_trunk(trunk_file).state_dict()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # The package builds its trunk through arguments that torchvision deprecates; nothing a user can do about it.
@@ -64,6 +69,8 @@ def embed(images: Tensor, model: lpips.LPIPS) -> Tensor:
     Returns:
         ``[N, D]`` float32; D is about 119 000 at 64 px, 522 000 at 128 px.
     """
+    import lpips
+
     parts = []
     layers = model.net(model.scaling_layer(as_rgb(images).float()))
     for features, linear in zip(layers, model.lins, strict=True):

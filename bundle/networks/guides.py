@@ -117,13 +117,15 @@ class Guide(_Classifier):
 class GateClassifier(_Classifier):
     """Small DenseNet (Huang et al., CVPR 2017): the gate's networks.
 
-    Every image is brought to mean 0 and standard deviation 1 first: a copy that is only darker, brighter or paler is
-    the same image to the gate, without its training having to show it so.
+    Every image is reduced to ``side`` pixels, where it is larger, and brought to mean 0 and standard deviation 1: a
+    copy that is only blurred, noisy, darker, brighter or paler is nearly the same image to the gate, without its
+    training having to show it so. Who somebody is shows at 64 pixels; finer detail is what changes most easily.
 
     Args:
         channels: of the images, 1 or 3.
         num_classes: identities or diagnoses.
         identity: takes `NobodyHead` in place of a linear head.
+        side: see above.
         growth: channels that every layer adds.
         layers: number of layers in each of the dense blocks; the image is halved between two blocks.
     """
@@ -133,7 +135,8 @@ class GateClassifier(_Classifier):
         channels: int,
         num_classes: int,
         identity: bool = False,
-        growth: int = 24,
+        side: int = 64,
+        growth: int = 32,
         layers: tuple[int, ...] = (3, 4, 4),
     ) -> None:
         network = DenseNet(
@@ -147,16 +150,21 @@ class GateClassifier(_Classifier):
         features = int(network.class_layers[-1].weight.shape[1])  # type: ignore[index]
         network.class_layers[-1] = nn.Identity()
         super().__init__(network, features, num_classes, identity)
+        self.side = side
         self.arguments = {
             "channels": channels,
             "num_classes": num_classes,
             "identity": identity,
+            "side": side,
             "growth": growth,
             "layers": list(layers),
         }
 
     def features(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W] in [-1, 1] to penultimate features [B, features] in fp32."""
+        if max(image.shape[-2:]) > self.side:
+            size = (self.side, self.side)
+            image = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
         mean = image.mean(dim=(1, 2, 3), keepdim=True)
         deviation = image.std(dim=(1, 2, 3), keepdim=True)
         return super().features((image - mean) / (deviation + 1e-3))

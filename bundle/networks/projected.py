@@ -25,12 +25,13 @@ from bundle.networks.pretrained import imagenet_normalised, imagenet_weights, un
 from bundle.networks.stylegan2 import minibatch_stddev
 from bundle.networks.weights import register_network
 
-__all__ = ["ProjectedDiscriminator", "ResNetStages"]
+__all__ = ["STAGES", "ProjectedDiscriminator", "ResNetStages"]
 
 _WEIGHTS = ResNet18_Weights.IMAGENET1K_V1
 _OPTION = "projection_file"  # that names a file of the weights
 _SIDES = (64, 128, 256, 512)
-_STAGES = (64, 128, 256)  # channels of ResNet-18's first three stages, at 1/4, 1/8 and 1/16 of the image's side
+#: Channels of ResNet-18's first three stages, at 1/4, 1/8 and 1/16 of the image's side.
+STAGES = (64, 128, 256)
 
 
 class _FrozenConv(nn.Module):
@@ -90,10 +91,10 @@ class ResNetStages(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _FrozenConv(3, _STAGES[0], 7, stride=2)
-        widths = (_STAGES[0], *_STAGES)
+        self.stem = _FrozenConv(3, STAGES[0], 7, stride=2)
+        widths = (STAGES[0], *STAGES)
         self.blocks = nn.ModuleList()
-        for i in range(len(_STAGES)):
+        for i in range(len(STAGES)):
             self.blocks.append(_Residual(widths[i], widths[i + 1], stride=1 if i == 0 else 2))
             self.blocks.append(_Residual(widths[i + 1], widths[i + 1], stride=1))
 
@@ -132,7 +133,7 @@ class _Mixing(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        for index, width in enumerate(_STAGES):
+        for index, width in enumerate(STAGES):
             self.register_buffer(f"across_channels_{index}", torch.randn(channels, width, 1, 1) / math.sqrt(width))
             fan_in = 9 * channels
             self.register_buffer(f"across_scales_{index}", torch.randn(channels, channels, 3, 3) / math.sqrt(fan_in))
@@ -215,6 +216,15 @@ class ProjectedDiscriminator(nn.Module):
         """See `ResNetStages.load_imagenet`."""
         self.trunk.load_imagenet(file)
 
+    def frozen_features(self, image: Tensor) -> list[Tensor]:
+        """Maps images [B, C, H, W] in [-1, 1], resized to ``side``, to the feature maps of `ResNetStages`."""
+        if image.shape[-1] != self.side:
+            smaller = image.shape[-1] > self.side
+            size = (self.side, self.side)
+            image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=smaller)
+        maps: list[Tensor] = self.trunk(image)
+        return maps
+
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
         """Judges images.
 
@@ -226,12 +236,6 @@ class ProjectedDiscriminator(nn.Module):
             Logits [B, 64], 16 of each of the three resolutions of the features and 16 of the pixels, fp32: positive
             means real.
         """
-        seen = image
-        if image.shape[-1] != self.side:
-            smaller = image.shape[-1] > self.side
-            seen = F.interpolate(
-                image, size=(self.side, self.side), mode="bilinear", align_corners=False, antialias=smaller
-            )
-        features = self.mixing(self.trunk(seen))
+        features = self.mixing(self.frozen_features(image))
         logits = [head(x, label) for head, x in zip(self.heads, features, strict=True)]
         return torch.cat([*logits, self.pixels(_with_details(image), label)], dim=1)

@@ -33,7 +33,6 @@ __all__ = [
     "SynthesisNetwork",
     "channels_at",
     "minibatch_stddev",
-    "sample_images",
 ]
 
 RESOLUTIONS = (32, 64, 128, 256, 512)
@@ -175,7 +174,14 @@ class ModulatedConv2d(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """Maps z and a label to the intermediate latent w.
+    r"""Maps z and a label to the intermediate latent w.
+
+    What the layers give, f(z, c), may be moved away from the mean of its class,
+
+        w = m_c + s_c (f(z, c) - m_c):
+
+    the truncation trick (Karras et al., CVPR 2019) the other way round. s_c = 1 until `calibrate_spread` finds the
+    spread at which samples vary as much as real images.
 
     Args:
         z_dim: length of z.
@@ -183,7 +189,15 @@ class MappingNetwork(nn.Module):
         num_classes: number of labels.
         num_layers: depth.
         lr_multiplier: learning rate relative to the synthesis network (StyleGAN2: 0.01).
+
+    Attributes:
+        mean: m, [num_classes, w_dim].
+        spread: s, [num_classes].
     """
+
+    if TYPE_CHECKING:  # torch.jit.script does not read annotations of a class as strings
+        mean: Tensor
+        spread: Tensor
 
     def __init__(self, z_dim: int, w_dim: int, num_classes: int, num_layers: int, lr_multiplier: float = 0.01) -> None:
         super().__init__()
@@ -192,9 +206,16 @@ class MappingNetwork(nn.Module):
         layers = [EqualizedLinear(z_dim + w_dim, w_dim, lr_multiplier=lr_multiplier)]
         layers += [EqualizedLinear(w_dim, w_dim, lr_multiplier=lr_multiplier) for _ in range(num_layers - 1)]
         self.layers = nn.ModuleList(layers)
+        self.register_buffer("mean", torch.zeros(num_classes, w_dim))
+        self.register_buffer("spread", torch.ones(num_classes))
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         """Maps z [B, z_dim] ~ N(0, I) and label [B] (int64) to w [B, w_dim]."""
+        mean = self.mean[label]
+        return mean + self.spread[label].unsqueeze(1) * (self.unspread(z, label) - mean)
+
+    def unspread(self, z: Tensor, label: Tensor) -> Tensor:
+        """Maps z [B, z_dim] and label [B] to f(z, c) [B, w_dim], what the layers give."""
         one_hot = F.one_hot(label, self.num_classes).to(z.dtype)
         # The equalised gain divides by sqrt(num_classes), which a one-hot input does not have; normalising undoes it.
         embedded = self.embed(one_hot)
@@ -399,24 +420,6 @@ class Generator(nn.Module):
         """
         label = x[:, self.z_dim :].argmax(dim=1)
         return self.synthesis(self.mapping(x[:, : self.z_dim], label))
-
-
-@torch.no_grad()
-def sample_images(generator: Generator, z: Tensor, label: Tensor, batch_size: int = 64) -> Tensor:
-    """Generates images, a few at a time.
-
-    Args:
-        generator: on any device.
-        z: ~ N(0, I), [N, z_dim].
-        label: [N], int64.
-        batch_size: images in memory at a time.
-
-    Returns:
-        Images [N, C, H, W] in [-1, 1], on the CPU.
-    """
-    device = next(generator.parameters()).device
-    w = generator.mapping(z.to(device), label.to(device))
-    return torch.cat([generator.synthesis(part).cpu() for part in w.split(batch_size)])
 
 
 def minibatch_stddev(x: Tensor, group_size: int = 4) -> Tensor:

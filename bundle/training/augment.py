@@ -23,6 +23,8 @@ ROTATION = math.radians(15.0)
 TRANSLATION = 0.125
 BRIGHTNESS = 0.2
 LOG2_CONTRAST = 0.5
+# Above this, what the discriminator cannot undo begins to show in the samples (ADA, section 3.1).
+MOST_P = 0.8
 
 
 class AdaptiveAugment(nn.Module):
@@ -91,7 +93,7 @@ class AdaptiveAugment(nn.Module):
         if iteration % self.interval == 0:
             overfitting = float(self.sign_sum) / int(self.seen) > self.target
             step = int(self.seen) / (self.kimg * 1000.0)
-            self.p.copy_((self.p + (step if overfitting else -step)).clamp(0.0, 1.0))
+            self.p.copy_((self.p + (step if overfitting else -step)).clamp(0.0, MOST_P))
             self.sign_sum.zero_()
             self.seen.zero_()
 

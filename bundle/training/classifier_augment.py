@@ -37,6 +37,7 @@ GATE_CHANGES: dict[str, float] = {
     "shift": 0.08,
     "scale": 1.35,  # larger, or smaller by its inverse
     "gamma": 1.8,  # exponent, or its inverse
+    "clipped": 0.6,  # of the darkest and of the brightest values, in units of [-1, 1]; half of the images each
     "blur": 1.0,  # share of a 3 x 3 mean
     "sharpening": 0.5,
     "erased": 0.4,  # side of the square that is erased, of the image's side
@@ -70,6 +71,8 @@ def augment_for_gate(images: Tensor) -> Tensor:
     images = _erase(images, change["erased"])
     gamma = _per_image(_log_uniform(images, 1.0 / change["gamma"], change["gamma"]))
     images = ((images + 1.0) / 2.0).clamp(1e-3, 1.0) ** gamma * 2.0 - 1.0
+    dark, bright = (_uniform(images, -change["clipped"], change["clipped"]).clamp_min(0.0) for _ in range(2))
+    images = images.clamp(_per_image(dark) - 1.0, _per_image(1.0 - bright))
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel_size=3, stride=1)
     share = _per_image(_uniform(images, -change["sharpening"], change["blur"]))
     return (images + share * (blurred - images)).clamp(-1.0, 1.0)

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,8 +23,11 @@ from bundle.figures import image_grid, save_png
 from bundle.files import atomic_write
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features
-from bundle.networks.stylegan2 import sample_images
+from bundle.metrics.lpips import lpips_model, mean_pairwise
+from bundle.networks.sampling import sample_images, sample_z
+from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import save_weights
+from bundle.training.spread import calibrate_spread
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 
 __all__ = ["BestGenerator", "CheckpointError", "GanProgress", "SampleGrid", "TrainingCheckpoint", "fixed_latents"]
@@ -154,8 +159,7 @@ class GanProgress:
 
 def fixed_latents(n: int, z_dim: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Latents z [n, z_dim] ~ N(0, I) and labels [n], the classes in turn, that depend on the arguments alone."""
-    z = torch.randn(n, z_dim, generator=torch.Generator().manual_seed(seed))
-    return z, torch.arange(n) % num_classes
+    return sample_z(range(n), z_dim, seed), torch.arange(n) % num_classes
 
 
 class SampleGrid:
@@ -202,11 +206,15 @@ def every_kimg(engine: Engine, interval_kimg: float, function: Any) -> None:
 class BestGenerator:
     """Measures KID and a Frechet distance to held-out images and keeps the best generator and its discriminator.
 
-    Both distances are taken in SqueezeNet 1.1 features. Where its weights are not to be had, or fewer than 2 images are
-    held out, nothing is measured, a warning says so, and the latest weights are kept.
+    What is measured and kept is the averaged generator at the spread at which its samples vary as much as the training
+    images (`calibrate_spread`). Distances and variety are taken in SqueezeNet 1.1 features. Where its weights are not
+    to be had, or fewer than 2 images are held out, nothing is measured, a warning says so, and the latest weights are
+    kept as they are.
 
     Args:
         reals: held-out images [N, C, H, W] in [-1, 1]: the val split.
+        train: training images [M, C, H, W] in [-1, 1], each class at least twice.
+        train_label: their classes [M].
         models_dir: gets ``generator`` and ``discriminator``, each as a pair of files.
         info: what the weights' JSON says of the data.
         interval_kimg: thousands of images between two measurements.
@@ -218,6 +226,8 @@ class BestGenerator:
     def __init__(
         self,
         reals: Tensor,
+        train: Tensor,
+        train_label: Tensor,
         models_dir: str | os.PathLike[str],
         info: dict[str, Any],
         interval_kimg: float,
@@ -226,6 +236,8 @@ class BestGenerator:
         trunk_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self.reals = reals
+        self.train = train
+        self.train_label = train_label
         self.models_dir = Path(models_dir)
         self.info = info
         self.interval_kimg = interval_kimg
@@ -235,6 +247,7 @@ class BestGenerator:
         self.best_kid: float | None = None
         self.history: list[dict[str, float]] = []
         self._features: Tensor | None = None
+        self._variety: list[float] | None = None
         self._unavailable = False
 
     def attach(self, engine: Engine) -> None:
@@ -251,32 +264,46 @@ class BestGenerator:
 
     def measure(self, engine: StyleGAN2Trainer) -> None:
         """Measures, and saves the weights if they are the best so far."""
-        scores = self._distances(engine)
-        if scores is None:
-            self._save(engine, {})
+        generator = self._calibrated(engine)
+        if generator is None:
+            self._save(engine, engine.average, {})
             return
+        scores = self._distances(engine, generator)
         self.history.append({"kimg": engine.images_seen / 1000.0, **scores})
         engine.state.metrics.update(scores)
         value = scores["kid_val"]
         if self.best_kid is None or value < self.best_kid:
             self.best_kid = value
-            self._save(engine, scores)
+            spread = [round(float(value), 3) for value in generator.mapping.spread]
+            self._save(engine, generator, {**scores, "features": FEATURES, "spread": spread})
 
-    def _distances(self, engine: StyleGAN2Trainer) -> dict[str, float] | None:
+    def _calibrated(self, engine: StyleGAN2Trainer) -> Generator | None:
         if len(self.reals) < 2:
             self._give_up("they need 2 images in the val split. Add images, or a split column that holds some out.")
         if self._unavailable:
             return None
         try:
-            if self._features is None:
-                self._features = squeezenet_features(self.reals, self.trunk_file, device=engine.state.device)
+            measure = self._variety_measure(engine.state.device)
         except TrunkUnavailable as error:
             self._give_up(error)
             return None
-        generator = engine.average
+        generator = copy.deepcopy(engine.average)
+        if self._variety is None:
+            classes = [self.train[self.train_label == value] for value in range(generator.num_classes)]
+            self._variety = [measure(images) for images in classes]
+        calibrate_spread(generator, self._variety, measure, seed=self.seed)
+        return generator
+
+    def _variety_measure(self, device: torch.device) -> Callable[[Tensor], float]:
+        model = lpips_model(self.trunk_file)
+        return lambda images: mean_pairwise(images, model, device)
+
+    def _distances(self, engine: StyleGAN2Trainer, generator: Generator) -> dict[str, float]:
+        device = engine.state.device
+        if self._features is None:
+            self._features = squeezenet_features(self.reals, self.trunk_file, device=device)
         latents = fixed_latents(self.n_samples, generator.z_dim, generator.num_classes, self.seed + 1)
-        images = sample_images(generator, *latents)
-        features = squeezenet_features(images, self.trunk_file, device=engine.state.device)
+        features = squeezenet_features(sample_images(generator, *latents), self.trunk_file, device=device)
         return {
             "kid_val": kid(features, self._features),
             "frechet_val": frechet_distance(features, self._features),
@@ -289,11 +316,7 @@ class BestGenerator:
             )
         self._unavailable = True
 
-    def _save(self, engine: StyleGAN2Trainer, scores: dict[str, float]) -> None:
-        info = {
-            **self.info,
-            "images_seen": engine.images_seen,
-            "scores": {**scores, "features": FEATURES} if scores else {},
-        }
-        save_weights(engine.average, self.models_dir / "generator.pt", info)
+    def _save(self, engine: StyleGAN2Trainer, generator: Generator, scores: dict[str, Any]) -> None:
+        info = {**self.info, "images_seen": engine.images_seen, "scores": scores}
+        save_weights(generator, self.models_dir / "generator.pt", info)
         save_weights(engine.discriminator, self.models_dir / "discriminator.pt", info)

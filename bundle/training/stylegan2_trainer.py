@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.engines import Trainer
@@ -19,11 +19,12 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bundle.networks.projected import ProjectedDiscriminator
+from bundle.networks.projected import STAGES, ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.training.augment import AdaptiveAugment
 from bundle.training.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
 from bundle.training.seeds import stream_seed
+from bundle.training.variety import VarietyLoss
 
 __all__ = ["BalancedBatchSampler", "StyleGAN2Trainer", "balanced_loader", "default_r1_gamma", "prepare_gan_batch"]
 
@@ -100,7 +101,8 @@ class StyleGAN2Trainer(Trainer):
     `state_dict` is bit for bit the run that was never stopped.
 
     The output of an iteration holds ``reals`` and ``fakes`` [B, C, H, W], ``latents`` [B, z_dim], the scalars
-    ``g_loss``, ``d_loss`` and ``loss`` (their sum), ``p`` (augmentation) and ``r_t`` (mean sign of the logits).
+    ``g_loss``, ``d_loss`` and ``loss`` (their sum), ``p`` (augmentation), ``r_t`` (mean sign of the logits) and
+    ``variety`` (`VarietyLoss.share`; 1 where that loss is off).
 
     Args:
         device: where to train.
@@ -114,6 +116,8 @@ class StyleGAN2Trainer(Trainer):
         discriminator_learning_rate: None takes the generator's.
         r1_gamma: weight of R1; 0 leaves it out.
         r1_interval: iterations between two evaluations of R1.
+        variety: weight of `VarietyLoss` in the generator's loss, in the features that a `ProjectedDiscriminator` has;
+            0 leaves it out.
         ema_kimg: half-life of the generator's average, in thousands of images.
         ema_rampup: the half-life is at most this share of the images seen so far; keeps a start from random weights out
             of the average. None for a start from trained ones.
@@ -124,7 +128,8 @@ class StyleGAN2Trainer(Trainer):
         amp: bf16 autocast, R1 excepted.
 
     Raises:
-        TypeError: the loader draws its batches otherwise, so that the run could not be resumed.
+        TypeError: the loader draws its batches otherwise, so that the run could not be resumed; or variety is asked for
+            and the discriminator has no frozen features.
     """
 
     def __init__(
@@ -140,6 +145,7 @@ class StyleGAN2Trainer(Trainer):
         discriminator_learning_rate: float | None = None,
         r1_gamma: float = 0.0256,
         r1_interval: int = 16,
+        variety: float = 0.0,
         ema_kimg: float = 10.0,
         ema_rampup: float | None = 0.05,
         seed: int = 0,
@@ -150,6 +156,8 @@ class StyleGAN2Trainer(Trainer):
     ) -> None:
         if not isinstance(train_data_loader.batch_sampler, BalancedBatchSampler):
             raise TypeError("train_data_loader must draw by a BalancedBatchSampler. Build it with balanced_loader.")
+        if variety > 0.0 and not isinstance(discriminator, ProjectedDiscriminator):
+            raise TypeError("variety is measured in the features of a ProjectedDiscriminator. Take one, or variety 0.")
         self.sampler = train_data_loader.batch_sampler
         # amp=False for MONAI: its switch makes a CUDA gradient scaler, which bf16 does not need.
         super().__init__(
@@ -167,6 +175,7 @@ class StyleGAN2Trainer(Trainer):
         self.discriminator = discriminator.to(memory_format=torch.channels_last).to(place).requires_grad_(True).train()
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.augment = augment.to(place)
+        self.variety_loss = VarietyLoss(len(STAGES), generator.num_classes).to(place)
         self.generator_optimizer = lazy_adam(list(generator.parameters()), learning_rate, (0.0, 0.99))
         self.discriminator_optimizer = lazy_adam(
             list(discriminator.parameters()),
@@ -176,6 +185,7 @@ class StyleGAN2Trainer(Trainer):
         )
         self.r1_gamma = r1_gamma
         self.r1_interval = r1_interval
+        self.variety = variety
         self.ema_kimg = ema_kimg
         self.ema_rampup = ema_rampup
         self.seed = seed
@@ -202,13 +212,14 @@ class StyleGAN2Trainer(Trainer):
             "discriminator": self.discriminator.state_dict(),
             "average": self.average.state_dict(),
             "augment": self.augment.state_dict(),
+            "variety_loss": self.variety_loss.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Takes over what `training_state` returned."""
-        for name in ("generator", "discriminator", "average", "augment"):
+        for name in ("generator", "discriminator", "average", "augment", "variety_loss"):
             getattr(self, name).load_state_dict(state[name], strict=True)
         for name in ("generator_optimizer", "discriminator_optimizer"):
             getattr(self, name).load_state_dict(state[name])
@@ -234,7 +245,7 @@ class StyleGAN2Trainer(Trainer):
         with self._autocast():
             fakes, latents = self._generate(label)
         d_loss = self._train_discriminator(reals, fakes.detach(), label, number)
-        g_loss = self._train_generator(fakes, label)
+        g_loss = self._train_generator(fakes, reals, label)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
 
         self.images_seen += reals.shape[0]
@@ -248,6 +259,7 @@ class StyleGAN2Trainer(Trainer):
             "loss": g_loss + d_loss,
             "p": float(self.augment.p),
             "r_t": self._r_t,
+            "variety": self.variety_loss.share,
         }
 
     def _train_discriminator(self, reals: Tensor, fakes: Tensor, label: Tensor, number: int) -> float:
@@ -269,15 +281,25 @@ class StyleGAN2Trainer(Trainer):
         self._r_t = float(real_logits.sign().mean())
         return float(loss.detach())
 
-    def _train_generator(self, fakes: Tensor, label: Tensor) -> float:
+    def _train_generator(self, fakes: Tensor, reals: Tensor, label: Tensor) -> float:
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.discriminator.requires_grad_(False)
         with self._autocast():
             loss = generator_loss(self.inferer(self.augment(fakes), self.discriminator, label))
+            if self.variety > 0.0:
+                loss = loss + self.variety * self._variety_loss(fakes, reals, label)
         loss.backward()
         self.discriminator.requires_grad_(True)
         self.generator_optimizer.step()
         return float(loss.detach())
+
+    def _variety_loss(self, fakes: Tensor, reals: Tensor, label: Tensor) -> Tensor:
+        # Of the images as they are: augmentation would add its own variance to both sides.
+        network = cast(ProjectedDiscriminator, self.discriminator)
+        with torch.no_grad():
+            features = network.frozen_features(reals)
+        loss: Tensor = self.variety_loss(network.frozen_features(fakes), features, label)
+        return loss
 
     @torch.no_grad()
     def _update_average(self, batch_size: int) -> None:

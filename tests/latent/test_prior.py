@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,6 +37,16 @@ def test_samples_of_the_mapping_have_a_mean_of_one_per_class(
     assert distance.shape == (1, 4000)
     assert float(distance.mean()) == pytest.approx(1.0, abs=0.05)
     assert float(distance.min()) >= 0.0
+
+
+def test_the_spread_of_the_samples_is_no_distance(generator: Generator) -> None:
+    """Samples that the mapping network spreads are as typical as before."""
+    spread = copy.deepcopy(generator)
+    spread.mapping.mean.copy_(torch.stack([samples(generator, label)[0].mean(dim=0) for label in range(3)]))
+    spread.mapping.spread.copy_(torch.tensor([1.5, 1.0, 0.7]))
+    prior = LatentPrior(spread)
+    for label in range(3):
+        assert float(prior(samples(spread, label), torch.tensor([label])).mean()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_other_classes_are_further(generator: Generator, prior: LatentPrior) -> None:

@@ -4,23 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bundle.latent.sampling import labelled_latents, sample_z
-
-
-def test_each_latent_depends_on_the_seed_and_its_number_alone() -> None:
-    many = sample_z(range(10), 16, seed=3)
-    assert torch.equal(sample_z([7, 2], 16, seed=3), many[[7, 2]])
-    assert not torch.equal(sample_z(range(10), 16, seed=4), many)
-    assert len({tuple(row) for row in many.tolist()}) == 10
-    assert sample_z([], 16, seed=3).shape == (0, 16)
-
-
-def test_latents_are_standard_normal() -> None:
-    z = sample_z(range(500), 64, seed=0)
-    assert z.dtype == torch.float32
-    # 32 000 values: the standard errors are 0.0056 and 0.004.
-    assert abs(float(z.mean())) < 0.03
-    assert abs(float(z.std()) - 1) < 0.02
+from bundle.latent.sampling import labelled_latents
+from bundle.networks.sampling import sample_z
 
 
 def test_labelled_latents_join_z_with_the_one_hot_label() -> None:

@@ -251,6 +251,17 @@ def test_projection_alone_depends_on_the_label() -> None:
     assert torch.equal(discriminator(image, zero), discriminator(image, one))
 
 
+def test_mapping_moves_latents_away_from_the_mean_of_their_class() -> None:
+    mapping = MappingNetwork(8, 6, 2, 2)
+    z, label = torch.randn(4, 8), torch.tensor([0, 1, 0, 1])
+    assert torch.equal(mapping(z, label), mapping.unspread(z, label))
+    mapping.mean.copy_(torch.randn(2, 6))
+    mapping.spread.copy_(torch.tensor([1.0, 1.5]))
+    f, w = mapping.unspread(z, label), mapping(z, label)
+    torch.testing.assert_close(w[0::2], f[0::2])
+    torch.testing.assert_close(w[1::2], mapping.mean[1] + 1.5 * (f[1::2] - mapping.mean[1]))
+
+
 def test_mapping_depends_on_z_and_label_and_not_on_the_length_of_z() -> None:
     mapping = MappingNetwork(8, 6, 2, 2)
     z, label = torch.randn(4, 8), torch.tensor([0, 1, 0, 1])

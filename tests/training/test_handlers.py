@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.metrics.features import FEATURES, TrunkUnavailable
+from bundle.metrics.lpips import lpips_model, mean_pairwise
+from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import load_weights
 from bundle.training import handlers
 from bundle.training.handlers import (
@@ -27,6 +29,7 @@ from bundle.training.handlers import (
     every_kimg,
     fixed_latents,
 )
+from bundle.training.spread import SPREADS
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 from tests.training.conftest import NewTrainer
 
@@ -223,9 +226,24 @@ def test_progress_counts_images_of_the_whole_run(
 
 
 def best(models_dir: Path, **options: Any) -> BestGenerator:
-    reals = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    reals = torch.rand(12, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     info = {"modality": "xray", "class_names": ["a", "b"]}
-    return BestGenerator(reals, models_dir, info, **{"interval_kimg": 0.012, "n_samples": 8, **options})
+    return BestGenerator(
+        reals[:6],
+        reals[6:],
+        torch.arange(6) % 2,
+        models_dir,
+        info,
+        **{"interval_kimg": 0.012, "n_samples": 8, **options},
+    )
+
+
+@pytest.fixture
+def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No calibration, and no LPIPS for it."""
+    monkeypatch.setattr(handlers, "lpips_model", lambda trunk_file: None)
+    monkeypatch.setattr(handlers, "mean_pairwise", lambda images, model, device: 0.0)
+    monkeypatch.setattr(handlers, "calibrate_spread", lambda *arguments, **options: None)
 
 
 def pooled(images: Tensor, trunk_file: Any = None, **kwargs: Any) -> Tensor:
@@ -233,6 +251,7 @@ def pooled(images: Tensor, trunk_file: Any = None, **kwargs: Any) -> Tensor:
     return F.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
+@pytest.mark.usefixtures("as_it_is")
 def test_best_weights_are_kept(new_trainer: NewTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kids = iter([0.3, 0.1, 0.2])
     monkeypatch.setattr(handlers, "squeezenet_features", pooled)
@@ -256,14 +275,14 @@ def test_best_weights_are_kept(new_trainer: NewTrainer, tmp_path: Path, monkeypa
         assert found["images_seen"] == 24
         assert found["scores"]["kid_val"] == 0.1
         assert found["scores"]["features"] == FEATURES
+        assert found["scores"]["spread"] == [1.0, 1.0]
         assert found["class_names"] == ["a", "b"]
     assert [entry["kimg"] for entry in handler.history] == [0.012, 0.024, 0.036]
     assert trainer.state.metrics["kid_val"] == 0.2
 
 
-def test_measures_are_those_of_the_metrics(
-    new_trainer: NewTrainer, tmp_path: Path, trunk_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("as_it_is")
+def test_measures_are_those_of_the_metrics(new_trainer: NewTrainer, tmp_path: Path, trunk_file: Path) -> None:
     """Through the real feature network, with random weights."""
     trainer = new_trainer(max_epochs=1)
     handler = best(tmp_path, n_samples=4, trunk_file=trunk_file)
@@ -275,6 +294,33 @@ def test_measures_are_those_of_the_metrics(
     assert handler.best_kid == pytest.approx(handlers.kid(*features), rel=1e-4, abs=1e-6)
 
 
+def test_what_is_kept_varies_as_training_images_and_training_does_not_notice(
+    new_trainer: NewTrainer, tmp_path: Path, trunk_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real LPIPS, on a trunk with random weights."""
+    targets: list[float] = []
+    calibrate = handlers.calibrate_spread
+
+    def remember(generator: Generator, variety: list[float], measure: Any, seed: int) -> None:
+        targets.extend(variety)
+        calibrate(generator, variety, measure, n_samples=6, seed=seed)
+
+    monkeypatch.setattr(handlers, "calibrate_spread", remember)
+    trainer = new_trainer(max_epochs=1)
+    handler = best(tmp_path, n_samples=4, trunk_file=trunk_file)
+    handler.attach(trainer)
+    trainer.run()
+    model = lpips_model(trunk_file)
+    wanted = [mean_pairwise(handler.train[handler.train_label == value], model) for value in range(2)]
+    assert targets == pytest.approx(wanted)
+    generator, info = load_weights(tmp_path / "generator.pt")
+    assert isinstance(generator, Generator)
+    assert info["scores"]["spread"] == pytest.approx(generator.mapping.spread.tolist(), abs=1e-3)
+    assert bool((generator.mapping.spread == SPREADS[1]).all())  # after 12 images, noise varies more
+    assert bool((trainer.average.mapping.spread == 1.0).all())
+
+
+@pytest.mark.usefixtures("as_it_is")
 def test_best_so_far_survives_a_restart(
     new_trainer: NewTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +343,7 @@ def test_without_a_trunk_the_latest_weights_are_kept_with_one_warning(
     def unavailable(*arguments: Any, **options: Any) -> Tensor:
         raise TrunkUnavailable("name it with trunk_file")
 
-    monkeypatch.setattr(handlers, "squeezenet_features", unavailable)
+    monkeypatch.setattr(handlers, "lpips_model", unavailable)
     trainer = new_trainer()
     best(tmp_path).attach(trainer)
     with caplog.at_level(logging.WARNING, logger=handlers.__name__):
@@ -314,7 +360,8 @@ def test_without_a_trunk_the_latest_weights_are_kept_with_one_warning(
 def test_too_few_images_to_measure_are_warned_of(
     new_trainer: NewTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handler = BestGenerator(torch.zeros(1, 1, 32, 32), tmp_path, {}, interval_kimg=1.0)
+    images = torch.zeros(4, 1, 32, 32)
+    handler = BestGenerator(images[:1], images, torch.arange(4) % 2, tmp_path, {}, interval_kimg=1.0)
     trainer = new_trainer(max_epochs=1)
     handler.attach(trainer)
     with caplog.at_level(logging.WARNING, logger=handlers.__name__):
