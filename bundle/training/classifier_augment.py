@@ -24,6 +24,7 @@ GUIDE_CHANGES: dict[str, float] = {
     "shift": 0.1,  # of the side
     "scale": 1.25,  # larger, or smaller by its inverse
     "aspect": 1.15,  # wider, or narrower by its inverse
+    "coarseness": 3.0,  # factor by which half of the images lose pixels, one factor for a batch
     "brightness": 0.4,  # added, in units of [-1, 1]
     "contrast": 1.6,  # factor, or its inverse
     "noise": 0.1,  # standard deviation, in units of [-1, 1]
@@ -52,7 +53,7 @@ def augment_for_guide(images: Tensor) -> Tensor:
     wide = _log_uniform(images, 1.0 / change["aspect"], change["aspect"]).sqrt()
     rows = [angle.cos() / wide, -angle.sin() / wide, angle.sin() * wide, angle.cos() * wide]
     linear = torch.stack(rows, dim=1).view(n, 2, 2) / size.view(n, 1, 1)
-    images = _transform(images, linear, change["shift"])
+    images = _coarsen(_transform(images, linear, change["shift"]), change["coarseness"])
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     contrast = _per_image(_log_uniform(images, 1.0 / change["contrast"], change["contrast"]))
     brightness = _per_image(_uniform(images, -change["brightness"], change["brightness"]))
@@ -142,6 +143,15 @@ def _transform(images: Tensor, linear: Tensor, shift: float) -> Tensor:
     drawn_out = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     black = F.grid_sample(images + 1.0, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1.0
     return torch.where(_per_image(torch.rand(len(images), device=images.device) < 0.5), black, drawn_out)
+
+
+def _coarsen(images: Tensor, most: float) -> Tensor:
+    """Takes pixels from half of the images and enlarges what is left to the size that it had."""
+    factor = math.exp(float(torch.rand(())) * math.log(most))
+    size = [round(side / factor) for side in images.shape[-2:]]
+    small = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    coarse = F.interpolate(small, size=list(images.shape[-2:]), mode="bilinear", align_corners=False)
+    return torch.where(_per_image(torch.rand(len(images), device=images.device) < 0.5), coarse, images)
 
 
 def _erase(images: Tensor, side: float) -> Tensor:

@@ -38,6 +38,37 @@ def test_guides_and_gate_train_on_different_changes() -> None:
     assert set(GUIDE_CHANGES) & set(GATE_CHANGES) == {"mirror", "rotation", "shift", "scale"}
 
 
+def test_guides_see_half_of_the_images_with_fewer_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(GUIDE_CHANGES):
+        if name != "coarseness":
+            monkeypatch.setitem(GUIDE_CHANGES, name, 1.0 if name in ("scale", "aspect", "contrast") else 0.0)
+    board = (torch.arange(32).view(-1, 1) + torch.arange(32)).remainder(2).mul(2.0).sub(1.0)
+    deviations = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        deviations.append(augment_for_guide(board.expand(8, 1, 32, 32)).std(dim=(1, 2, 3)))
+    kept = torch.cat(deviations)
+    assert 0.35 < float((kept > 0.99).double().mean()) < 0.65
+    assert float((kept < 0.2).double().mean()) > 0.25  # the finest pattern is gone as soon as 1.5 pixels make one
+
+
+def test_the_gate_sees_images_without_their_darkest_and_brightest_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rotation", "shear", "shift", "blur", "sharpening", "erased"):
+        monkeypatch.setitem(GATE_CHANGES, name, 0.0)
+    for name in ("scale", "gamma"):
+        monkeypatch.setitem(GATE_CHANGES, name, 1.0)
+    torch.manual_seed(0)
+    ramp = torch.linspace(-1.0, 1.0, 32).expand(400, 1, 32, 32)
+    changed = augment_for_gate(ramp)
+    low, high = changed.amin(dim=(1, 2, 3)), changed.amax(dim=(1, 2, 3))
+    for lost in (low + 1.0, 1.0 - high):
+        assert float(lost.max()) == pytest.approx(GATE_CHANGES["clipped"], abs=0.05)
+        assert 0.4 < float((lost < 5e-3).double().mean()) < 0.6
+    inside = (ramp > low.view(-1, 1, 1, 1)) & (ramp < high.view(-1, 1, 1, 1))
+    straight = torch.where((changed - ramp).abs() < (changed - ramp.flip(3)).abs(), ramp, ramp.flip(3))
+    assert float(((changed - straight).abs() < 1e-4)[inside].double().mean()) > 0.9
+
+
 def test_mixed_patients_have_the_squared_shares_and_the_rest_is_nobody() -> None:
     images = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for seed in range(20):
