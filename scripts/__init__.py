@@ -27,6 +27,7 @@ from bundle.training.handlers import GanProgress as GanProgress
 from bundle.training.handlers import SampleGrid as SampleGrid
 from bundle.training.handlers import TrainingCheckpoint as TrainingCheckpoint
 from bundle.training.info import weights_info as weights_info
+from bundle.training.init_from import default_resolution as default_resolution
 from bundle.training.init_from import initialise_gan as initialise_gan
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer as StyleGAN2Trainer
 from bundle.training.stylegan2_trainer import balanced_loader as balanced_loader

@@ -11,9 +11,26 @@ from torch import nn
 
 from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
-from bundle.networks.weights import WeightsError, load_weights
+from bundle.networks.weights import WeightsError, load_weights, read_info
 
-__all__ = ["discriminator_beside", "initialise_gan"]
+__all__ = ["DEFAULT_RESOLUTION", "default_resolution", "discriminator_beside", "initialise_gan"]
+
+#: From random weights, a GAN learns faster at this many pixels; weights of it then start one of twice as many.
+DEFAULT_RESOLUTION = 64
+
+
+def default_resolution(generator: str | os.PathLike[str] | None) -> int:
+    """Returns the resolution of a generator's weights, or `DEFAULT_RESOLUTION` where there are none.
+
+    Args:
+        generator: a ``generator.pt`` that may or may not exist, its JSON beside it.
+
+    Raises:
+        WeightsError: the JSON is not that of weights.
+    """
+    if generator is None or not Path(generator).is_file():
+        return DEFAULT_RESOLUTION
+    return int(read_info(generator)["arguments"]["resolution"])
 
 
 def discriminator_beside(path: Path) -> Path:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.bundle import ConfigParser
 
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.networks.weights import WeightsError, save_weights
-from bundle.training.init_from import initialise_gan
+from bundle.training.init_from import DEFAULT_RESOLUTION, default_resolution, initialise_gan
+from tests.conftest import ROOT
 
 
 def gan(resolution: int, **options: Any) -> tuple[Generator, Discriminator]:
@@ -39,6 +41,29 @@ def test_none_leaves_the_networks_as_they_are() -> None:
     before = {key: value.clone() for key, value in generator.state_dict().items()}
     assert initialise_gan(generator, discriminator, None) == (generator, discriminator)
     assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
+
+
+def test_the_resolution_is_that_of_the_weights_to_start_from(source: Path, tmp_path: Path) -> None:
+    assert default_resolution(source) == 32
+    assert default_resolution(None) == DEFAULT_RESOLUTION
+    assert default_resolution(tmp_path / "none" / "generator.pt") == DEFAULT_RESOLUTION
+    source.with_suffix(".json").write_text("[]")
+    with pytest.raises(WeightsError, match="format"):
+        default_resolution(source)
+
+
+@pytest.mark.parametrize("name", ["train_gan", "train_guides"])
+def test_configurations_take_that_resolution(source: Path, name: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(ROOT / "configs" / f"{name}.json")
+    if name == "train_gan":
+        parser["init_from"] = str(source)
+    else:
+        source.parent.joinpath("models").mkdir()
+        for file in source.parent.glob("generator.*"):
+            file.rename(source.parent / "models" / file.name)
+        parser["output_dir"] = str(source.parent)
+    assert parser.get_parsed_content("resolution") == 32
 
 
 def test_same_resolution_takes_everything(source: Path) -> None:
