@@ -82,7 +82,7 @@ class Variant:
         name: in the table.
         amp: bf16 autocast.
         prepare: changes the generator.
-        projected: with the projected discriminator, without R1.
+        projected: with the projected discriminator and the loss on variety, without R1.
     """
 
     name: str
@@ -95,7 +95,7 @@ VARIANTS = (
     Variant("residual discriminator (bf16, modulated activations)"),
     Variant("the same in fp32", amp=False),
     Variant("the same with grouped convolutions", prepare=with_grouped_convolutions),
-    Variant("projected discriminator", projected=True),
+    Variant("projected discriminator and loss on variety", projected=True),
 )
 
 
@@ -165,6 +165,7 @@ def _trainer(variant: Variant, resolution: int, batch_size: int) -> StyleGAN2Tra
         r1_interval=PLAIN_ITERATIONS + 1,
         amp=variant.amp,
         r1_gamma=0.0 if variant.projected else default_r1_gamma(resolution, batch_size),
+        variety=4.0 if variant.projected else 0.0,
     )
 
 

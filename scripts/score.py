@@ -28,6 +28,8 @@ __all__ = ["score_models"]
 
 # Deviations of Gaussian blurs, in pixels, whose KID shows how much a loss of sharpness alone makes of it.
 BLURS = (0.5, 0.8)
+# One sample in so many is a training image in the control: the bar against memorising must be missed then.
+PLANTED = 10
 # Samples of each class in the picture.
 PICTURED = 16
 PERCENTILE = 0.05
@@ -42,9 +44,9 @@ def score_models(
 
     For each class: KID of samples to training images, below that between the training images of two classes; mean
     pairwise LPIPS of samples, at least 0.8 of that of training images; 5th percentile of LPIPS from a sample to the
-    nearest training image, at least that of test images, at equal n. For phi_id: share of the training images that it
-    names under changes its training never used, at least 0.9. Samples are drawn with ``n_seeds`` seeds, as many in a
-    class as there are training images; the spread is over them.
+    nearest training image, at least that of test images, at equal n, with a control that must miss it. For phi_id:
+    share of the training images that it names under changes its training never used, at least 0.9. Samples are drawn
+    with ``n_seeds`` seeds, as many in a class as there are training images; the spread is over them.
 
     Args:
         models: ``generator``, and ``identity_guide`` where it is to be measured.
@@ -82,6 +84,9 @@ def score_models(
             measured["kid"].append(kid(squeezenet_features(samples, trunk_file), features[train_label == label]))
             measured["variety"].append(mean_pairwise(samples, lpips) / variety)
             measured["near"].append(float(nearest(samples[:n_test], train, lpips).quantile(PERCENTILE)))
+            if seed == 0:
+                planted = torch.cat([_blur(real[: n_test // PLANTED + 1], BLURS[0]), samples])[:n_test]
+                control = float(nearest(planted, train, lpips).quantile(PERCENTILE))
         bars: list[tuple[str, str, str, float, Callable[[float, float], bool]]] = [
             ("kid", "KID to training images", "below KID between two classes", between, lambda x, bar: x < bar),
             ("variety", "mean pairwise LPIPS, share of real", "at least", COLLAPSE, lambda x, bar: x >= bar),
@@ -100,6 +105,17 @@ def score_models(
                     "met": holds(mean(values), bar),
                 }
             )
+        rows.append(
+            {
+                "class": name,
+                "measure": f"control, must miss: the same with 1 sample in {PLANTED} a blurred training image",
+                "mean": control,
+                "std": None,
+                "bar": bar_near,
+                "relation": "at least test images'",
+                "met": control >= bar_near,
+            }
+        )
     if "identity_guide" in models.networks:
         val = data.tensors("val")[0]
         recognition = recognition_scores(models.networks["identity_guide"], train, train_identity, val, test)
@@ -107,14 +123,15 @@ def score_models(
             rows.append(_recognised(f"phi_id names training images: {change}", value))
         rows.append(_recognised("phi_id names training images: mean of these changes", recognition["top1_unseen_mean"]))
     save_png(image_grid(torch.cat(pictured), columns=PICTURED // 2), Path(output_dir) / "samples.png")
-    blurred = {
-        f"{sigma:g}": kid(squeezenet_features(gaussian_blur(train, [5, 5], [sigma, sigma]), trunk_file), features)
-        for sigma in BLURS
-    }
+    blurred = {f"{sigma:g}": kid(squeezenet_features(_blur(train, sigma), trunk_file), features) for sigma in BLURS}
     result = {"features": FEATURES, "n_seeds": n_seeds, "rows": rows, "kid_of_blurred_training_images": blurred}
     write_json(Path(output_dir) / "scores.json", result)
     scale = ", ".join(f"{value:.3g} at {sigma}" for sigma, value in blurred.items())
     print(f"{_table(rows)}\nFor scale, KID of the training images to themselves blurred (sigma in pixels): {scale}")
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    return gaussian_blur(images, [5, 5], [sigma, sigma])
 
 
 def _recognised(measure: str, value: float) -> dict[str, Any]:

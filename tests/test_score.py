@@ -63,6 +63,10 @@ def test_noise_is_told_from_images_of_the_class(
     kid = [row for row in rows if row["measure"].startswith("KID")]
     assert [row["class"] for row in kid] == ["normal", "tuberculosis"]
     assert not any(row["met"] for row in kid)
+    near, control = ([row["mean"] for row in rows if row["measure"].startswith(name)] for name in ("LPIPS", "control"))
+    assert len(control) == 2
+    assert all(with_copies < 0.5 * without for with_copies, without in zip(control, near, strict=True))
+    assert not any(row["met"] for row in rows if row["measure"].startswith("control"))
     shown = capsys.readouterr().out
     assert "**no**" in shown
     picture = np.asarray(Image.open(tmp_path / "samples.png"))

@@ -187,16 +187,17 @@ def test_training_has_the_properties_of_a_training_workflow(name: str, tiny_data
 
 
 def test_inference_writes_images_and_an_mlflow_run(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, metadata: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
+    side = tuple(metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"])
     output = tmp_path / "output"
     options: dict[str, Any] = {"checkpoint": str(model), "output_dir": str(output), "device": "cpu", "seed": 3}
     run(config_file=str(INFERENCE), bundle_root=str(ROOT), n_images=3, batch_size=2, tracking="mlflow", **options)
     images = {path.name: np.asarray(Image.open(path)) for path in sorted((output / "samples").iterdir())}
     assert list(images) == ["000000.png", "000001.png", "000002.png"]
-    assert all(image.shape == (64, 64) and image.std() > 0 for image in images.values())
+    assert all(image.shape == side and image.std() > 0 for image in images.values())
     client = mlflow.MlflowClient(tracking_uri(output))
     experiment = client.get_experiment_by_name("inference")
     assert experiment is not None

@@ -173,7 +173,7 @@ def test_identity_network_knows_its_patients_and_says_nobody_to_others(data: Ima
     assert scores["top1"] >= 0.7  # chance is 0.08
     assert scores["highest_probability"]["train"] > 2 * scores["highest_probability"]["val"]
     assert scores["identity_divergence"]["train"] > 2 * scores["identity_divergence"]["test"]
-    assert scores["sensitivity"]["train"] >= 0.5  # of strangers 0.05, by the threshold's making
+    assert scores["sensitivity"]["train"] >= 0.7  # of strangers 0.05, by the threshold's making
     assert info["split_sha256"] == data.split_sha256
     val = predict(network, data.tensors("val")[0])
     assert scores["threshold"] == pytest.approx(recognition_threshold(val), abs=0.02)
