@@ -19,12 +19,12 @@ from bundle.figures import image_grid, save_png
 from bundle.files import write_json
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
-from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest
+from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest, pairwise
 from bundle.metrics.recognition import recognition_scores
 from bundle.networks.model_set import ModelSet
 from bundle.networks.sampling import sample_images, sample_z
 
-__all__ = ["score_models"]
+__all__ = ["draw_like", "score_models"]
 
 # Deviations of Gaussian blurs, in pixels, whose KID shows how much a loss of sharpness alone makes of it.
 BLURS = (0.5, 0.8)
@@ -44,7 +44,10 @@ def score_models(
 
     For each class: KID of samples to training images, below that between the training images of two classes; mean
     pairwise LPIPS of samples, at least 0.8 of that of training images; 5th percentile of LPIPS from a sample to the
-    nearest training image, at least that of test images, at equal n, with a control that must miss it. For phi_id:
+    nearest training image, at least that of test images, at equal n, with a control that must miss it. Samples that
+    crowd are near to all images: so that distance is also given to as many training images as are held out (val and
+    test), and to the held-out ones, which no network has seen; what is nearer to the former has been remembered. For
+    phi_id:
     share of the training images that it names under changes its training never used, at least 0.9. Samples are drawn
     with ``n_seeds`` seeds, as many in a class as there are training images; the spread is over them.
 
@@ -65,6 +68,8 @@ def score_models(
     names = data.class_names
     features = squeezenet_features(train, trunk_file)
     test_nearest = nearest(test, train, lpips)
+    held_out, held_out_label, _ = data.tensors(("val", "test"))
+    memory: dict[str, dict[str, float | None]] = {}
     rows: list[dict[str, Any]] = []
     pictured: list[Tensor] = []
     between = min(
@@ -75,7 +80,7 @@ def score_models(
         n_test = int((test_label == label).sum())
         bar_near = float(test_nearest[test_label == label].quantile(PERCENTILE))
         variety = mean_pairwise(real, lpips)
-        measured: dict[str, list[float]] = {"kid": [], "variety": [], "near": []}
+        measured: dict[str, list[float]] = {key: [] for key in ("kid", "variety", "near", "to_training", "to_held_out")}
         for seed in tqdm(range(n_seeds), desc=f"samples of {name}", unit="seed"):
             z = sample_z(range(len(real)), generator.z_dim, seed)
             samples = sample_images(generator, z, torch.full((len(real),), label))
@@ -83,10 +88,21 @@ def score_models(
                 pictured.append(samples[:PICTURED])
             measured["kid"].append(kid(squeezenet_features(samples, trunk_file), features[train_label == label]))
             measured["variety"].append(mean_pairwise(samples, lpips) / variety)
-            measured["near"].append(float(nearest(samples[:n_test], train, lpips).quantile(PERCENTILE)))
+            distances = pairwise(samples, train, lpips)
+            measured["near"].append(_low(distances[:n_test]))
+            draw = draw_like(train_label, held_out_label, seed)
+            measured["to_training"].append(_low(distances[:, draw]))
+            measured["to_held_out"].append(_low(pairwise(samples, held_out, lpips)))
             if seed == 0:
                 planted = torch.cat([_blur(real[: n_test // PLANTED + 1], BLURS[0]), samples])[:n_test]
-                control = float(nearest(planted, train, lpips).quantile(PERCENTILE))
+                control = _low(pairwise(planted, train, lpips))
+        differences = [a - b for a, b in zip(measured["to_training"], measured["to_held_out"], strict=True)]
+        memory[name] = {
+            "to_training": mean(measured["to_training"]),
+            "to_held_out": mean(measured["to_held_out"]),
+            "difference": mean(differences),
+            "difference_std": stdev(differences) if n_seeds > 1 else None,
+        }
         bars: list[tuple[str, str, str, float, Callable[[float, float], bool]]] = [
             ("kid", "KID to training images", "below KID between two classes", between, lambda x, bar: x < bar),
             ("variety", "mean pairwise LPIPS, share of real", "at least", COLLAPSE, lambda x, bar: x >= bar),
@@ -125,9 +141,32 @@ def score_models(
     save_png(image_grid(torch.cat(pictured), columns=PICTURED // 2), Path(output_dir) / "samples.png")
     blurred = {f"{sigma:g}": kid(squeezenet_features(_blur(train, sigma), trunk_file), features) for sigma in BLURS}
     result = {"features": FEATURES, "n_seeds": n_seeds, "rows": rows, "kid_of_blurred_training_images": blurred}
+    result["near_at_equal_n"] = memory
     write_json(Path(output_dir) / "scores.json", result)
     scale = ", ".join(f"{value:.3g} at {sigma}" for sigma, value in blurred.items())
     print(f"{_table(rows)}\nFor scale, KID of the training images to themselves blurred (sigma in pixels): {scale}")
+    for name, found in memory.items():
+        spread = "" if found["difference_std"] is None else f" +- {found['difference_std']:.3g}"
+        print(
+            f"{name}: 5th percentile of LPIPS to the nearest of as many training as held-out images "
+            f"{found['to_training']:.4f}, to the nearest held-out image {found['to_held_out']:.4f}; "
+            f"difference {found['difference']:.3g}{spread} (below 0: memory)"
+        )
+
+
+def draw_like(label: Tensor, wanted: Tensor, seed: int) -> Tensor:
+    """Draws indices into ``label`` [N] without replacement, each class as often as it stands in ``wanted`` [M]."""
+    random = torch.Generator().manual_seed(seed)
+    parts = []
+    for value, count in zip(*wanted.unique(return_counts=True), strict=True):
+        members = (label == value).nonzero().squeeze(1)
+        parts.append(members[torch.randperm(len(members), generator=random)[: int(count)]])
+    return torch.cat(parts)
+
+
+def _low(distances: Tensor) -> float:
+    """The low percentile of the distances [N, M] of N images to the nearest of M."""
+    return float(distances.min(dim=1).values.quantile(PERCENTILE))
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bundle.data import ImageData, open_dataset
 from bundle.networks.model_set import ModelSet
 from bundle.networks.stylegan2 import Generator
-from scripts.score import score_models
+from scripts.score import draw_like, score_models
 from scripts.subset import write_subset
 
 
@@ -53,6 +53,31 @@ def test_copies_are_found(data: ImageData, tmp_path: Path, trunk_file: Path) -> 
     assert len(near) == 2
     assert not any(row["met"] for row in near)
     assert all(row["mean"] < 1e-4 < row["bar"] for row in near)
+
+
+def test_memory_is_told_from_crowding(data: ImageData, tmp_path: Path, trunk_file: Path) -> None:
+    """Copies of training images are nearer to these than to as many held-out ones; noise is as far from both."""
+    generator = Generator(32, channel_base=128, channel_max=8).eval()
+    rows_of(generator, data, tmp_path / "noise", trunk_file)
+    generator.synthesis = Replay(data.tensors("train")[0])  # type: ignore[assignment]
+    rows_of(generator, data, tmp_path / "copies", trunk_file)
+    noise, copies = (
+        json.loads((tmp_path / name / "scores.json").read_text(encoding="utf-8"))["near_at_equal_n"]
+        for name in ("noise", "copies")
+    )
+    for name in ("normal", "tuberculosis"):
+        assert copies[name]["to_training"] < 0.1 * copies[name]["to_held_out"]
+        assert copies[name]["difference"] == pytest.approx(copies[name]["to_training"] - copies[name]["to_held_out"])
+        assert abs(noise[name]["difference"]) < 0.5 * noise[name]["to_held_out"]
+
+
+def test_training_images_are_drawn_as_held_out_ones_are_shared_out() -> None:
+    label = torch.tensor([0] * 30 + [1] * 50)
+    wanted = torch.tensor([1, 1, 0, 1, 1, 0, 0])
+    drawn = draw_like(label, wanted, seed=0)
+    assert label[drawn].bincount().tolist() == [3, 4]
+    assert len(set(drawn.tolist())) == 7
+    assert not torch.equal(draw_like(label, wanted, seed=1), drawn)
 
 
 def test_noise_is_told_from_images_of_the_class(
