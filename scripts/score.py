@@ -24,7 +24,7 @@ from bundle.metrics.recognition import recognition_scores
 from bundle.networks.model_set import ModelSet
 from bundle.networks.sampling import sample_images, sample_z
 
-__all__ = ["draw_like", "score_models"]
+__all__ = ["equal_draws", "score_models"]
 
 # Deviations of Gaussian blurs, in pixels, whose KID shows how much a loss of sharpness alone makes of it.
 BLURS = (0.5, 0.8)
@@ -45,9 +45,8 @@ def score_models(
     For each class: KID of samples to training images, below that between the training images of two classes; mean
     pairwise LPIPS of samples, at least 0.8 of that of training images; 5th percentile of LPIPS from a sample to the
     nearest training image, at least that of test images, at equal n, with a control that must miss it. Samples that
-    crowd are near to all images: so that distance is also given to as many training images as are held out (val and
-    test), and to the held-out ones, which no network has seen; what is nearer to the former has been remembered. For
-    phi_id:
+    crowd are near to all images: so that distance is also given to equal numbers of training and of held-out images
+    (val and test), which no network has seen; what is nearer to the former has been remembered. For phi_id:
     share of the training images that it names under changes its training never used, at least 0.9. Samples are drawn
     with ``n_seeds`` seeds, as many in a class as there are training images; the spread is over them.
 
@@ -90,9 +89,9 @@ def score_models(
             measured["variety"].append(mean_pairwise(samples, lpips) / variety)
             distances = pairwise(samples, train, lpips)
             measured["near"].append(_low(distances[:n_test]))
-            draw = draw_like(train_label, held_out_label, seed)
-            measured["to_training"].append(_low(distances[:, draw]))
-            measured["to_held_out"].append(_low(pairwise(samples, held_out, lpips)))
+            seen, unseen = equal_draws(train_label, held_out_label, seed)
+            measured["to_training"].append(_low(distances[:, seen]))
+            measured["to_held_out"].append(_low(pairwise(samples, held_out[unseen], lpips)))
             if seed == 0:
                 planted = torch.cat([_blur(real[: n_test // PLANTED + 1], BLURS[0]), samples])[:n_test]
                 control = _low(pairwise(planted, train, lpips))
@@ -148,20 +147,22 @@ def score_models(
     for name, found in memory.items():
         spread = "" if found["difference_std"] is None else f" +- {found['difference_std']:.3g}"
         print(
-            f"{name}: 5th percentile of LPIPS to the nearest of as many training as held-out images "
-            f"{found['to_training']:.4f}, to the nearest held-out image {found['to_held_out']:.4f}; "
+            f"{name}: 5th percentile of LPIPS to the nearest of equally many training images "
+            f"{found['to_training']:.4f}, held-out images {found['to_held_out']:.4f}; "
             f"difference {found['difference']:.3g}{spread} (below 0: memory)"
         )
 
 
-def draw_like(label: Tensor, wanted: Tensor, seed: int) -> Tensor:
-    """Draws indices into ``label`` [N] without replacement, each class as often as it stands in ``wanted`` [M]."""
+def equal_draws(label: Tensor, other: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws indices into two sets of labels, [N] and [M]: of each class as many as the smaller side has of it."""
     random = torch.Generator().manual_seed(seed)
-    parts = []
-    for value, count in zip(*wanted.unique(return_counts=True), strict=True):
-        members = (label == value).nonzero().squeeze(1)
-        parts.append(members[torch.randperm(len(members), generator=random)[: int(count)]])
-    return torch.cat(parts)
+    draws: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for value in label.unique():
+        members = [(side == value).nonzero().squeeze(1) for side in (label, other)]
+        for draw, indices in zip(draws, members, strict=True):
+            order = torch.randperm(len(indices), generator=random)
+            draw.append(indices[order[: min(map(len, members))]])
+    return torch.cat(draws[0]), torch.cat(draws[1])
 
 
 def _low(distances: Tensor) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bundle.data import ImageData, open_dataset
 from bundle.networks.model_set import ModelSet
 from bundle.networks.stylegan2 import Generator
-from scripts.score import draw_like, score_models
+from scripts.score import equal_draws, score_models
 from scripts.subset import write_subset
 
 
@@ -71,13 +71,12 @@ def test_memory_is_told_from_crowding(data: ImageData, tmp_path: Path, trunk_fil
         assert abs(noise[name]["difference"]) < 0.5 * noise[name]["to_held_out"]
 
 
-def test_training_images_are_drawn_as_held_out_ones_are_shared_out() -> None:
-    label = torch.tensor([0] * 30 + [1] * 50)
-    wanted = torch.tensor([1, 1, 0, 1, 1, 0, 0])
-    drawn = draw_like(label, wanted, seed=0)
-    assert label[drawn].bincount().tolist() == [3, 4]
-    assert len(set(drawn.tolist())) == 7
-    assert not torch.equal(draw_like(label, wanted, seed=1), drawn)
+def test_training_and_held_out_images_are_compared_at_equal_numbers_of_each_class() -> None:
+    train, held_out = torch.tensor([0] * 30 + [1] * 4), torch.tensor([1, 1, 0, 1, 1, 0, 1, 1, 0])
+    seen, unseen = equal_draws(train, held_out, seed=0)
+    assert train[seen].bincount().tolist() == held_out[unseen].bincount().tolist() == [3, 4]
+    assert len(set(seen.tolist())) == len(set(unseen.tolist())) == 7
+    assert not torch.equal(equal_draws(train, held_out, seed=1)[0], seen)
 
 
 def test_noise_is_told_from_images_of_the_class(

@@ -221,6 +221,7 @@ class BestGenerator:
         n_samples: images generated for one.
         seed: of their latents.
         trunk_file: the feature network's weights; None lets torchvision find them.
+        calibrate: False leaves the spread of the latents as it is.
     """
 
     def __init__(
@@ -234,6 +235,7 @@ class BestGenerator:
         n_samples: int = 512,
         seed: int = 0,
         trunk_file: str | os.PathLike[str] | None = None,
+        calibrate: bool = True,
     ) -> None:
         self.reals = reals
         self.train = train
@@ -244,6 +246,7 @@ class BestGenerator:
         self.n_samples = n_samples
         self.seed = seed
         self.trunk_file = trunk_file
+        self.calibrate = calibrate
         self.best_kid: float | None = None
         self.history: list[dict[str, float]] = []
         self._features: Tensor | None = None
@@ -288,10 +291,11 @@ class BestGenerator:
             self._give_up(error)
             return None
         generator = copy.deepcopy(engine.average)
-        if self._variety is None:
-            classes = [self.train[self.train_label == value] for value in range(generator.num_classes)]
-            self._variety = [measure(images) for images in classes]
-        calibrate_spread(generator, self._variety, measure, seed=self.seed)
+        if self.calibrate:
+            if self._variety is None:
+                classes = [self.train[self.train_label == value] for value in range(generator.num_classes)]
+                self._variety = [measure(images) for images in classes]
+            calibrate_spread(generator, self._variety, measure, seed=self.seed)
         return generator
 
     def _variety_measure(self, device: torch.device) -> Callable[[Tensor], float]:

@@ -320,6 +320,13 @@ def test_what_is_kept_varies_as_training_images_and_training_does_not_notice(
     assert bool((trainer.average.mapping.spread == 1.0).all())
 
 
+def test_the_spread_is_left_alone_on_demand(new_trainer: NewTrainer, tmp_path: Path, trunk_file: Path) -> None:
+    trainer = new_trainer(max_epochs=1)
+    best(tmp_path, n_samples=4, trunk_file=trunk_file, calibrate=False).attach(trainer)
+    trainer.run()
+    assert load_weights(tmp_path / "generator.pt")[1]["scores"]["spread"] == [1.0, 1.0]
+
+
 @pytest.mark.usefixtures("as_it_is")
 def test_best_so_far_survives_a_restart(
     new_trainer: NewTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
