@@ -67,7 +67,8 @@ def score_models(
     names = data.class_names
     features = squeezenet_features(train, trunk_file)
     test_nearest = nearest(test, train, lpips)
-    held_out, held_out_label, _ = data.tensors(("val", "test"))
+    val, val_label, _ = data.tensors("val")
+    held_out, held_out_label = torch.cat([val, test]), torch.cat([val_label, test_label])
     memory: dict[str, dict[str, float | None]] = {}
     rows: list[dict[str, Any]] = []
     pictured: list[Tensor] = []
@@ -132,7 +133,6 @@ def score_models(
             }
         )
     if "identity_guide" in models.networks:
-        val = data.tensors("val")[0]
         recognition = recognition_scores(models.networks["identity_guide"], train, train_identity, val, test)
         for change, value in recognition["top1_unseen"].items():
             rows.append(_recognised(f"phi_id names training images: {change}", value))

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bundle.figures import image_grid, save_png
@@ -213,8 +213,8 @@ class BestGenerator:
 
     Args:
         reals: held-out images [N, C, H, W] in [-1, 1]: the val split.
-        train: training images [M, C, H, W] in [-1, 1], each class at least twice.
-        train_label: their classes [M].
+        train: what is trained on: dictionaries with ``image`` [C, H, W] in [-1, 1] and ``label``, each class at least
+            twice.
         models_dir: gets ``generator`` and ``discriminator``, each as a pair of files.
         info: what the weights' JSON says of the data.
         interval_kimg: thousands of images between two measurements.
@@ -227,8 +227,7 @@ class BestGenerator:
     def __init__(
         self,
         reals: Tensor,
-        train: Tensor,
-        train_label: Tensor,
+        train: Dataset[dict[str, Any]],
         models_dir: str | os.PathLike[str],
         info: dict[str, Any],
         interval_kimg: float,
@@ -239,7 +238,6 @@ class BestGenerator:
     ) -> None:
         self.reals = reals
         self.train = train
-        self.train_label = train_label
         self.models_dir = Path(models_dir)
         self.info = info
         self.interval_kimg = interval_kimg
@@ -267,10 +265,20 @@ class BestGenerator:
 
     def measure(self, engine: StyleGAN2Trainer) -> None:
         """Measures, and saves the weights if they are the best so far."""
-        generator = self._calibrated(engine)
-        if generator is None:
+        if len(self.reals) < 2:
+            self._give_up("they need 2 images in the val split. Add images, or a split column that holds some out.")
+        if not self._unavailable:
+            try:
+                self._measure(engine)
+            except TrunkUnavailable as error:
+                self._give_up(error)
+        if self._unavailable:
             self._save(engine, engine.average, {})
-            return
+
+    def _measure(self, engine: StyleGAN2Trainer) -> None:
+        generator = copy.deepcopy(engine.average)
+        if self.calibrate:
+            self._calibrate(generator, engine.state.device)
         scores = self._distances(engine, generator)
         self.history.append({"kimg": engine.images_seen / 1000.0, **scores})
         engine.state.metrics.update(scores)
@@ -280,27 +288,19 @@ class BestGenerator:
             spread = [round(float(value), 3) for value in generator.mapping.spread]
             self._save(engine, generator, {**scores, "features": FEATURES, "spread": spread})
 
-    def _calibrated(self, engine: StyleGAN2Trainer) -> Generator | None:
-        if len(self.reals) < 2:
-            self._give_up("they need 2 images in the val split. Add images, or a split column that holds some out.")
-        if self._unavailable:
-            return None
-        try:
-            measure = self._variety_measure(engine.state.device)
-        except TrunkUnavailable as error:
-            self._give_up(error)
-            return None
-        generator = copy.deepcopy(engine.average)
-        if self.calibrate:
-            if self._variety is None:
-                classes = [self.train[self.train_label == value] for value in range(generator.num_classes)]
-                self._variety = [measure(images) for images in classes]
-            calibrate_spread(generator, self._variety, measure, seed=self.seed)
-        return generator
-
-    def _variety_measure(self, device: torch.device) -> Callable[[Tensor], float]:
+    def _calibrate(self, generator: Generator, device: torch.device) -> None:
         model = lpips_model(self.trunk_file)
-        return lambda images: mean_pairwise(images, model, device)
+
+        def measure(images: Tensor) -> float:
+            return mean_pairwise(images, model, device)
+
+        if self._variety is None:
+            classes: list[list[Tensor]] = [[] for _ in range(generator.num_classes)]
+            for index in range(len(self.train)):  # type: ignore[arg-type]
+                item = self.train[index]
+                classes[int(item["label"])].append(torch.as_tensor(item["image"]))
+            self._variety = [measure(torch.stack(images)) for images in classes]
+        calibrate_spread(generator, self._variety, measure, seed=self.seed)
 
     def _distances(self, engine: StyleGAN2Trainer, generator: Generator) -> dict[str, float]:
         device = engine.state.device

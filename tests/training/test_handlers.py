@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
+from monai.data import Dataset
 from PIL import Image
 from torch import Tensor
 
@@ -228,10 +229,10 @@ def test_progress_counts_images_of_the_whole_run(
 def best(models_dir: Path, **options: Any) -> BestGenerator:
     reals = torch.rand(12, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     info = {"modality": "xray", "class_names": ["a", "b"]}
+    train = Dataset([{"image": image, "label": index % 2} for index, image in enumerate(reals[6:])])
     return BestGenerator(
         reals[:6],
-        reals[6:],
-        torch.arange(6) % 2,
+        train,
         models_dir,
         info,
         **{"interval_kimg": 0.012, "n_samples": 8, **options},
@@ -311,7 +312,8 @@ def test_what_is_kept_varies_as_training_images_and_training_does_not_notice(
     handler.attach(trainer)
     trainer.run()
     model = lpips_model(trunk_file)
-    wanted = [mean_pairwise(handler.train[handler.train_label == value], model) for value in range(2)]
+    train = torch.stack([handler.train[index]["image"] for index in range(6)])
+    wanted = [mean_pairwise(train[value::2], model) for value in range(2)]
     assert targets == pytest.approx(wanted)
     generator, info = load_weights(tmp_path / "generator.pt")
     assert isinstance(generator, Generator)
@@ -367,8 +369,7 @@ def test_without_a_trunk_the_latest_weights_are_kept_with_one_warning(
 def test_too_few_images_to_measure_are_warned_of(
     new_trainer: NewTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images = torch.zeros(4, 1, 32, 32)
-    handler = BestGenerator(images[:1], images, torch.arange(4) % 2, tmp_path, {}, interval_kimg=1.0)
+    handler = BestGenerator(torch.zeros(1, 1, 32, 32), Dataset([]), tmp_path, {}, interval_kimg=1.0)
     trainer = new_trainer(max_epochs=1)
     handler.attach(trainer)
     with caplog.at_level(logging.WARNING, logger=handlers.__name__):
