@@ -32,8 +32,6 @@ class LatentPrior(nn.Module):
         seed: of the samples.
     """
 
-    centre: Tensor
-    spread: Tensor
     mean: Tensor
     whitening: Tensor
 
@@ -54,8 +52,7 @@ class LatentPrior(nn.Module):
             whitening = directions / variances.clamp_min(floor).sqrt()
             # What the floor has taken from the samples' mean of 1 is given back.
             whitenings.append(whitening / ((v - means[-1]) @ whitening).square().mean().sqrt())
-        self.register_buffer("centre", mapping.mean.clone())
-        self.register_buffer("spread", mapping.spread.clone())
+        self.mapping = mapping
         self.register_buffer("mean", torch.stack(means).float())
         self.register_buffer("whitening", torch.stack(whitenings).float())
 
@@ -69,9 +66,7 @@ class LatentPrior(nn.Module):
         Returns:
             [P, N]; near 1 for typical samples of the mapping network, below between them, above outside.
         """
-        centre = self.centre[label].unsqueeze(1)
-        narrowed = centre + (w - centre) / self.spread[label].view(-1, 1, 1)
-        v = _undo_activation(narrowed) - self.mean[label].unsqueeze(1)
+        v = _undo_activation(self.mapping.narrowed(w, label)) - self.mean[label].unsqueeze(1)
         return torch.einsum("pnd,pde->pne", v, self.whitening[label]).square().mean(dim=2)
 
 

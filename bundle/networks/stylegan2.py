@@ -214,6 +214,11 @@ class MappingNetwork(nn.Module):
         mean = self.mean[label]
         return mean + self.spread[label].unsqueeze(1) * (self.unspread(z, label) - mean)
 
+    def narrowed(self, w: Tensor, label: Tensor) -> Tensor:
+        """Undoes the spread of latents w [P, N, w_dim] of the classes label [P]."""
+        mean = self.mean[label].unsqueeze(1)
+        return mean + (w - mean) / self.spread[label].view(-1, 1, 1)
+
     def unspread(self, z: Tensor, label: Tensor) -> Tensor:
         """Maps z [B, z_dim] and label [B] to f(z, c) [B, w_dim], what the layers give."""
         one_hot = F.one_hot(label, self.num_classes).to(z.dtype)
