@@ -19,7 +19,6 @@ from bundle.tracking import Tracking as Tracking
 from bundle.tracking import tracking_uri as tracking_uri
 from bundle.training.augment import AdaptiveAugment as AdaptiveAugment
 from bundle.training.discriminators import new_discriminator as new_discriminator
-from bundle.training.guides import AutocastInferer as AutocastInferer
 from bundle.training.guides import GuideTrainer as GuideTrainer
 from bundle.training.guides import new_classifier as new_classifier
 from bundle.training.handlers import BestGenerator as BestGenerator
@@ -29,6 +28,7 @@ from bundle.training.handlers import TrainingCheckpoint as TrainingCheckpoint
 from bundle.training.info import weights_info as weights_info
 from bundle.training.init_from import default_resolution as default_resolution
 from bundle.training.init_from import initialise_gan as initialise_gan
+from bundle.training.network_trainer import AutocastInferer as AutocastInferer
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer as StyleGAN2Trainer
 from bundle.training.stylegan2_trainer import balanced_loader as balanced_loader
 from bundle.training.stylegan2_trainer import default_r1_gamma as default_r1_gamma

@@ -4,42 +4,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
-from monai.handlers import LrScheduleHandler
-from monai.inferers import Inferer, SimpleInferer
+from monai.inferers import Inferer
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
+from torch.utils.data import Dataset, Sampler
 
 from bundle.data import ImageData
 from bundle.metrics.recognition import highest_probability, predict, recognition_scores
 from bundle.networks.guides import GateClassifier, Guide, NobodyHead
-from bundle.networks.weights import load_weights, save_weights
 from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
-from bundle.training.handlers import TrainingCheckpoint
-from bundle.training.info import weights_info
+from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
 from bundle.training.seeds import stream_seed
 from bundle.training.stylegan2_trainer import BalancedBatchSampler
 
 __all__ = [
     "ROLES",
-    "AutocastInferer",
     "ClassBatch",
-    "GuideError",
-    "GuideProgress",
     "GuideTrainer",
     "IdentityBatch",
     "Role",
@@ -51,12 +39,8 @@ __all__ = [
 
 # Calibration keeps a head's scale between 1 and this: at a cosine that differs by 0.01, the odds are e^10.
 MOST_SCALE = 1000.0
-# Streams of random numbers that each epoch and each iteration have of their own.
-ORDER, STEP = 0, 1
-
-
-class GuideError(ValueError):
-    """A guide that cannot be trained as asked; the message tells the cure."""
+# Stream of random numbers that each epoch has of its own.
+ORDER = 0
 
 
 @dataclass(frozen=True)
@@ -86,11 +70,6 @@ ROLES: dict[str, Role] = {
 }
 
 
-def role_seed(name: str, seed: int) -> int:
-    """Returns the seed of one classifier's training, below 2^31: another one for every name."""
-    return int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:4], "big") >> 1
-
-
 def new_classifier(name: str, data: ImageData, seed: int) -> Guide | GateClassifier:
     """Builds a classifier with random weights that depend on its name and the seed alone.
 
@@ -100,25 +79,16 @@ def new_classifier(name: str, data: ImageData, seed: int) -> Guide | GateClassif
         seed: of the whole set of classifiers.
 
     Raises:
-        GuideError: the training images show fewer than two classes.
+        TrainingError: the training images show fewer than two classes.
     """
     role = ROLES[name]
     num_classes = data.n_identities if role.identity else len(data.class_names)
     if num_classes < 2:
         what = "patients in train" if role.identity else "classes"
-        raise GuideError(f"{name} tells {what} apart and needs at least 2; the dataset has {num_classes}.")
+        raise TrainingError(f"{name} tells {what} apart and needs at least 2; the dataset has {num_classes}.")
     with torch.random.fork_rng():
         torch.manual_seed(role_seed(name, seed))
         return role.network(data.modality.channels, num_classes, identity=role.identity)
-
-
-class AutocastInferer(SimpleInferer):
-    """Calls the network under bf16 autocast, on images in channels_last: fast on CPUs that know bf16, and on GPUs."""
-
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Maps images [B, C, H, W] to the network's output in fp32."""
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
-            return network(inputs.contiguous(memory_format=torch.channels_last), *args, **kwargs).float()
 
 
 class ShuffledBatchSampler(Sampler[list[int]]):
@@ -133,12 +103,12 @@ class ShuffledBatchSampler(Sampler[list[int]]):
         start: number of the first batch, from 0: a resumed run sets it.
 
     Raises:
-        GuideError: there are no images.
+        TrainingError: there are no images.
     """
 
     def __init__(self, n_images: int, batch_size: int, seed: int) -> None:
         if n_images < 1:
-            raise GuideError("There is no image to train on. Check the train split of the dataset.")
+            raise TrainingError("There is no image to train on. Check the train split of the dataset.")
         self.n_images = n_images
         self.batch_size = min(batch_size, n_images)
         self.seed = seed
@@ -206,88 +176,28 @@ class ClassBatch:
         return self.augment(images), F.one_hot(labels, self.num_classes).float()
 
 
-class GuideProgress:
-    """Progress bar over a classifier's images: images/s, time left, loss and accuracy on changed training images."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def attach(self, engine: Engine) -> None:
-        """Registers the events that open, advance and close the bar."""
-        engine.add_event_handler(Events.STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
-
-    def _open(self, engine: GuideTrainer) -> None:
-        batch = engine.batch_size
-        self._accuracy = math.nan
-        self._bar = tqdm(
-            total=engine.state.max_epochs * engine.state.epoch_length * batch,
-            initial=engine.state.iteration * batch,
-            unit="image",
-            unit_scale=True,
-            desc=f"training {self.name}",
-            mininterval=0.5 if sys.stderr.isatty() else 60.0,
-            dynamic_ncols=True,
-        )
-
-    def _advance(self, engine: GuideTrainer) -> None:
-        output: dict[str, Any] = engine.state.output
-        value = output["accuracy"]
-        self._accuracy = value if math.isnan(self._accuracy) else 0.95 * self._accuracy + 0.05 * value
-        postfix = {"loss": f"{float(output['loss']):.2f}", "accuracy": f"{self._accuracy:.1%}"}
-        self._bar.set_postfix(postfix, refresh=False)
-        self._bar.update(engine.batch_size)
-
-
-class _SaveAtEnd:
-    """Saves before the run is over, so that handlers which record the last epoch find the scores among its metrics."""
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-
-    def _save(self, engine: GuideTrainer) -> None:
-        if engine.is_finished:
-            engine.state.metrics.update(flat_numbers(engine.save()))
-
-
-def flat_numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Returns the numbers of nested scores under names that MLflow takes, such as ``top1_unseen/gamma 0.6``."""
-    flat: dict[str, float] = {}
-    for name, value in scores.items():
-        name = "".join(letter if letter.isalnum() or letter in "_-. " else " " for letter in name)
-        if isinstance(value, dict):
-            flat.update(flat_numbers(value, f"{prefix}{name}/"))
-        else:
-            flat[prefix + name] = float(value)
-    return flat
-
-
-class GuideTrainer(SupervisedTrainer):
+class GuideTrainer(NetworkTrainer):
     """Trains one classifier, measures it on all splits and writes its weights.
-
-    An iteration draws all its random numbers from a stream that its own number seeds: a run that goes on from its
-    checkpoint is bit for bit the run that was never stopped. A finished classifier is checked and not trained again.
 
     Args:
         name: one of `ROLES`: the name of the weight file.
         data: val calibrates, test is only measured.
         dataset: what to train on: the splits of the role, as `ImageData.dataset` gives them.
         network: trained in place.
-        output_dir: gets ``models/<name>.pt`` and ``.json``, and ``checkpoints/<name>.pt`` meanwhile.
+        output_dir: see `NetworkTrainer`, as all that follows.
         device: where to train.
         max_epochs: passes over the training images.
         batch_size: images of somebody in a batch.
-        learning_rate: the highest of the one-cycle schedule (Smith and Topin, 2018).
+        learning_rate: the highest.
         weight_decay: of AdamW.
         nobody: images of nobody per image of somebody in an identity classifier's batch.
-        seed: of the whole set of classifiers; every one derives its own.
+        seed: of the whole set of classifiers.
         checkpoint_epochs: epochs between two checkpoints.
         inferer: calls the network.
         train_handlers: further Ignite handlers.
 
     Raises:
-        GuideError: there is nothing to train on, or the weights of another training are in the way.
+        TrainingError: there is nothing to train on, or the weights of another training are in the way.
     """
 
     def __init__(
@@ -316,115 +226,35 @@ class GuideTrainer(SupervisedTrainer):
             sampler = ShuffledBatchSampler(len(images), batch_size, own_seed)
         else:
             sampler = BalancedBatchSampler([record.label or 0 for record in images], batch_size, own_seed)
-        epoch_length = max(1, len(images) // sampler.batch_size)
-        network = network.to(memory_format=torch.channels_last).requires_grad_(True)
-        network.to(device)
-        # Scales, thresholds, biases and the gains of batch norm are no weights to be kept small.
-        groups: list[dict[str, Any]] = [
-            {"params": [value for value in network.parameters() if value.ndim > 1]},
-            {"params": [value for value in network.parameters() if value.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, learning_rate, total_steps=max_epochs * epoch_length + 1, pct_start=0.15
-        )
         prepare: IdentityBatch | ClassBatch
         if role.identity:
             prepare = IdentityBatch(role.augment, network.num_classes, nobody)
         else:
             prepare = ClassBatch(role.augment, network.num_classes)
         super().__init__(
-            device=device,
-            max_epochs=max_epochs,
-            train_data_loader=DataLoader(dataset, batch_sampler=sampler),
-            epoch_length=epoch_length,
-            network=network,
-            optimizer=optimizer,
-            loss_function=nn.CrossEntropyLoss(),
-            prepare_batch=prepare,
-            inferer=AutocastInferer() if inferer is None else inferer,
-            train_handlers=[
-                _SaveAtEnd(),
-                LrScheduleHandler(cast(Any, self.scheduler), print_lr=False, epoch_level=False),
-                *(train_handlers or []),
-                GuideProgress(name),
-            ],
-            decollate=False,
-            optim_set_to_none=True,
+            name,
+            data,
+            dataset,
+            sampler,
+            max(1, len(images) // sampler.batch_size),
+            network,
+            prepare,
+            nn.CrossEntropyLoss(),
+            {"nobody": nobody if role.identity else None, "batch_size": batch_size},
+            output_dir,
+            device,
+            max_epochs,
+            learning_rate,
+            weight_decay,
+            seed,
+            checkpoint_epochs,
+            inferer,
+            train_handlers,
         )
-        self.name = name
-        self.data = data
         self.classifier = network
-        self.sampler = sampler
-        self.seed = seed
-        self.own_seed = own_seed
-        self.weights_path = Path(output_dir) / "models" / f"{name}.pt"
-        self.settings: dict[str, Any] = {
-            "max_epochs": max_epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "nobody": nobody if role.identity else None,
-            "seed": seed,
-            "resolution": data.resolution,
-            "split_sha256": data.split_sha256,
-        }
-        self.checkpoint = TrainingCheckpoint(
-            Path(output_dir) / "checkpoints" / f"{name}.pt",
-            self.settings,
-            {"trainer": self},
-            interval=checkpoint_epochs * epoch_length,
-        )
-        self.is_saved = self._check_saved()
-        if not self.is_saved:
-            self.checkpoint.attach(self)
 
-    @property
-    def batch_size(self) -> int:
-        """Images of somebody in a batch."""
-        return self.sampler.batch_size
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all epochs are done."""
-        return bool(self.state.iteration >= self.state.max_epochs * self.state.epoch_length)
-
-    def run(self) -> None:  # type: ignore[override]
-        """Trains to the last epoch, from wherever the state stands; then calibrates, measures and saves."""
-        if self.is_saved:
-            print(f"{self.weights_path} is complete and as it was written. Nothing to train.")
-            return
-        if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
-            super().run()
-        if not self.is_saved:  # killed between its last checkpoint and its weights
-            self.save()
-        self.checkpoint.path.unlink(missing_ok=True)
-
-    def training_state(self) -> dict[str, Any]:
-        """All that a run needs to go on bit for bit; tensors and plain values only."""
-        return {
-            "iteration": self.state.iteration,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-        }
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `training_state` returned."""
-        self.network.load_state_dict(state["network"], strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.state.iteration = state["iteration"]
-        self.state.epoch = state["iteration"] // self.state.epoch_length
-        self.sampler.start = state["iteration"]
-
-    def save(self) -> dict[str, Any]:
-        """Calibrates the network, measures it and writes the pair of files.
-
-        Returns:
-            The scores.
-        """
-        self.network.eval()
+    def measure(self) -> dict[str, Any]:
+        """Returns the scores of `recognition_scores` or `class_scores`; a head that names patients is calibrated."""
         known, labels, identities = self.data.tensors(ROLES[self.name].splits)
         images = {split: self.data.tensors(split)[:2] for split in ("val", "test")}
         if ROLES[self.name].identity:
@@ -437,36 +267,12 @@ class GuideTrainer(SupervisedTrainer):
         else:
             sets = {"train": (known, labels), **images}
             scores = {split: class_scores(self.network, *part) for split, part in sets.items() if len(part[0])}
-        info = {
-            **weights_info(self.data, self.seed),
-            "epochs": self.state.max_epochs,
-            "training": self.settings,
-            "scores": scores,
-        }
-        save_weights(self.network, self.weights_path, info)
-        self.is_saved = True
-        return scores
+        return {"scores": scores}
 
-    def _check_saved(self) -> bool:
-        if not self.weights_path.with_suffix(".json").exists():
-            return False
-        _, info = load_weights(self.weights_path)
-        settings = info.get("training", {})
-        for key, value in self.settings.items():
-            if settings.get(key) != value:
-                raise GuideError(
-                    f"{self.weights_path} was trained with {key} = {settings.get(key)!r}, now it is {value!r}. "
-                    "Give the old value, or another output_dir."
-                )
-        return True
-
-    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-        torch.manual_seed(stream_seed(self.own_seed, STEP, self.state.iteration))
-        output = super()._iteration(engine, batchdata)
+    def accuracy(self, output: dict[str, Any]) -> float:
+        """Returns the share of the images of somebody, or of a class, that are named rightly."""
         predicted, wanted = output["pred"][: self.batch_size], output["label"][: self.batch_size]
-        output["loss"] = output["loss"].detach()
-        output["accuracy"] = float((predicted.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
-        return output
+        return float((predicted.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
 
 
 def calibrate_head(

@@ -28,7 +28,6 @@ from bundle.networks.weights import WeightsError, load_weights
 from bundle.training.classifier_augment import GUIDE_CHANGES
 from bundle.training.guides import (
     ROLES,
-    GuideError,
     GuideTrainer,
     ShuffledBatchSampler,
     calibrate_head,
@@ -36,6 +35,7 @@ from bundle.training.guides import (
     new_classifier,
 )
 from bundle.training.handlers import CheckpointError
+from bundle.training.network_trainer import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ["train"] * 6 + ["val"] * 6 + ["test"] * 6
@@ -128,7 +128,7 @@ def test_finished_classifier_is_checked_and_not_trained_again(data: ImageData, t
     before = path.stat().st_mtime_ns
     make_trainer(data, tmp_path, max_epochs=1, train_handlers=[KillAt(1)]).run()
     assert path.stat().st_mtime_ns == before
-    with pytest.raises(GuideError, match=r"max_epochs = 1, now it is 3.*another output_dir"):
+    with pytest.raises(TrainingError, match=r"max_epochs = 1, now it is 3.*another output_dir"):
         make_trainer(data, tmp_path, max_epochs=3)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(WeightsError, match="SHA-256"):
@@ -151,7 +151,7 @@ def test_batches_show_every_image_once_in_an_epoch_and_go_on_where_they_stopped(
     sampler.start = 3
     assert next(iter(sampler)) == batches[3]
     assert len(next(iter(ShuffledBatchSampler(3, 8, seed=0)))) == 3
-    with pytest.raises(GuideError, match="train split"):
+    with pytest.raises(TrainingError, match="train split"):
         ShuffledBatchSampler(0, 8, seed=0)
 
 
