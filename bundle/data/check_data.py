@@ -119,7 +119,7 @@ def check_data(
             print(f"{dataset_dir} cannot be used as it is.")
             sys.exit(1)
         splits = resolve_splits(report.folder.records, private_dir(output_dir) / "splits.json", seed)
-        data = ImageData(report.folder.records, splits, preset, report.folder.class_names, resolution)
+        data = ImageData(report.folder.records, splits, preset, report.folder.class_names, resolution, report.digests)
     except DataError as error:
         print(error)
         sys.exit(1)

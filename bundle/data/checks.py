@@ -44,6 +44,7 @@ class CheckReport:
         seed: what the splits were drawn with; None where the data set decided.
         problems: everything that is wrong, sorted by image; empty for a usable data set.
         notes: what is worth knowing but no reason to refuse.
+        digests: SHA-256 of the decoded pixels of each readable image, by its name.
     """
 
     folder: Folder
@@ -51,6 +52,7 @@ class CheckReport:
     seed: int | None
     problems: list[Problem]
     notes: list[str]
+    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -224,4 +226,5 @@ def check_dataset(
     unlisted = len(set(find_images(folder.path)) - {record.image for record in records})
     if unlisted:
         notes.append(f"{unlisted} image files in the folder belong to no record and are left out.")
-    return CheckReport(folder, split_of, drawn_with, sorted(problems), notes)
+    digests = {name: entry.digest for name, entry in inspections.items() if entry.digest}
+    return CheckReport(folder, split_of, drawn_with, sorted(problems), notes, digests)

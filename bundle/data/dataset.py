@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,7 @@ class ImageData:
         modality: preset.
         class_names: the name of each label as this data set uses them.
         resolution: side of the square images in pixels.
+        digests: SHA-256 of each image's decoded pixels, by name.
 
     Attributes:
         modality: preset.
@@ -49,6 +52,7 @@ class ImageData:
         modality: Modality,
         class_names: Sequence[str],
         resolution: int,
+        digests: Mapping[str, str],
     ) -> None:
         self.modality = modality
         self.resolution = resolution
@@ -56,6 +60,7 @@ class ImageData:
         self.split_sha256 = splits.sha256
         self._records = sorted(records, key=lambda record: record.name)
         self._splits = splits
+        self._digests = digests
         patients = {record.patient_id for record in self.records(IDENTITY_SPLITS)}
         self._identities = {patient: index for index, patient in enumerate(sorted(patients))}
 
@@ -80,10 +85,25 @@ class ImageData:
         """Returns the index of the record's patient among the sorted patients of train and extra, -1 for others."""
         return self._identities.get(record.patient_id, -1)
 
+    def digests(self, splits: str | Sequence[str]) -> list[str]:
+        """Returns the SHA-256 of the decoded pixels of one or more splits' images, in the order of :meth:`records`."""
+        return [self._digests[record.name] for record in self.records(splits)]
+
+    def content_sha256(self, splits: str | Sequence[str]) -> str:
+        """Returns a hash of what the images of one or more splits show, and of which are of one patient.
+
+        Names of files, patients and folders are not in it: the same images elsewhere have the same hash.
+        """
+        patients: dict[str, list[str]] = {}
+        for record in self.records(splits):
+            patients.setdefault(record.patient_id, []).append(self._digests[record.name])
+        content = sorted(sorted(digests) for digests in patients.values())
+        return hashlib.sha256(json.dumps([self.modality.preprocessing, content]).encode()).hexdigest()
+
     def with_preprocessing(self, preprocessing: str) -> ImageData:
         """Returns the same images and splits under another of :data:`bundle.data.transforms.PREPROCESSINGS`."""
         modality = replace(self.modality, preprocessing=preprocessing)
-        return ImageData(self._records, self._splits, modality, self.class_names, self.resolution)
+        return ImageData(self._records, self._splits, modality, self.class_names, self.resolution, self._digests)
 
     def dataset(self, splits: str | Sequence[str]) -> Dataset:
         """Returns the images of one or more splits, in the order of :meth:`records`, decoded once and kept in memory.
@@ -149,4 +169,4 @@ def open_dataset(
         raise DataError(report.problems)
     folder = report.folder
     splits = resolve_splits(folder.records, private_dir(output_dir) / "splits.json", seed)
-    return ImageData(folder.records, splits, preset, folder.class_names, resolution)
+    return ImageData(folder.records, splits, preset, folder.class_names, resolution, report.digests)

@@ -16,6 +16,7 @@ from monai.networks.nets import DenseNet, ResNet
 from monai.networks.nets.resnet import ResNetBlock
 from torch import Tensor, nn
 
+from bundle.networks.standardise import resized, standardised
 from bundle.networks.weights import register_network
 
 __all__ = ["GateClassifier", "Guide", "NobodyHead"]
@@ -163,8 +164,5 @@ class GateClassifier(_Classifier):
     def features(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W] in [-1, 1] to penultimate features [B, features] in fp32."""
         if max(image.shape[-2:]) > self.side:
-            size = (self.side, self.side)
-            image = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-        mean = image.mean(dim=(1, 2, 3), keepdim=True)
-        deviation = image.std(dim=(1, 2, 3), keepdim=True)
-        return super().features((image - mean) / (deviation + 1e-3))
+            image = resized(image, self.side)
+        return super().features(standardised(image))

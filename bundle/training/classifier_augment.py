@@ -4,7 +4,7 @@
 
 Everything works on whole batches and draws from torch's global generator, so that a seed per iteration fixes it. The
 guides and the gate share the ways in which a picture is moved and differ in the families of what else changes: what
-one learned to overlook, the other did not.
+one learned to overlook, the other did not. The audit's networks, which judge both, have strengths of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GATE_CHANGES", "GUIDE_CHANGES", "augment_for_gate", "augment_for_guide", "mix_patients"]
+__all__ = [
+    "AUDIT_CHANGES",
+    "GATE_CHANGES",
+    "GUIDE_CHANGES",
+    "augment_for_audit",
+    "augment_for_gate",
+    "augment_for_guide",
+    "mix_patients",
+]
 
 #: Families of change that the guides train on, with their strongest value.
 GUIDE_CHANGES: dict[str, float] = {
@@ -42,6 +50,21 @@ GATE_CHANGES: dict[str, float] = {
     "blur": 1.0,  # share of a 3 x 3 mean
     "sharpening": 0.5,
     "erased": 0.4,  # side of the square that is erased, of the image's side
+}
+
+#: Families of change that the audit's networks train on, with their strongest value. JPEG is left out on purpose: the
+#: audit's controls plant it, so that they hold a family of change that the networks never met.
+AUDIT_CHANGES: dict[str, float] = {
+    "mirror": 1.0,
+    "rotation": 15.0,  # degrees
+    "shift": 0.12,  # of the side
+    "scale": 1.5,  # larger, or smaller by its inverse
+    "aspect": 1.1,  # wider, or narrower by its inverse
+    "coarseness": 5.0,  # factor by which half of the images lose pixels, one factor for a batch
+    "gamma": 1.8,  # exponent, or its inverse
+    "contrast": 1.6,  # factor, or its inverse
+    "brightness": 0.3,  # added, in units of [-1, 1]
+    "noise": 0.15,  # standard deviation, in units of [-1, 1]
 }
 
 
@@ -77,6 +100,24 @@ def augment_for_gate(images: Tensor) -> Tensor:
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel_size=3, stride=1)
     share = _per_image(_uniform(images, -change["sharpening"], change["blur"]))
     return (images + share * (blurred - images)).clamp(-1.0, 1.0)
+
+
+def augment_for_audit(images: Tensor) -> Tensor:
+    """Changes images [B, C, H, W] in [-1, 1] by every family of `AUDIT_CHANGES`, evenly up to its strongest value."""
+    n, change = len(images), AUDIT_CHANGES
+    angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
+    size = _log_uniform(images, 1.0 / change["scale"], change["scale"])
+    wide = _log_uniform(images, 1.0 / change["aspect"], change["aspect"]).sqrt()
+    rows = [angle.cos() / wide, -angle.sin() / wide, angle.sin() * wide, angle.cos() * wide]
+    images = _transform(images, torch.stack(rows, dim=1).view(n, 2, 2) / size.view(n, 1, 1), change["shift"])
+    images = _coarsen(images, change["coarseness"])
+    gamma = _per_image(_log_uniform(images, 1.0 / change["gamma"], change["gamma"]))
+    images = ((images + 1.0) / 2.0).clamp(1e-3, 1.0) ** gamma * 2.0 - 1.0
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    contrast = _per_image(_log_uniform(images, 1.0 / change["contrast"], change["contrast"]))
+    brightness = _per_image(_uniform(images, -change["brightness"], change["brightness"]))
+    noise = _per_image(_uniform(images, 0.0, change["noise"]))
+    return ((images - mean) * contrast + mean + brightness + torch.randn_like(images) * noise).clamp(-1.0, 1.0)
 
 
 def mix_patients(images: Tensor, identities: Tensor, num_identities: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,236 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the audit's networks: the contrastive embedding and the Siamese verifier."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import Inferer
+from monai.losses import ContrastiveLoss
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from bundle.data import ImageData
+from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
+from bundle.metrics.recognition import predict
+from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
+from bundle.networks.standardise import resized
+from bundle.training.classifier_augment import augment_for_audit
+from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
+from bundle.training.seeds import stream_seed
+
+__all__ = ["AUDIT_NETWORKS", "AuditTrainer", "PairSampler", "new_audit_network", "verification_loss"]
+
+#: Every network of the audit by the name of its weight file.
+AUDIT_NETWORKS: dict[str, type[ContrastiveEmbedding] | type[SiameseVerifier]] = {
+    "audit_embedding": ContrastiveEmbedding,
+    "audit_verifier": SiameseVerifier,
+}
+
+#: Splits whose images the networks see: all that the GAN saw, so that they know what a copy would be a copy of.
+SPLITS = ("train", "extra")
+TEMPERATURE = 0.07
+# Stream of random numbers that each batch has of its own.
+ORDER = 0
+# Characters of an image's digest that the weights' JSON keeps: enough to tell images apart, by billions to one.
+DIGEST = 16
+
+
+def new_audit_network(name: str, data: ImageData, seed: int) -> ContrastiveEmbedding | SiameseVerifier:
+    """Builds a network with random weights that depend on its name and the seed alone.
+
+    Args:
+        name: one of `AUDIT_NETWORKS`.
+        data: gives the channels.
+        seed: of both networks.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(role_seed(name, seed))
+        return AUDIT_NETWORKS[name](data.modality.channels)
+
+
+class PairSampler(Sampler[list[int]]):
+    """Endless batches of pairs: images of different patients, then, in the same order, an image of each once more.
+
+    A patient with several images is shown by any two of them, else by the same image twice. Batches depend on the seed
+    and their number alone.
+
+    Args:
+        patients: whose image each one of the dataset is.
+        n_pairs: pairs in a batch; at most one for each patient.
+        seed: of the draws.
+
+    Attributes:
+        start: number of the first batch, from 0: a resumed run sets it.
+
+    Raises:
+        TrainingError: there are fewer than two patients.
+    """
+
+    def __init__(self, patients: Sequence[int], n_pairs: int, seed: int) -> None:
+        self.members = [[i for i, other in enumerate(patients) if other == one] for one in sorted(set(patients))]
+        if len(self.members) < 2:
+            raise TrainingError(
+                f"The audit's networks tell patients apart and need at least 2 in train; the dataset has "
+                f"{len(self.members)}."
+            )
+        self.batch_size = min(n_pairs, len(self.members))
+        self.seed = seed
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Number of batches in which as many patients as there are come up."""
+        return max(1, len(self.members) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = self.start
+        while True:
+            random = torch.Generator().manual_seed(stream_seed(self.seed, ORDER, number))
+            shown = torch.randperm(len(self.members), generator=random)[: self.batch_size].tolist()
+            halves = [
+                [self.members[one][int(torch.randint(len(self.members[one]), (), generator=random))] for one in shown]
+                for _ in range(2)
+            ]
+            yield halves[0] + halves[1]
+            number += 1
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Makes a training batch: changed images, both halves in the order of the patients.
+
+    Attributes:
+        side: pixels to which images are brought before they are changed.
+    """
+
+    side: int
+
+    def __call__(
+        self, batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Returns images [2 B, C, side, side] and, for each patient, their number [B], on the device."""
+        images = torch.as_tensor(batch["image"]).to(device, torch.float32, non_blocking=non_blocking)
+        return augment_for_audit(resized(images, self.side)), torch.arange(len(images) // 2, device=device)
+
+
+def verification_loss(logits: Tensor) -> Tensor:
+    """Binary cross-entropy over all pairs of two halves, pairs of one patient and pairs of two weighing the same.
+
+    Args:
+        logits: [B, B] of "the same patient", true on the diagonal.
+    """
+    same = F.softplus(-logits.diagonal()).mean()
+    other = ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    return (same + F.softplus(logits[other]).mean()) / 2
+
+
+class AuditTrainer(NetworkTrainer):
+    """Trains one network of the audit and writes its weights.
+
+    The embedding minimises NT-Xent (Chen et al., arXiv 2002.05709; MONAI's ContrastiveLoss) at a temperature of 0.07,
+    as Dar et al. do (arXiv 2402.01054), the verifier `verification_loss`. Pairs are of patients, and no patient comes
+    twice in a batch, so that nobody is pushed away from themselves.
+
+    The weights' JSON lists the beginnings of the SHA-256 of all images that the network saw: the audit refuses to hold
+    images out that its networks know. Like the weights, that list belongs to whom the images belong.
+
+    Args:
+        name: one of `AUDIT_NETWORKS`: the name of the weight file.
+        data: train and extra are shown; val and test are only measured.
+        dataset: the images of these two splits, as `ImageData.dataset` gives them.
+        network: trained in place.
+        output_dir: see `NetworkTrainer`, as all that follows.
+        device: where to train.
+        max_epochs: times that as many pairs as there are patients are shown.
+        batch_size: patients in a batch.
+        learning_rate: the highest.
+        weight_decay: of AdamW.
+        seed: of both networks.
+        checkpoint_epochs: epochs between two checkpoints.
+        inferer: calls the network.
+        train_handlers: further Ignite handlers.
+
+    Raises:
+        TrainingError: there are too few patients, or the weights of another training are in the way.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: ImageData,
+        dataset: Dataset[Any],
+        network: ContrastiveEmbedding | SiameseVerifier,
+        output_dir: str | os.PathLike[str],
+        device: torch.device | str,
+        max_epochs: int,
+        batch_size: int = 100,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.05,
+        seed: int = 0,
+        checkpoint_epochs: int = 10,
+        inferer: Inferer | None = None,
+        train_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        patients = [data.identity(record) for record in data.records(SPLITS)]
+        sampler = PairSampler(patients, batch_size, role_seed(name, seed))
+        super().__init__(
+            name,
+            data,
+            dataset,
+            sampler,
+            len(sampler),
+            network,
+            PairBatch(network.side),
+            self._loss(network),
+            {"batch_size": batch_size, "content_sha256": data.content_sha256(SPLITS)},
+            output_dir,
+            device,
+            max_epochs,
+            learning_rate,
+            weight_decay,
+            seed,
+            checkpoint_epochs,
+            inferer,
+            train_handlers,
+        )
+        self.audited = network
+
+    def measure(self) -> dict[str, Any]:
+        """Returns how well copies of training images are told from held-out ones, and what the network saw."""
+        known, _, _ = self.data.tensors(SPLITS)
+        val, test = (self.data.tensors(split)[0] for split in ("val", "test"))
+        gallery = predict(self.network, known)
+
+        def nearest(images: Tensor) -> Tensor:
+            return self.audited.nearest(predict(self.network, images), gallery)[0]
+
+        threshold = copy_threshold(nearest(val))
+        copies = {"as they are": known, **{name: change(known) for name, change in PLANTED_CHANGES.items()}}
+        scores = {
+            "threshold": threshold,
+            "found": {
+                name: float((nearest(images.clamp(-1.0, 1.0)) > threshold).double().mean())
+                for name, images in copies.items()
+            },
+            "test_above": float((nearest(test) > threshold).double().mean()),
+        }
+        seen = sorted(digest[:DIGEST] for digest in self.data.digests(SPLITS))
+        return {"scores": scores, "seen": seen}
+
+    def accuracy(self, output: dict[str, Any]) -> float:
+        """Returns the share of patients whose second image is the most alike of all second images to the first."""
+        first, second = output["pred"].chunk(2)
+        return float((self.audited.compare(first, second).argmax(dim=1) == output["label"]).float().mean())
+
+    @staticmethod
+    def _loss(network: ContrastiveEmbedding | SiameseVerifier) -> Callable[[Tensor, Tensor], Tensor]:
+        if isinstance(network, SiameseVerifier):
+            return lambda features, _: verification_loss(network.compare(*features.chunk(2)))
+        contrastive = ContrastiveLoss(temperature=TEMPERATURE)
+        return lambda points, _: contrastive(*points.chunk(2))
