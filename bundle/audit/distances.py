@@ -1,0 +1,203 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The slow part of an audit: images pass networks, in steps that are kept on disk, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bundle.audit.images import RealImages
+from bundle.figures import from_uint8
+from bundle.files import atomic_write
+from bundle.metrics.copies import PLANTED_CHANGES
+from bundle.metrics.features import squeezenet_features
+from bundle.metrics.lpips import lpips_model, pairwise
+from bundle.metrics.recognition import predict
+from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
+
+__all__ = ["Distances", "Step"]
+
+# Synthetic images whose distances are kept as one step.
+BLOCK = 250
+# Training images that are planted under each change, at most.
+PLANTED = 400
+# CPU-milliseconds of one image at 128 px, so that the bar can tell the time left.
+EMBED_MS, SQUEEZENET_MS, LPIPS_MS = 1.0, 12.0, 25.0
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the work.
+
+    Attributes:
+        name: of its file.
+        cost: about how many CPU-milliseconds it takes.
+        compute: returns its result.
+    """
+
+    name: str
+    cost: float
+    compute: Callable[[], Tensors]
+
+
+class Distances:
+    """All that the measures are made of, step by step.
+
+    Args:
+        cohort: uint8 pixels of the synthetic images.
+        real: images of the roles ``train``, ``val`` and ``test``.
+        networks: ``audit_embedding`` and ``audit_verifier``.
+        folder: keeps the steps; private, and named after all that they depend on.
+        seed: of the images that are drawn for whatever takes all distances among them.
+        trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        device: where to compute.
+
+    Attributes:
+        order: the cohort's images in the order in which they are taken, [N]; the first of them, as many as there are
+            test images, are those among which all distances are known.
+        sample: indices [n] of these.
+        train_sample: indices of as many training images.
+    """
+
+    def __init__(
+        self,
+        cohort: Tensor,
+        real: dict[str, RealImages],
+        networks: dict[str, nn.Module],
+        folder: str | os.PathLike[str],
+        seed: int,
+        trunk_file: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.cohort = cohort
+        self.real = real
+        self.networks = networks
+        self.folder = Path(folder)
+        self.trunk_file = trunk_file
+        self.device = torch.device(device)
+        random = torch.Generator().manual_seed(seed)
+        n_test, n_train = len(real["test"].pixels), len(real["train"].pixels)
+        self.order = torch.randperm(len(cohort), generator=random)
+        self.sample = self.order[:n_test]
+        self.train_sample = torch.randperm(n_train, generator=random)[:n_test]
+        self.planted = torch.randperm(n_train, generator=random)[:PLANTED]
+        self._lpips: Any = None
+
+    def steps(self) -> Iterator[Step]:
+        """Yields the steps in their order."""
+        n_real = sum(len(side.pixels) for side in self.real.values())
+        n = len(self.cohort)
+        for name in self.networks:
+            yield Step(name, EMBED_MS * (n_real + n), lambda name=name: self._points(name))  # type: ignore[misc]
+            cost = (EMBED_MS + 1.0) * len(self.planted) * (1 + len(PLANTED_CHANGES))
+            yield Step(f"{name}_planted", cost, lambda name=name: self._planted(name))  # type: ignore[misc]
+        yield Step("features", SQUEEZENET_MS * (n_real + n), self._features)
+        n_test = len(self.sample)
+        yield Step("lpips_sample", LPIPS_MS * 9 * n_test, self._lpips_sample)
+        yield Step("lpips_real", LPIPS_MS * 2 * n_real, self._lpips_real)
+        for number, block in enumerate(self.order.split(BLOCK)):
+            cost = LPIPS_MS * (len(block) + n_real * -(-len(block) // BLOCK))
+            yield Step(f"lpips_cohort_{number:04d}", cost, lambda block=block: self._lpips_block(block))  # type: ignore[misc]
+
+    def run(self, step: Step) -> None:
+        """Computes a step, unless an earlier run has."""
+        if not self._path(step.name).exists():
+            with atomic_write(self._path(step.name)) as temporary:
+                torch.save(step.compute(), temporary)
+
+    def read(self, name: str) -> Tensors:
+        """Returns the result of a step that was run."""
+        result: Tensors = torch.load(self._path(name), map_location="cpu", weights_only=True)
+        return result
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensors]]:
+        """Yields indices into the cohort and their LPIPS, block by block."""
+        for number, block in enumerate(self.order.split(BLOCK)):
+            yield block, self.read(f"lpips_cohort_{number:04d}")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.pt"
+
+    def _predict(self, name: str, pixels: Tensor) -> Tensor:
+        network = self.networks[name]
+        blocks = [predict(network, from_uint8(block)) for block in pixels.split(BLOCK)]
+        return torch.cat(blocks)
+
+    def _points(self, name: str) -> Tensors:
+        """What a network makes of every image, and the training image that each is most alike."""
+        network = self.networks[name]
+        assert isinstance(network, ContrastiveEmbedding | SiameseVerifier)
+        points = {role: self._predict(name, side.pixels) for role, side in self.real.items()}
+        points["cohort"] = self._predict(name, self.cohort)
+        found = {role: network.nearest(points[role], points["train"]) for role in ("val", "test", "cohort")}
+        points |= {f"{role}_alike": alike for role, (alike, _) in found.items()}
+        points |= {f"{role}_index": index for role, (_, index) in found.items()}
+        return points
+
+    def _planted(self, name: str) -> Tensors:
+        """How alike planted copies are to the training image that they are most alike, and which one that is."""
+        network = self.networks[name]
+        assert isinstance(network, ContrastiveEmbedding | SiameseVerifier)
+        gallery = self.read(name)["train"]
+        images = from_uint8(self.real["train"].pixels[self.planted])
+        copies = {"exact": images, **{change: function(images) for change, function in PLANTED_CHANGES.items()}}
+        result: Tensors = {}
+        for change, changed in copies.items():
+            alike, index = network.nearest(predict(network, changed.clamp(-1.0, 1.0)), gallery)
+            result |= {f"{change}_alike": alike, f"{change}_index": index}
+        return result
+
+    def _features(self) -> Tensors:
+        sides = {role: side.pixels for role, side in self.real.items()} | {"cohort": self.cohort}
+        return {
+            role: torch.cat(
+                [
+                    squeezenet_features(from_uint8(block), self.trunk_file, device=self.device)
+                    for block in pixels.split(BLOCK)
+                ]
+            )
+            for role, pixels in sides.items()
+        }
+
+    def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        if self._lpips is None:
+            self._lpips = lpips_model(self.trunk_file)
+        return pairwise(from_uint8(x), from_uint8(y), self._lpips, device=self.device)
+
+    def _lpips_sample(self) -> Tensors:
+        """All distances among samples of the three sides: training, test and synthetic images."""
+        train, test = (self.real[role].pixels for role in ("train", "test"))
+        pixels = torch.cat([train[self.train_sample], test, self.cohort[self.sample]])
+        return {"distances": self._pairwise(pixels, pixels)}
+
+    def _lpips_real(self) -> Tensors:
+        """From test images to the nearest training image, and from both to the nearest of val, the reference."""
+        train, val, test = (self.real[role].pixels for role in ("train", "val", "test"))
+        return {
+            "test_to_train": self._pairwise(test, train).amin(dim=1),
+            "train_to_val": self._pairwise(train, val).amin(dim=1),
+            "test_to_val": self._pairwise(test, val).amin(dim=1),
+        }
+
+    def _lpips_block(self, block: Tensor) -> Tensors:
+        """From some synthetic images to the nearest training image, and from all real images to the nearest of them."""
+        n_train = len(self.real["train"].pixels)
+        real = torch.cat([self.real["train"].pixels, self.real["test"].pixels])
+        distances = self._pairwise(self.cohort[block], real)
+        nearest = distances[:, :n_train].min(dim=1)
+        columns = distances.amin(dim=0)
+        return {
+            "to_train": nearest.values,
+            "index": nearest.indices,
+            "from_train": columns[:n_train],
+            "from_test": columns[n_train:],
+        }

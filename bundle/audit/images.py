@@ -1,0 +1,258 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The two sides of an audit: a folder of synthetic images, whoever made it, and the real images it is held against."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bundle.data import ImageData, Modality, image_transform
+from bundle.data.errors import DataError, Problem
+from bundle.data.layouts import LAYOUTS, find_images, read_folder
+from bundle.data.readers import ReadError, decode
+from bundle.data.records import Record
+from bundle.figures import from_uint8, to_uint8
+
+__all__ = ["LEAST_SIDE", "PREPROCESSING", "Cohort", "RealImages", "choose_preprocessing", "open_cohort", "read_pixels"]
+
+#: Images smaller than this show nobody.
+LEAST_SIDE = 32
+
+#: What was done to a cohort's images. "applied": they look as the networks see real images, cropped and matched, as
+#: cohorts of this bundle do; "none": they look like the files in dataset_dir, which then are treated the same way.
+PREPROCESSING = ("auto", "applied", "none")
+
+# Values of a colour image whose channels differ by no more than this, as JPEG makes of grey ones, show no colour.
+GREY = 0.03
+# Each thread holds a decoded radiograph, some hundred megabytes at full size.
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Synthetic images before they are brought to the audit's size.
+
+    Attributes:
+        records: one for each image, in the order of their names; the label is None where none is known.
+        side: longer side in pixels, the median over the images.
+        sides: number of different sizes.
+        digests: SHA-256 of each image's decoded pixels.
+        manifest: of a cohort that this bundle wrote; else empty.
+    """
+
+    records: tuple[Record, ...]
+    side: int
+    sides: int
+    digests: tuple[str, ...]
+    manifest: dict[str, Any]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Labels [N], or None unless every image has one."""
+        labels = [record.label for record in self.records]
+        return None if None in labels else torch.tensor(labels, dtype=torch.int64)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the images show and of their labels, whatever their names."""
+        content = sorted([digest, record.label] for digest, record in zip(self.digests, self.records, strict=True))
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Real images of one role.
+
+    Attributes:
+        pixels: uint8 [N, H, W] or [N, H, W, 3], as the networks see them.
+        labels: [N].
+        patients: [N], a number for each patient of this role.
+        records: for the private figures.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    patients: Tensor
+    records: tuple[Record, ...]
+
+    @classmethod
+    def load(cls, data: ImageData, splits: str | Sequence[str]) -> RealImages:
+        """Loads one or more splits of a data set.
+
+        Raises:
+            DataError: there is no image in them.
+        """
+        records = tuple(data.records(splits))
+        if not records:
+            raise DataError(
+                f"the dataset has no {splits if isinstance(splits, str) else splits[0]} images. The audit holds a "
+                "cohort against train images, calibrates on val and compares with test: give dataset_dir all three, "
+                "by a column split in labels.csv or by folders of these names."
+            )
+        numbers: dict[str, int] = {}
+        patients = [numbers.setdefault(record.patient_id, len(numbers)) for record in records]
+        pixels = read_pixels([record.image for record in records], data.modality, data.resolution, "real images")
+        labels = torch.tensor([-1 if record.label is None else record.label for record in records])
+        return cls(pixels, labels, torch.tensor(patients), records)
+
+
+def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: str | os.PathLike[str], modality: Modality) -> Cohort:
+    """Opens every image of a folder once and lists everything that is wrong at once.
+
+    Args:
+        cohort_dir: images anywhere below it; labels come from a labels.csv or from folders named after the classes.
+        dataset_dir: the real images, which the cohort must not be.
+        modality: preset.
+
+    Raises:
+        DataError: the folder is empty, is that of the real images, or holds images that cannot be judged.
+    """
+    folder, real = Path(cohort_dir).expanduser().resolve(), Path(dataset_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise DataError(f"cohort_dir {cohort_dir} is no folder; give the folder that holds the synthetic images.")
+    if folder == real or real in folder.parents:
+        raise DataError(
+            f"cohort_dir {cohort_dir} is the folder of the real images, or lies in it. Name the folder of the "
+            "synthetic images as cohort_dir and that of the real ones as dataset_dir."
+        )
+    if (folder / "cohort" / "manifest.json").is_file():
+        raise DataError(
+            f"cohort_dir {cohort_dir} holds a cohort and, beside it, what is private. Name {cohort_dir}/cohort."
+        )
+    records = _records(folder, modality)
+    if not records:
+        raise DataError(
+            f"cohort_dir {cohort_dir} holds no image (PNG, JPEG, DICOM or NIfTI). Give the folder of synthetic images."
+        )
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        found = list(
+            tqdm(
+                pool.map(lambda record: _inspect(record, modality.channels), records),
+                "checking the cohort",
+                len(records),
+                unit="image",
+            )
+        )
+    problems = [entry for entry in found if isinstance(entry, Problem)]
+    if problems:
+        raise DataError(problems)
+    good = [entry for entry in found if not isinstance(entry, Problem)]
+    sides = [max(size) for size, _ in good]
+    return Cohort(
+        tuple(records),
+        int(np.median(sides)),
+        len({size for size, _ in good}),
+        tuple(digest for _, digest in good),
+        _manifest(folder),
+    )
+
+
+def read_pixels(paths: Sequence[Path], modality: Modality, resolution: int, what: str) -> Tensor:
+    """Reads images as the networks see them, rounded to the 8 bits of a released file on either side of the audit.
+
+    Args:
+        paths: files.
+        modality: its channels and preprocessing hold.
+        resolution: side in pixels.
+        what: for the progress bar.
+
+    Returns:
+        uint8 [N, resolution, resolution], with a last axis of 3 for colour.
+    """
+    transform = image_transform(modality, resolution)
+    shape = (len(paths), resolution, resolution, 3) if modality.channels == 3 else (len(paths), resolution, resolution)
+    pixels = torch.empty(shape, dtype=torch.uint8)
+
+    def read(number: int) -> None:
+        image: Tensor = transform({"image": str(paths[number])})["image"]
+        pixels[number] = torch.from_numpy(to_uint8(image[None]))[0]
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        for _ in tqdm(pool.map(read, range(len(paths))), f"loading {what}", len(paths), unit="image"):
+            pass
+    return pixels
+
+
+def choose_preprocessing(
+    cohort: Cohort,
+    modality: Modality,
+    resolution: int,
+    chosen: str,
+    distance: Callable[[Tensor], float],
+    sample: int = 200,
+) -> tuple[Modality, str]:
+    """Settles how a cohort's images are brought to what the networks see.
+
+    Args:
+        cohort: its manifest may say.
+        modality: preset of the real images.
+        resolution: of the audit.
+        chosen: one of `PREPROCESSING`; "auto" believes the manifest and else compares both ways.
+        distance: how unlike the training images some images [N, C, H, W] in [-1, 1] are.
+        sample: images that are compared.
+
+    Returns:
+        The preset for the cohort's images, and how it was settled, in words.
+    """
+    plain = replace(modality, preprocessing="plain")
+    if modality.preprocessing == "plain":
+        return modality, "no preprocessing is asked for"
+    if chosen != "auto":
+        return (plain if chosen == "applied" else modality), "as the option cohort_preprocessing says"
+    if "preprocessing" in cohort.manifest:
+        return plain, "as the cohort's manifest says"
+    paths = [record.image for record in cohort.records[:: max(1, len(cohort.records) // sample)]][:sample]
+    far = {
+        preset: distance(from_uint8(read_pixels(paths, preset, resolution, "a sample"))) for preset in (plain, modality)
+    }
+    best = min(far, key=lambda preset: far[preset])
+    return best, "by which way the images are more like the training images"
+
+
+def _records(folder: Path, modality: Modality) -> list[Record]:
+    explicit = LAYOUTS["labels_csv"].recognise(folder)
+    if explicit or LAYOUTS["class_folders"].recognise(folder):
+        found = read_folder(folder, "labels_csv" if explicit else "class_folders", modality)
+        if found.problems:
+            raise DataError(found.problems)
+        return found.records
+    paths = list(find_images(folder))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return [Record(path, name, None, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _inspect(record: Record, channels: int) -> tuple[tuple[int, int], str] | Problem:
+    try:
+        image = decode(record.image, 3)
+    except ReadError as error:
+        return Problem(record.name, error.kind, error.message, error.cure)
+    height, width = image.shape[-2:]
+    if max(height, width) < LEAST_SIDE:
+        cure = f"Give images of at least {LEAST_SIDE} pixels"
+        return Problem(record.name, "too small", f"{width} x {height} pixels show nobody", cure)
+    colour = float(np.ptp(image, axis=0).mean()) > GREY
+    if colour != (channels == 3):
+        message = "in colour, where the real images are grey" if colour else "grey, where the real images are in colour"
+        return Problem(record.name, "other channels", message, "Name the modality of these images, or convert them")
+    image = image[:channels]
+    return (height, width), hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}

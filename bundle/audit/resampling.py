@@ -1,0 +1,117 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Intervals: what another draw of patients would have made of a figure.
+
+Whoever is drawn is a patient, with all images; synthetic images have no patients and are drawn one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from torch import Tensor
+
+__all__ = ["LEVEL", "Figure", "bootstrap", "figure", "half_samples", "patient_draws", "share"]
+
+#: Of the two-sided intervals.
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its interval, or the reason why there is none.
+
+    Attributes:
+        value: the figure; NaN where it cannot be estimated.
+        low: lower end of the interval at `LEVEL`.
+        high: upper end.
+        n: images that it was taken from.
+        reason: why it cannot be estimated; empty where it can.
+    """
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    reason: str = ""
+
+    def content(self) -> dict[str, Any]:
+        """Returns plain values for JSON, of four digits: enough to read, too few to find a single distance by."""
+        if self.reason:
+            return {"not_estimable": self.reason, "n": self.n}
+        return {name: rounded(getattr(self, name)) for name in ("value", "low", "high")} | {"n": self.n}
+
+
+def rounded(value: float) -> float:
+    """Rounds to four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def patient_draws(patients: Tensor, n_draws: int, seed: int) -> list[NDArray[np.int64]]:
+    """Draws patients with replacement, as many as there are, and returns the indices of all their images.
+
+    Args:
+        patients: [N], whose image each one is.
+        n_draws: how often.
+        seed: of the draws.
+    """
+    random = np.random.default_rng(seed)
+    order = np.argsort(patients.numpy(), kind="stable")
+    _, starts, counts = np.unique(patients.numpy()[order], return_index=True, return_counts=True)
+    draws = []
+    for _ in range(n_draws):
+        chosen = random.integers(len(starts), size=len(starts))
+        length = counts[chosen]
+        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        draws.append(order[np.repeat(starts[chosen], length) + within])
+    return draws
+
+
+def bootstrap(
+    values: Tensor, draws: list[NDArray[np.int64]], statistic: Callable[[Tensor], float]
+) -> NDArray[np.float64]:
+    """Returns a statistic of values [N], or [N, ...], on each draw."""
+    return np.array([statistic(values[torch.from_numpy(draw)]) for draw in draws])
+
+
+def figure(value: float, replicates: NDArray[np.float64], n: int) -> Figure:
+    """Puts a figure together with the percentile interval of its replicates."""
+    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Figure(float(value), float(low), float(high), n)
+
+
+def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Figure:
+    """Share of the images that are marked, [N] boolean.
+
+    Where none or all are, every draw says the same: the interval then is the exact binomial one (Clopper and Pearson).
+    """
+    value = float(marked.double().mean())
+    if 0 < value < 1:
+        return figure(value, bootstrap(marked.double(), draws, lambda drawn: float(drawn.mean())), len(marked))
+    exact = binomtest(int(marked.sum()), len(marked)).proportion_ci(LEVEL, method="exact")
+    return Figure(value, float(exact.low), float(exact.high), len(marked))
+
+
+def half_samples(patients: Tensor, size: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Parts images into two halves that share no patient and returns indices of ``size`` of each.
+
+    Args:
+        patients: [N], whose image each one is.
+        size: at most what the smaller half has, else that many are returned.
+        random: makes the draw.
+    """
+    numbers = patients.numpy()
+    shuffled = random.permutation(np.unique(numbers))
+    order = np.argsort(np.argsort(shuffled)[np.searchsorted(np.sort(shuffled), numbers)], kind="stable")
+    middle = len(order) // 2
+    while 0 < middle < len(order) and numbers[order[middle]] == numbers[order[middle - 1]]:
+        middle += 1
+    first, second = random.permutation(order[:middle]), random.permutation(order[middle:])
+    return torch.from_numpy(first[:size]), torch.from_numpy(second[:size])

@@ -1,0 +1,100 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What an audit concludes, in words and as an exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bundle.audit.assessment import Assessment
+from bundle.audit.images import RealImages
+
+__all__ = ["COPIES", "PASSED", "UNUSABLE", "Verdict", "pixel_copies", "verdict_of"]
+
+#: Exit codes. 1 and 2 stand for errors and for impossible options, as everywhere in the bundle.
+PASSED, COPIES, UNUSABLE = 0, 3, 4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The conclusion.
+
+    Attributes:
+        code: `PASSED`, `COPIES` (the cohort gives patients away) or `UNUSABLE` (the instrument failed its trial).
+        title: in one line.
+        reasons: what led to it.
+    """
+
+    code: int
+    title: str
+    reasons: tuple[str, ...]
+
+
+def pixel_copies(cohort: Tensor, real: dict[str, RealImages]) -> dict[str, int]:
+    """Counts the synthetic images that are real ones, pixel for pixel, by the role of the real one.
+
+    Args:
+        cohort: uint8 pixels [N, ...].
+        real: images by role, brought to the same size.
+    """
+    counts = {}
+    left = [image.numpy().tobytes() for image in cohort]
+    for role, side in real.items():
+        known = {image.numpy().tobytes() for image in side.pixels}
+        counts[role] = sum(image in known for image in left)
+        left = [image for image in left if image not in known]
+    return counts
+
+
+def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test: int) -> Verdict:
+    """Draws the conclusion.
+
+    Args:
+        found: all figures.
+        copies: from `pixel_copies`.
+        n_cohort: synthetic images.
+        n_test: test images.
+    """
+    failed = [control for control in found.controls if control.passed is False]
+    reasons = []
+    identical = sum(copies.values())
+    if identical:
+        where = ", ".join(f"{count} of {role}" for role, count in copies.items() if count)
+        reasons.append(
+            f"{identical} of {n_cohort} images are, pixel for pixel, images of dataset_dir ({where}): "
+            + (
+                "real images were given as the cohort."
+                if 2 * identical >= n_cohort
+                else "there are real images in the cohort."
+            )
+        )
+    rates = next(row for row in found.privacy if row.key == "copy_rate").figures
+    if found.excess > 0:
+        reasons.append(
+            f"The copy rate, {rates['cohort'].value:.1%}, exceeds that of test images, {rates['test'].value:.1%} "
+            f"(one-sided 95 %: by at least {100 * found.excess:.1f} points)."
+        )
+    if found.nearer:
+        chance = n_cohort / (n_cohort + n_test)
+        reasons.append(
+            f"{found.nearer} of {n_cohort} images are nearer to a training patient than every test image is. (Were the "
+            f"cohort but more test images, the nearest of all would be among its {n_cohort} with a chance of "
+            f"{chance:.0%}.) private/nearest.csv names them: take them out and audit what is left."
+        )
+    if failed:
+        # An instrument that finds too little says nothing by finding nothing; copies pixel for pixel need none.
+        words = [
+            f"Control failed: {control.title}: {control.figure.value:.1%}, required {control.required}."
+            for control in failed
+        ]
+        title = "THE FIGURES CANNOT BE USED: the instrument failed its own trial"
+        return Verdict(UNUSABLE, title, (*words, *reasons))
+    if reasons:
+        return Verdict(COPIES, "NOT TO BE RELEASED: the cohort gives training patients away", tuple(reasons))
+    word = (
+        f"The copy rate, {rates['cohort'].value:.1%}, does not exceed that of test images, {rates['test'].value:.1%}, by "
+        "more than chance; no image is nearer to a training patient than every test image is; all controls were met."
+    )
+    return Verdict(PASSED, "NO SIGN OF COPIES by these measures", (word,))
