@@ -27,6 +27,7 @@ from bundle.audit.measures import (
     nearest_two,
     precision_recall,
     true_positive_rate,
+    variety,
 )
 from bundle.audit.resampling import Figure, bootstrap, figure, half_samples, patient_draws, share
 from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
@@ -537,9 +538,8 @@ def _variety(distances: Distances, seed: int) -> Row:
         halves = [half_samples(patients, len(patients), np.random.default_rng((seed, n)))[0] for n in range(HALVES)]
         replicates = np.array([variety(inner[half][:, half]) for half in halves])
         figures[column] = figure(variety(inner), replicates, len(patients))
-    return Row(
-        "variety", "Collapse: mean LPIPS between two images", "LPIPS, SqueezeNet 1.1", "near test images'", figures
-    )
+    title = "Collapse: mean LPIPS between two images"
+    return Row("variety", title, "LPIPS, SqueezeNet 1.1", "near test images'", figures)
 
 
 def _class_rows(

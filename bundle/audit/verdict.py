@@ -94,7 +94,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
     if reasons:
         return Verdict(COPIES, "NOT TO BE RELEASED: the cohort gives training patients away", tuple(reasons))
     word = (
-        f"The copy rate, {rates['cohort'].value:.1%}, does not exceed that of test images, {rates['test'].value:.1%}, by "
-        "more than chance; no image is nearer to a training patient than every test image is; all controls were met."
+        f"The copy rate, {rates['cohort'].value:.1%}, does not exceed that of test images, {rates['test'].value:.1%}, "
+        "by more than chance; no image is nearer to a training patient than every test image is; all controls were met."
     )
     return Verdict(PASSED, "NO SIGN OF COPIES by these measures", (word,))
