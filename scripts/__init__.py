@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names that configurations and the command line use; everything behind them lives in the package ``bundle``."""
 
+from bundle.audit.engine import AuditEngine as AuditEngine
+from bundle.audit.images import open_cohort as open_cohort
 from bundle.cohort.judge import JudgePathd as JudgePathd
 from bundle.cohort.png import SavePNGd as SavePNGd
 from bundle.data import check_data as check_data
+from bundle.data import get_modality as get_modality
 from bundle.data import open_dataset as open_dataset
 from bundle.data import print_shortcut as print_shortcut
 from bundle.gate.gate import Gate as Gate
@@ -17,6 +20,8 @@ from bundle.networks.stylegan2 import Discriminator as Discriminator
 from bundle.networks.stylegan2 import Generator as Generator
 from bundle.tracking import Tracking as Tracking
 from bundle.tracking import tracking_uri as tracking_uri
+from bundle.training.audit_networks import AuditTrainer as AuditTrainer
+from bundle.training.audit_networks import new_audit_network as new_audit_network
 from bundle.training.augment import AdaptiveAugment as AdaptiveAugment
 from bundle.training.discriminators import new_discriminator as new_discriminator
 from bundle.training.guides import GuideTrainer as GuideTrainer
@@ -33,6 +38,11 @@ from bundle.training.stylegan2_trainer import StyleGAN2Trainer as StyleGAN2Train
 from bundle.training.stylegan2_trainer import balanced_loader as balanced_loader
 from bundle.training.stylegan2_trainer import default_r1_gamma as default_r1_gamma
 from bundle.walk.inferer import PlanWalkInferer as PlanWalkInferer
+from scripts.auditing import audit as audit
+from scripts.auditing import audit_networks as audit_networks
+from scripts.auditing import default_audit_dir as default_audit_dir
+from scripts.auditing import open_audit_data as open_audit_data
+from scripts.auditing import train_audit as train_audit
 from scripts.generation import GenerationProgress as GenerationProgress
 from scripts.generation import default_output_dir as default_output_dir
 from scripts.generation import generate as generate

@@ -173,6 +173,15 @@ class GenerationProgress:
         self._bar.update(0)
 
 
+def splits_home(models_dir: str, output_dir: str) -> Path:
+    """Returns the folder whose ``private`` holds the split file that a data set is to be opened with.
+
+    A training run keeps it beside its models; without one, a `split` column must say the same.
+    """
+    home = Path(models_dir).parent
+    return home if (home / "private" / "splits.json").exists() else Path(output_dir)
+
+
 def open_training_data(
     dataset_dir: str | None, models_dir: str, output_dir: str, models: ModelSet, layout: str = "auto"
 ) -> ImageData | None:
@@ -184,9 +193,7 @@ def open_training_data(
     if not dataset_dir:
         return None
     info = models.infos["generator"]
-    # A training run keeps its split file beside its models; without one, a `split` column must say the same.
-    home = Path(models_dir).parent
-    home = home if (home / "private" / "splits.json").exists() else Path(output_dir)
+    home = splits_home(models_dir, output_dir)
     data = open_dataset(dataset_dir, home, info["modality"], info["resolution"], info["seed"], layout)
     if data.split_sha256 != models.split_sha256:
         raise CohortError(
@@ -251,6 +258,8 @@ def _manifest(ledger: WalkLedger, models: ModelSet) -> dict[str, Any]:
         "configuration": ledger.settings,
         "modality": info["modality"],
         "resolution": info["resolution"],
+        "preprocessing": info.get("preprocessing"),
+        "split_sha256": info["split_sha256"],
         "class_names": list(names),
         "gate": {names[label]: {"images": quota, **ledger.counts(label)} for label, quota in ledger.quotas.items()},
         "versions": {

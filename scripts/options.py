@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import bundle.options
+from bundle.audit.images import PREPROCESSING
 from bundle.data import LAYOUTS, MODALITIES
 from bundle.options import Choice, Device, File, Folder, Integer, Kind, Number, OutputFolder
 from bundle.training.discriminators import DISCRIMINATORS
@@ -22,6 +23,8 @@ KINDS: dict[str, Kind] = {
     "augment_target": Number(above=-1, most=1),
     "batch_size": Integer(1),
     "checkpoint": File(),
+    "cohort_dir": Folder(),
+    "cohort_preprocessing": Choice(PREPROCESSING),
     "dataset_dir": Folder(),
     "device": Device(),
     "discriminator": Choice(("auto", *DISCRIMINATORS)),

@@ -8,7 +8,7 @@ Test images show what a figure is where nobody's privacy is touched, training im
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,8 @@ class Assessment:
         per_class: the same by class name, where labels are known.
         excess: one-sided 95 % lower bound of the cohort's copy rate less the test images'.
         nearer: synthetic images that are more alike a training image than every test image is.
-        quantiles: of the alikeness to the nearest training image: 5, 25, 50, 75 and 95 %, by set.
+        threshold: correlation above which an image is a copy.
+        quantiles: of the correlation with the nearest training image: 5, 25, 50, 75 and 95 %, by set.
     """
 
     controls: list[Control]
@@ -107,7 +108,8 @@ class Assessment:
     per_class: dict[str, list[Row]]
     excess: float
     nearer: int
-    quantiles: dict[str, list[float]] = field(default_factory=dict)
+    threshold: float
+    quantiles: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
         per_class,
         float(np.quantile(excess, 0.05)),
         int((sides["cohort"].alike > sides["test"].alike.max()).sum()),
+        threshold,
         _quantiles(distances, points, sides),
     )
 

@@ -1,0 +1,246 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The audit as an Ignite engine: one iteration for each step, the last of which draws the conclusion and writes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from tqdm import tqdm
+
+from bundle.audit.assessment import Assessment, Row, assess
+from bundle.audit.distances import Distances, Step
+from bundle.audit.images import Cohort, RealImages, choose_preprocessing, read_pixels
+from bundle.audit.report import write_private, write_report
+from bundle.audit.verdict import Verdict, pixel_copies, verdict_of
+from bundle.data import DataError, ImageData
+from bundle.figures import from_uint8
+from bundle.files import sha256_file, write_json
+from bundle.metrics.distribution import kid
+from bundle.metrics.features import FEATURES, squeezenet_features
+from bundle.metrics.lpips import LPIPS_TRUNK
+
+__all__ = ["AuditEngine", "AuditProgress"]
+
+# Of what the steps on disk are made; counts up whenever that changes.
+FORMAT = 1
+SAMPLE = 200
+# CPU-milliseconds of the conclusion, for the bar.
+CONCLUSION_MS = 30_000.0
+ROLES = {"train": ("train", "extra"), "val": ("val",), "test": ("test",)}
+
+
+class AuditProgress:
+    """Progress bar over the work of an audit, with the time left."""
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the events that open, advance and close the bar."""
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._name)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
+
+    def _open(self, engine: AuditEngine) -> None:
+        self._bar = tqdm(
+            total=sum(step.cost for step in engine.steps),
+            desc="auditing",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
+            mininterval=0.5 if sys.stderr.isatty() else 20.0,
+            dynamic_ncols=True,
+        )
+
+    def _name(self, engine: AuditEngine) -> None:
+        self._bar.set_postfix_str(self._step(engine).name.replace("_", " "))
+
+    def _advance(self, engine: AuditEngine) -> None:
+        self._bar.update(self._step(engine).cost)
+
+    @staticmethod
+    def _step(engine: AuditEngine) -> Step:
+        return cast(Step, engine.state.batch)
+
+
+class AuditEngine(Engine):
+    """Judges a cohort and writes the report.
+
+    A killed run goes on with the step that it was at: results of steps lie in ``private/audit``, in a folder named
+    after the content of all that they depend on.
+
+    Args:
+        cohort: synthetic images.
+        data: real images, at the resolution of the audit.
+        networks: ``audit_embedding`` and ``audit_verifier``.
+        infos: content of each one's JSON.
+        output_dir: gets ``report.html``, ``results.json`` and ``private/``.
+        seed: of all draws.
+        cohort_preprocessing: one of `bundle.audit.images.PREPROCESSING`.
+        trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        device: where to compute.
+        handlers: further Ignite handlers.
+
+    Attributes:
+        verdict: once the engine has run.
+        results: content of results.json, once the engine has run.
+
+    Raises:
+        DataError: a split is empty, or the cohort was made with another split of the data.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        data: ImageData,
+        networks: dict[str, nn.Module],
+        infos: dict[str, dict[str, Any]],
+        output_dir: str | os.PathLike[str],
+        seed: int = 0,
+        cohort_preprocessing: str = "auto",
+        trunk_file: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+        handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(lambda engine, step: self._step(step))
+        made_with = cohort.manifest.get("split_sha256")
+        if made_with is not None and made_with != data.split_sha256:
+            raise DataError(
+                "The cohort was made by networks that were trained with another split of the data, says its manifest. "
+                "Name their models_dir and the images they were trained on as dataset_dir."
+            )
+        self.cohort, self.data, self.infos, self.seed = cohort, data, infos, seed
+        self.output_dir = Path(output_dir)
+        self.real = {role: RealImages.load(data, splits) for role, splits in ROLES.items()}
+        train = self.real["train"].pixels
+        reference = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:SAMPLE]]
+
+        def unlike(images: torch.Tensor) -> float:
+            x, y = (squeezenet_features(side, trunk_file, device=device) for side in (images, from_uint8(reference)))
+            return kid(x, y) if len(x) > 1 else float(torch.cdist(x, y).min())
+
+        preset, self.treatment = choose_preprocessing(
+            cohort, data.modality, data.resolution, cohort_preprocessing, unlike
+        )
+        self.preprocessing = preset.preprocessing
+        self.pixels = read_pixels([record.image for record in cohort.records], preset, data.resolution, "the cohort")
+        key = {
+            "format": FORMAT,
+            "cohort": cohort.digests,
+            "real": {role: data.digests(splits) for role, splits in ROLES.items()},
+            "patients": {role: side.patients.tolist() for role, side in self.real.items()},
+            "preprocessing": [preset.preprocessing, data.modality.preprocessing],
+            "resolution": data.resolution,
+            "networks": {name: info["sha256"] for name, info in infos.items()},
+            "trunk": sha256_file(trunk_file) if trunk_file else None,
+            "seed": seed,
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.output_dir / "private" / "audit" / digest
+        self.distances = Distances(self.pixels, self.real, networks, folder, seed, trunk_file, device)
+        self.steps = [*self.distances.steps(), Step("conclusion", CONCLUSION_MS, dict)]
+        self.verdict: Verdict | None = None
+        self.results: dict[str, Any] = {}
+        for handler in [AuditProgress(), *(handlers or [])]:
+            handler.attach(self)
+
+    def run(self) -> Any:  # type: ignore[override]
+        """Takes all steps."""
+        return super().run(self.steps, max_epochs=1, epoch_length=len(self.steps))
+
+    def _step(self, step: Step) -> dict[str, float]:
+        if step.name != "conclusion":
+            self.distances.run(step)
+        else:
+            self._conclude()
+        return {}
+
+    def _conclude(self) -> None:
+        names = self.data.class_names
+        found = assess(self.distances, self.cohort.labels, names, self.seed)
+        copies = pixel_copies(self.pixels, self.real)
+        self.verdict = verdict_of(found, copies, len(self.pixels), len(self.real["test"].pixels))
+        self.results = self._content(found, copies, self.verdict)
+        write_private(self.output_dir / "private", self.distances, self.cohort)
+        write_json(self.output_dir / "results.json", self.results)
+        write_report(self.output_dir / "report.html", self.results)
+        self.state.metrics.update(_metrics(found, self.verdict))
+
+    def _content(self, found: Assessment, copies: dict[str, int], verdict: Verdict) -> dict[str, Any]:
+        labels = self.cohort.labels
+        names = self.data.class_names
+        return {
+            "format": FORMAT,
+            "verdict": {"exit_code": verdict.code, "title": verdict.title, "reasons": list(verdict.reasons)},
+            "controls": [
+                {
+                    "key": control.key,
+                    "title": control.title,
+                    "required": control.required,
+                    "passed": control.passed,
+                    **control.figure.content(),
+                }
+                for control in found.controls
+            ],
+            "privacy": [_row(row) for row in found.privacy],
+            "fidelity": [_row(row) for row in found.fidelity],
+            "per_class": {name: [_row(row) for row in rows] for name, rows in found.per_class.items()},
+            "excess_of_copy_rate_lower_bound": round(found.excess, 4),
+            "images_nearer_than_every_test_image": found.nearer,
+            "pixel_copies": copies,
+            "alikeness_quantiles": {name: [round(v, 3) for v in values] for name, values in found.quantiles.items()},
+            "threshold": round(float(found.threshold), 3),
+            "cohort": {
+                "images": len(self.pixels),
+                "sha256": self.cohort.sha256,
+                "labels": None
+                if labels is None
+                else {name: int((labels == label).sum()) for label, name in enumerate(names)},
+                "sizes": self.cohort.sides,
+                "preprocessing_applied_here": self.preprocessing,
+                "settled": self.treatment,
+            },
+            "real": {
+                role: {"images": len(side.pixels), "patients": int(side.patients.max()) + 1}
+                for role, side in self.real.items()
+            },
+            "split_sha256": self.data.split_sha256,
+            "modality": self.data.modality.name,
+            "resolution": self.data.resolution,
+            "networks": {
+                name: {"sha256": info["sha256"], "trained_on_images": len(info["seen"])}
+                for name, info in self.infos.items()
+            },
+            "features": FEATURES,
+            "lpips": LPIPS_TRUNK,
+            "seed": self.seed,
+        }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "key": row.key,
+        "title": row.title,
+        "space": row.space,
+        "ideal": row.ideal,
+        "figures": {column: value.content() for column, value in row.figures.items()},
+    }
+
+
+def _metrics(found: Assessment, verdict: Verdict) -> dict[str, float]:
+    """Numbers for MLflow, named as in results.json."""
+    metrics = {"exit_code": float(verdict.code), "images_nearer_than_every_test_image": float(found.nearer)}
+    for row in (*found.privacy, *found.fidelity):
+        for column, value in row.figures.items():
+            if not value.reason:
+                metrics[f"{row.key}/{column}"] = value.value
+    for control in found.controls:
+        name = "".join(letter if letter.isalnum() or letter in "_-. " else " " for letter in control.key)
+        metrics[f"control/{name}"] = control.figure.value
+    return metrics

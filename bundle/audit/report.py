@@ -1,0 +1,101 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What an audit leaves: a report of aggregates, which may be shown, and which image is near whom, which may not."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bundle.audit.assessment import EMBEDDING, HALVES, VERIFIER
+from bundle.audit.distances import Distances
+from bundle.audit.images import Cohort
+from bundle.figures import contact_sheet, from_uint8, save_png
+from bundle.figures.audits import alikeness_chart
+from bundle.files import atomic_write
+from bundle.metrics.copies import copy_threshold
+
+__all__ = ["write_private", "write_report"]
+
+# Pairs in the private picture.
+PICTURED = 24
+
+
+def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
+    """Writes the report as one HTML file that needs nothing else.
+
+    Args:
+        path: the file.
+        results: content of results.json; nothing else goes into the report.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    chart = alikeness_chart(results["alikeness_quantiles"], results["threshold"])
+    text = environment.get_template("report.html.j2").render(
+        r=results,
+        chart=Markup(chart),
+        halves=HALVES,
+        show=lambda value: f"{value:.3g}",
+        percent=lambda value: f"{value:.1%}",
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
+    """Writes which synthetic image is near which real one, as a table and as a picture.
+
+    Args:
+        folder: private.
+        distances: all steps of it have been run.
+        cohort: names of the synthetic images.
+    """
+    points, verifier = distances.read(EMBEDDING), distances.read(VERIFIER)
+    records = distances.real["train"].records
+    alike, index = points["cohort_alike"], points["cohort_index"]
+    threshold, highest = copy_threshold(points["val_alike"]), points["test_alike"].max()
+    lpips = torch.empty(len(alike))
+    for block, found in distances.blocks():
+        lpips[block] = found["to_train"]
+    order = alike.argsort(descending=True, stable=True).tolist()
+    with (
+        atomic_write(folder / "nearest.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(
+            [
+                "image", "nearest_real_image", "patient_id", "correlation", "copy", "nearer_than_every_test_image",
+                "verifier_names_the_same_patient", "lpips_to_nearest",
+            ]
+        )  # fmt: skip
+        for number in order:
+            real, other = records[int(index[number])], records[int(verifier["cohort_index"][number])]
+            rows.writerow(
+                [
+                    cohort.records[number].name, real.name, real.patient_id, f"{alike[number]:.4f}",
+                    int(alike[number] > threshold), int(alike[number] > highest),
+                    int(real.patient_id == other.patient_id), f"{lpips[number]:.4f}",
+                ]
+            )  # fmt: skip
+    shown = order[:PICTURED]
+    pairs = torch.stack(
+        [
+            side
+            for number in shown
+            for side in (distances.cohort[number], distances.real["train"].pixels[int(index[number])])
+        ]
+    )
+    captions = [
+        caption
+        for number in shown
+        for caption in (cohort.records[number].name.rpartition("/")[2], f"{float(alike[number]):.3f}")
+    ]
+    save_png(contact_sheet(from_uint8(pairs), captions, columns=8), folder / "nearest.png")

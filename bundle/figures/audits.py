@@ -1,0 +1,51 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of an audit's report: how alike sets of images are to the nearest training image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+__all__ = ["alikeness_chart"]
+
+_COLOURS = {"cohort": "#b3261e"}
+_GREY = "#5f6b7a"
+
+
+def alikeness_chart(quantiles: Mapping[str, Sequence[float]], threshold: float) -> str:
+    """Draws one bar for each set, from its 5th to its 95th percentile, as SVG.
+
+    Quantiles only: a point for each image would give single distances away.
+
+    Args:
+        quantiles: 5, 25, 50, 75 and 95 % of the correlation with the nearest training image, by set; sets without any
+            are left out.
+        threshold: above which an image counts as a copy.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    shown = {name: values for name, values in quantiles.items() if values}
+    figure = Figure(figsize=(8.0, 0.8 + 0.45 * len(shown)), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    for height, (name, (low, lower, middle, upper, high)) in enumerate(reversed(shown.items())):
+        colour = _COLOURS.get(name, _GREY)
+        axes.plot([low, high], [height, height], color=colour, linewidth=1.5)
+        axes.plot([lower, upper], [height, height], color=colour, linewidth=9.0, alpha=0.5, solid_capstyle="butt")
+        axes.plot([middle, middle], [height - 0.25, height + 0.25], color=colour, linewidth=2.5)
+    axes.axvline(threshold, color="black", linestyle="--", linewidth=1.0)
+    axes.text(threshold, len(shown) - 0.45, " copies", ha="left", va="bottom", fontsize=9)
+    axes.set_yticks(range(len(shown)), list(reversed(shown)))
+    axes.set_ylim(-0.6, len(shown) - 0.1)
+    axes.set_xlabel("correlation with the nearest training image (5, 25, 50, 75, 95 %)")
+    axes.spines[["top", "right"]].set_visible(False)
+    stream = io.StringIO()
+    # Neither a date nor a random id: equal audits give equal reports.
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
