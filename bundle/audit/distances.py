@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundle.audit.images import RealImages
+from bundle.audit.measures import nearest_two
+from bundle.audit.resampling import DRAWS, patient_draws
 from bundle.figures import from_uint8
 from bundle.files import atomic_write
 from bundle.metrics.copies import PLANTED_CHANGES
@@ -22,7 +26,9 @@ from bundle.metrics.lpips import lpips_model, pairwise
 from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 
-__all__ = ["Distances", "Step"]
+__all__ = ["EMBEDDING", "VERIFIER", "Distances", "Side", "Step"]
+
+EMBEDDING, VERIFIER = "audit_embedding", "audit_verifier"
 
 # Synthetic images whose distances are kept as one step.
 BLOCK = 250
@@ -47,6 +53,42 @@ class Step:
     name: str
     cost: float
     compute: Callable[[], Tensors]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is known of each image of a set, [N] each, towards the training images.
+
+    Attributes:
+        alike: correlation with the training image that it is most alike.
+        first: distance to that, 1 - correlation.
+        second: distance to the nearest training image of another patient.
+        index: of the nearest.
+        lpips: LPIPS to the training image that is nearest by LPIPS.
+        verified: the verifier's highest logit.
+        verified_index: of the training image that has it.
+        draws: of patients with replacement, as indices into the set.
+    """
+
+    alike: Tensor
+    first: Tensor
+    second: Tensor
+    index: Tensor
+    lpips: Tensor
+    verified: Tensor
+    verified_index: Tensor
+    draws: list[NDArray[np.int64]]
+
+    def of(self, members: Tensor, patients: Tensor, seed: int) -> Side:
+        """Returns the same of some members, with draws of their own.
+
+        Args:
+            members: their indices.
+            patients: whose image each one of the whole set is.
+            seed: of the draws.
+        """
+        tensors = {entry.name: getattr(self, entry.name)[members] for entry in fields(self) if entry.name != "draws"}
+        return Side(**tensors, draws=patient_draws(patients[members], DRAWS, seed))
 
 
 class Distances:
@@ -124,18 +166,52 @@ class Distances:
         for number, block in enumerate(self.order.split(BLOCK)):
             yield block, self.read(f"lpips_cohort_{number:04d}")
 
+    def sides(self, seed: int) -> dict[str, Side]:
+        """Returns the cohort, the test images, and as many training images, drawn with replacement, as cohorts.
+
+        Args:
+            seed: of all draws.
+        """
+        train, test = self.real["train"], self.real["test"]
+        points, verifier = self.read(EMBEDDING), self.read(VERIFIER)
+        lpips = torch.empty(len(self.cohort))
+        for block, found in self.blocks():
+            lpips[block] = found["to_train"]
+        drawn = torch.from_numpy(np.random.default_rng(seed).integers(len(train.pixels), size=len(test.pixels)))
+        sets = {
+            "cohort": (points["cohort"], verifier["cohort"], lpips, torch.arange(len(lpips))),
+            "test": (points["test"], verifier["test"], self.read("lpips_real")["test_to_train"], test.patients),
+            # Each is its own nearest training image.
+            "training": (
+                points["train"][drawn],
+                verifier["train"][drawn],
+                torch.zeros(len(drawn)),
+                train.patients[drawn],
+            ),
+        }
+        sides = {}
+        for number, (name, (at, features, near, patients)) in enumerate(sets.items()):
+            first, second, index = nearest_two(1.0 - at @ points["train"].T, train.patients)
+            verified, verified_index = self._network(VERIFIER).nearest(features, verifier["train"])
+            draws = patient_draws(patients, DRAWS, seed + number)
+            sides[name] = Side(1.0 - first, first, second, index, near, verified, verified_index, draws)
+        return sides
+
+    def _network(self, name: str) -> ContrastiveEmbedding | SiameseVerifier:
+        network = self.networks[name]
+        assert isinstance(network, ContrastiveEmbedding | SiameseVerifier)
+        return network
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"
 
     def _predict(self, name: str, pixels: Tensor) -> Tensor:
-        network = self.networks[name]
-        blocks = [predict(network, from_uint8(block)) for block in pixels.split(BLOCK)]
+        blocks = [predict(self._network(name), from_uint8(block)) for block in pixels.split(BLOCK)]
         return torch.cat(blocks)
 
     def _points(self, name: str) -> Tensors:
         """What a network makes of every image, and the training image that each is most alike."""
-        network = self.networks[name]
-        assert isinstance(network, ContrastiveEmbedding | SiameseVerifier)
+        network = self._network(name)
         points = {role: self._predict(name, side.pixels) for role, side in self.real.items()}
         points["cohort"] = self._predict(name, self.cohort)
         found = {role: network.nearest(points[role], points["train"]) for role in ("val", "test", "cohort")}
@@ -145,8 +221,7 @@ class Distances:
 
     def _planted(self, name: str) -> Tensors:
         """How alike planted copies are to the training image that they are most alike, and which one that is."""
-        network = self.networks[name]
-        assert isinstance(network, ContrastiveEmbedding | SiameseVerifier)
+        network = self._network(name)
         gallery = self.read(name)["train"]
         images = from_uint8(self.real["train"].pixels[self.planted])
         copies = {"exact": images, **{change: function(images) for change, function in PLANTED_CHANGES.items()}}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,13 +18,13 @@ from ignite.engine import Engine, Events
 from torch import nn
 from tqdm import tqdm
 
-from bundle.audit.assessment import Assessment, Row, assess
+from bundle.audit.assessment import Assessment, Figures, assess
+from bundle.audit.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
 from bundle.audit.distances import Distances, Step
 from bundle.audit.images import Cohort, RealImages, choose_preprocessing, read_pixels
 from bundle.audit.report import write_private, write_report
 from bundle.audit.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
-from bundle.figures import from_uint8
 from bundle.files import sha256_file, write_json
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
@@ -33,7 +34,6 @@ __all__ = ["AuditEngine", "AuditProgress"]
 
 # Of what the steps on disk are made; counts up whenever that changes.
 FORMAT = 1
-SAMPLE = 200
 # CPU-milliseconds of the conclusion, for the bar.
 CONCLUSION_MS = 30_000.0
 ROLES = {"train": ("train", "extra"), "val": ("val",), "test": ("test",)}
@@ -118,16 +118,12 @@ class AuditEngine(Engine):
         self.cohort, self.data, self.infos, self.seed = cohort, data, infos, seed
         self.output_dir = Path(output_dir)
         self.real = {role: RealImages.load(data, splits) for role, splits in ROLES.items()}
-        train = self.real["train"].pixels
-        reference = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:SAMPLE]]
 
-        def unlike(images: torch.Tensor) -> float:
-            x, y = (squeezenet_features(side, trunk_file, device=device) for side in (images, from_uint8(reference)))
-            return kid(x, y) if len(x) > 1 else float(torch.cdist(x, y).min())
+        def unlike(*sides: torch.Tensor) -> float:
+            x, y = (squeezenet_features(side, trunk_file, device=device) for side in sides)
+            return kid(x, y) if min(len(x), len(y)) > 1 else float(torch.cdist(x, y).mean())
 
-        preset, self.treatment = choose_preprocessing(
-            cohort, data.modality, data.resolution, cohort_preprocessing, unlike
-        )
+        preset, self.treatment = choose_preprocessing(cohort, data, cohort_preprocessing, unlike)
         self.preprocessing = preset.preprocessing
         self.pixels = read_pixels([record.image for record in cohort.records], preset, data.resolution, "the cohort")
         key = {
@@ -188,9 +184,9 @@ class AuditEngine(Engine):
                 }
                 for control in found.controls
             ],
-            "privacy": [_row(row) for row in found.privacy],
-            "fidelity": [_row(row) for row in found.fidelity],
-            "per_class": {name: [_row(row) for row in rows] for name, rows in found.per_class.items()},
+            "privacy": _rows(PRIVACY, found.figures),
+            "fidelity": _rows(FIDELITY, found.figures),
+            "per_class": {name: _rows(MEASURES, figures) for name, figures in found.per_class.items()},
             "excess_of_copy_rate_lower_bound": round(found.excess, 4),
             "images_nearer_than_every_test_image": found.nearer,
             "pixel_copies": copies,
@@ -223,23 +219,25 @@ class AuditEngine(Engine):
         }
 
 
-def _row(row: Row) -> dict[str, Any]:
-    return {
-        "key": row.key,
-        "title": row.title,
-        "space": row.space,
-        "ideal": row.ideal,
-        "figures": {column: value.content() for column, value in row.figures.items()},
-    }
+def _rows(measures: dict[str, Measure], figures: Figures) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key,
+            **dataclasses.asdict(measure),
+            "figures": {column: value.content() for column, value in figures[key].items()},
+        }
+        for key, measure in measures.items()
+        if key in figures
+    ]
 
 
 def _metrics(found: Assessment, verdict: Verdict) -> dict[str, float]:
     """Numbers for MLflow, named as in results.json."""
     metrics = {"exit_code": float(verdict.code), "images_nearer_than_every_test_image": float(found.nearer)}
-    for row in (*found.privacy, *found.fidelity):
-        for column, value in row.figures.items():
+    for key, figures in found.figures.items():
+        for column, value in figures.items():
             if not value.reason:
-                metrics[f"{row.key}/{column}"] = value.value
+                metrics[f"{key}/{column}"] = value.value
     for control in found.controls:
         name = "".join(letter if letter.isalnum() or letter in "_-. " else " " for letter in control.key)
         metrics[f"control/{name}"] = control.figure.value

@@ -187,38 +187,41 @@ def read_pixels(paths: Sequence[Path], modality: Modality, resolution: int, what
 
 def choose_preprocessing(
     cohort: Cohort,
-    modality: Modality,
-    resolution: int,
+    data: ImageData,
     chosen: str,
-    distance: Callable[[Tensor], float],
+    distance: Callable[[Tensor, Tensor], float],
     sample: int = 200,
 ) -> tuple[Modality, str]:
     """Settles how a cohort's images are brought to what the networks see.
 
     Args:
         cohort: its manifest may say.
-        modality: preset of the real images.
-        resolution: of the audit.
-        chosen: one of `PREPROCESSING`; "auto" believes the manifest and else compares both ways.
-        distance: how unlike the training images some images [N, C, H, W] in [-1, 1] are.
-        sample: images that are compared.
+        data: the real images, at the resolution of the audit.
+        chosen: one of `PREPROCESSING`; "auto" believes the manifest, and else looks whether the images, as they are,
+            are more like training images as the networks see them or as they lie in their files.
+        distance: between two sets of images [N, C, H, W] in [-1, 1].
+        sample: images of each side that are compared.
 
     Returns:
         The preset for the cohort's images, and how it was settled, in words.
     """
+    modality = data.modality
     plain = replace(modality, preprocessing="plain")
     if modality.preprocessing == "plain":
-        return modality, "no preprocessing is asked for"
+        return modality, "since this modality has none"
     if chosen != "auto":
         return (plain if chosen == "applied" else modality), "as the option cohort_preprocessing says"
-    if "preprocessing" in cohort.manifest:
+    if cohort.manifest.get("preprocessing") == modality.preprocessing:
         return plain, "as the cohort's manifest says"
-    paths = [record.image for record in cohort.records[:: max(1, len(cohort.records) // sample)]][:sample]
-    far = {
-        preset: distance(from_uint8(read_pixels(paths, preset, resolution, "a sample"))) for preset in (plain, modality)
-    }
-    best = min(far, key=lambda preset: far[preset])
-    return best, "by which way the images are more like the training images"
+
+    def read(records: Sequence[Record], preset: Modality) -> Tensor:
+        paths = [record.image for record in records[:: max(1, len(records) // sample)]][:sample]
+        return from_uint8(read_pixels(paths, preset, data.resolution, "a sample"))
+
+    images, train = read(cohort.records, plain), data.records("train")
+    as_seen, as_filed = (distance(images, read(train, preset)) for preset in (modality, plain))
+    best = plain if as_seen <= as_filed else modality
+    return best, "by whether its images look more like preprocessed training images or like their files"
 
 
 def _records(folder: Path, modality: Modality) -> list[Record]:

@@ -13,8 +13,8 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bundle.audit.assessment import EMBEDDING, HALVES, VERIFIER
-from bundle.audit.distances import Distances
+from bundle.audit.assessment import HALVES
+from bundle.audit.distances import EMBEDDING, VERIFIER, Distances
 from bundle.audit.images import Cohort
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import alikeness_chart

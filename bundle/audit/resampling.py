@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-__all__ = ["LEVEL", "Figure", "bootstrap", "figure", "half_samples", "patient_draws", "share"]
+__all__ = ["DRAWS", "LEVEL", "Figure", "bootstrap", "figure", "half_samples", "patient_draws", "share"]
 
 #: Of the two-sided intervals.
 LEVEL = 0.95
+#: Draws of patients for an interval.
+DRAWS = 1000
 
 
 @dataclass(frozen=True)

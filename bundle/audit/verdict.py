@@ -70,7 +70,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
                 else "there are real images in the cohort."
             )
         )
-    rates = next(row for row in found.privacy if row.key == "copy_rate").figures
+    rates = found.figures["copy_rate"]
     if found.excess > 0:
         reasons.append(
             f"The copy rate, {rates['cohort'].value:.1%}, exceeds that of test images, {rates['test'].value:.1%} "

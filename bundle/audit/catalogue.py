@@ -1,0 +1,73 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What each measure of the report is called, where it is taken and what it ought to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bundle.metrics.features import FEATURES
+from bundle.metrics.lpips import LPIPS_TRUNK
+
+__all__ = ["FIDELITY", "MEASURES", "PRIVACY", "Measure"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the report.
+
+    Attributes:
+        title: its name.
+        space: where its distances, features or scores are taken.
+        ideal: what it is for a cohort that betrays nobody and looks real.
+        is_share: whether it reads best in percent.
+    """
+
+    title: str
+    space: str
+    ideal: str
+    is_share: bool = False
+
+
+_EMBEDDING = "contrastive embedding"
+_DISTANCE = "contrastive embedding, 1 - correlation"
+_VERIFIER = "Siamese verifier"
+_FEATURES = f"{FEATURES} features"
+_NOT_ABOVE, _NOT_BELOW, _NEAR = "not above test images'", "not below test images'", "near test images'"
+
+#: Measures of privacy, by their names in results.json, in the order of the report.
+PRIVACY = {
+    "copy_rate": Measure("Copy rate", _EMBEDDING, _NOT_ABOVE, True),
+    "dcr_p5": Measure("Distance to the closest record (DCR), 5th percentile", _DISTANCE, _NOT_BELOW),
+    "nndr_p5": Measure("Nearest-neighbour distance ratio (NNDR), 5th percentile", _DISTANCE, _NOT_BELOW),
+    "authenticity": Measure("Authenticity: share that is no noisy copy", _DISTANCE, _NOT_BELOW, True),
+    "mml": Measure("mmL: mean LPIPS to the nearest training image", LPIPS_TRUNK, _NOT_BELOW),
+    "lpips_p5": Measure("LPIPS to the nearest training image, 5th percentile", LPIPS_TRUNK, _NOT_BELOW),
+    "reidentified": Measure("Re-identified: taken for a training patient by the verifier", _VERIFIER, _NOT_ABOVE, True),
+    "reidentification_auc": Measure("Re-identification: AUC against test images", _VERIFIER, "0.5 or below"),
+    "same_patient_named": Measure(
+        "Embedding and verifier name the same patient", f"{_EMBEDDING}, {_VERIFIER}", _NOT_ABOVE, True
+    ),
+    "aa_train": Measure(
+        "Nearest-neighbour adversarial accuracy against training images", LPIPS_TRUNK, "that against held-out images"
+    ),
+    "aa_hold": Measure(
+        "Nearest-neighbour adversarial accuracy against held-out images", LPIPS_TRUNK, "0.5: as if they were real"
+    ),
+    "privacy_loss": Measure("Privacy loss: the latter less the former", LPIPS_TRUNK, "0 or below"),
+    "gan_leaks_auc": Measure("GAN-Leaks, calibrated, sets of one size: AUC", LPIPS_TRUNK, "0.5 or below"),
+    "gan_leaks_whole_auc": Measure("GAN-Leaks, calibrated, the whole cohort: AUC", LPIPS_TRUNK, "0.5 or below"),
+    "gan_leaks_whole_tpr": Measure("the same: members found at 1 % false alarms", LPIPS_TRUNK, "1 % or below", True),
+}
+
+#: Measures of how real and how various images look.
+FIDELITY = {
+    "kid": Measure("KID to training images", _FEATURES, _NEAR),
+    "frechet": Measure("Fréchet distance to training images", _FEATURES, _NEAR),
+    "precision": Measure("Precision: within the reach of training images", _FEATURES, _NEAR, True),
+    "recall": Measure("Recall: training images within reach", _FEATURES, _NEAR, True),
+    "duplicates": Measure("Collapse: has a near-duplicate in its own set", _EMBEDDING, _NEAR, True),
+    "variety": Measure("Collapse: mean LPIPS between two images", LPIPS_TRUNK, _NEAR),
+}
+
+MEASURES = PRIVACY | FIDELITY

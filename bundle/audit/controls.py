@@ -1,0 +1,106 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Trials of the instrument whose outcome is known: an audit whose controls fail says nothing of its cohort."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bundle.audit.distances import EMBEDDING, VERIFIER, Distances, Side
+from bundle.audit.measures import exceeds
+from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, patient_draws, share
+from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
+
+__all__ = ["ALTERED_FOUND", "EXACT_FOUND", "Control", "try_instrument"]
+
+#: Shares of the planted copies that must be found.
+EXACT_FOUND, ALTERED_FOUND = 0.95, 0.90
+#: Share of held-out images that the threshold of a copy lets count as copies.
+SET_RATE = 1.0 - PERCENTILE / 100.0
+
+
+@dataclass(frozen=True)
+class Control:
+    """One trial.
+
+    Attributes:
+        key: its name in results.json.
+        title: its name in the report.
+        figure: the share that was found, or taken for copies.
+        required: in words.
+        passed: None where it is shown and decides nothing by itself.
+    """
+
+    key: str
+    title: str
+    figure: Figure
+    required: str
+    passed: bool | None
+
+
+def try_instrument(distances: Distances, sides: dict[str, Side], threshold: float, seed: int) -> list[Control]:
+    """Seeks planted copies of training images, exact and altered, and takes real images for cohorts.
+
+    Test images must not count as copies above the set rate. Theirs is a sample's rate, by a threshold that comes from
+    another sample, val: so the control fails where less than one in twenty redraws of both stays at or below it.
+
+    Args:
+        distances: all steps of it have been run.
+        sides: ``test`` and ``training`` images as cohorts.
+        threshold: of a copy.
+        seed: of the draws.
+
+    Returns:
+        The trials that decide first.
+    """
+    planted = distances.read(f"{EMBEDDING}_planted")
+    patients = distances.real["train"].patients[distances.planted]
+    draws = patient_draws(patients, DRAWS, seed)
+    found = {name: exceeds(planted[f"{name}_alike"], threshold) for name in ("exact", *PLANTED_CHANGES)}
+    exact = share(found["exact"], draws)
+    every = torch.stack([found[name] for name in PLANTED_CHANGES], dim=1).double()
+    altered = figure(_mean(every), bootstrap(every, draws, _mean), every.numel())
+    strangers = share(exceeds(sides["test"].alike, threshold), sides["test"].draws)
+    everyone = share(exceeds(sides["training"].alike, threshold), sides["training"].draws)
+    exact_needed, altered_needed = f"at least {EXACT_FOUND:.0%}", f"at least {ALTERED_FOUND:.0%}"
+    not_above = f"the set rate, {SET_RATE:.0%}: not above it by more than chance (one-sided 95 %)"
+    lower = _lower_bound_of_false_alarms(distances, sides["test"], seed)
+    controls = [
+        Control("planted_exact", "exact copies, found", exact, exact_needed, exact.value >= EXACT_FOUND),
+        Control("planted_altered", "altered copies, found", altered, altered_needed, altered.value >= ALTERED_FOUND),
+        Control("test_as_cohort", "test images as a cohort: copy rate", strangers, not_above, lower <= SET_RATE),
+        Control(
+            "training_as_cohort",
+            "training images, resampled, as a cohort: copy rate",
+            everyone,
+            exact_needed,
+            everyone.value >= EXACT_FOUND,
+        ),
+    ]
+    controls += [
+        Control(f"planted, {name}", f"copies {name}", share(found[name], draws), "", None) for name in PLANTED_CHANGES
+    ]
+    train = distances.real["train"].patients
+    verifying = distances.read(f"{VERIFIER}_planted")
+    named = torch.stack([train[verifying[f"{name}_index"]] == patients for name in PLANTED_CHANGES], dim=1).double()
+    precision = figure(_mean(named), bootstrap(named, draws, _mean), named.numel())
+    title = "altered copies whose patient the verifier ranks first (precision at 1)"
+    return [*controls, Control("verifier_precision_at_1", title, precision, "", None)]
+
+
+def _lower_bound_of_false_alarms(distances: Distances, test: Side, seed: int) -> float:
+    val = distances.read(EMBEDDING)["val_alike"]
+    val_draws = patient_draws(distances.real["val"].patients, DRAWS, seed)
+    thresholds = bootstrap(val, val_draws, copy_threshold)
+    rates = [
+        _mean(exceeds(test.alike[torch.from_numpy(draw)], threshold).double())
+        for draw, threshold in zip(test.draws, thresholds, strict=True)
+    ]
+    return float(np.quantile(rates, 0.05))
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.mean())
