@@ -80,3 +80,22 @@ def test_the_shared_x_rays(shared_data: Path, tmp_path: Path) -> None:
     data = open_dataset(shared_data / "cxr", tmp_path, resolution=16)
     sizes = {split: len(data.records(split)) for split in ("train", "val", "test", "extra")}
     assert sizes == {"train": 800, "val": 116, "test": 230, "extra": 0}
+
+
+def test_content_hash_knows_images_and_patients_but_no_names(make_folder: FolderMaker, tmp_path: Path) -> None:
+    folder = make_folder()
+    data = open_dataset(folder, tmp_path / "output", resolution=32)
+    digests = data.digests("train")
+    assert len(digests) == len(data.records("train"))
+    assert not set(digests) & set(data.digests("test"))
+    assert data.content_sha256("train") == open_dataset(folder, tmp_path / "other").content_sha256("train")
+    assert data.content_sha256("train") != data.content_sha256("test")
+    assert data.content_sha256("train") != data.with_preprocessing("plain").content_sha256("train")
+    renamed = tmp_path / "renamed"
+    for record in data.records(("train", "val", "test")):
+        split = next(name for name in ("train", "val", "test") if record in data.records(name))
+        target = renamed / split / data.class_names[record.label or 0] / f"other_{record.image.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(record.image.read_bytes())
+    elsewhere = open_dataset(renamed, tmp_path / "elsewhere", resolution=32)
+    assert elsewhere.content_sha256("train") == data.content_sha256("train")

@@ -72,3 +72,16 @@ def test_sets_that_cannot_be_compared_are_refused(measure: object) -> None:
         measure(torch.zeros(1, 4), torch.zeros(5, 4))
     with pytest.raises(ValueError, match=r"\[5, 4\] and \[5, 3\]"):
         measure(torch.zeros(5, 4), torch.zeros(5, 3))
+
+
+def test_kid_and_frechet_distance_by_torch_fidelity() -> None:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    x, y = draw(60, 6, 0), draw(60, 6, 1, shift=0.5)
+    whole = {"kid_subsets": 1, "kid_subset_size": 60, "verbose": False}
+    expected = kid_features_to_metric(x, y, **whole)["kernel_inception_distance_mean"]
+    assert kid(x, y) == pytest.approx(float(expected), rel=1e-4)
+    statistics = [fid_features_to_statistics(side.double()) for side in (x, y)]
+    expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-4)

@@ -1,0 +1,94 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A hospital of soft blobs, and networks that learned to tell its patients apart in seconds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bundle.data import ImageData, open_dataset
+from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
+from bundle.networks.weights import load_weights
+from bundle.training.audit_networks import AuditTrainer
+from bundle.training.network_trainer import role_seed
+
+SPLITS = ["train"] * 60 + ["val"] * 60 + ["test"] * 60
+# As in a hospital's files: nothing of these may be read in a report.
+EPOCHS = {"audit_embedding": 700, "audit_verifier": 300}
+SURNAME = "Zwingenberger"
+
+Networks = tuple[dict[str, torch.nn.Module], dict[str, dict[str, Any]]]
+CohortMaker = Callable[[str, list[np.ndarray]], Path]
+
+
+def blobs(number: int) -> np.ndarray:
+    """Blobs at places that differ from number to number: a patient, or nobody."""
+    coarse = np.random.default_rng(number).integers(0, 256, (5, 5), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC))
+
+
+def owner(number: int) -> int:
+    """Whose image it is: in every split, some patients have two images that differ a little."""
+    return number - 1 if number % 60 in range(1, 12, 2) else number
+
+
+def real_image(number: int) -> np.ndarray:
+    """An image of the hospital."""
+    return np.minimum(blobs(owner(number)), 250 - 10 * (number - owner(number)))
+
+
+@pytest.fixture(scope="session")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hospital")
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["image", "label", "patient_id", "split"])
+        for number, split in enumerate(SPLITS):
+            name = f"{SURNAME}_{number:03d}.png"
+            Image.fromarray(real_image(number)).save(folder / name)
+            rows.writerow([name, owner(number) % 4 // 2, f"MRN-{7000 + owner(number)}", split])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hospital_data(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    return open_dataset(hospital, tmp_path_factory.mktemp("opened"), resolution=32)
+
+
+@pytest.fixture(scope="session")
+def networks(hospital_data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    folder = tmp_path_factory.mktemp("audit_networks")
+    kinds: dict[str, type[ContrastiveEmbedding] | type[SiameseVerifier]] = {
+        "audit_embedding": ContrastiveEmbedding,
+        "audit_verifier": SiameseVerifier,
+    }
+    for name, kind in kinds.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(role_seed(name, 0))
+            network = kind(1, side=32, widths=(16, 32, 48), dimension=32)
+        dataset = hospital_data.dataset("train")
+        AuditTrainer(name, hospital_data, dataset, network, folder, "cpu", EPOCHS[name], batch_size=30).run()
+    pairs = {name: load_weights(folder / "models" / f"{name}.pt") for name in kinds}
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
+
+
+@pytest.fixture
+def new_cohort(tmp_path: Path) -> CohortMaker:
+    """Writes images into a folder."""
+
+    def build(name: str, images: list[np.ndarray]) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{number:04d}.png")
+        return folder
+
+    return build

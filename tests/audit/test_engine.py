@@ -1,0 +1,252 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Whole audits of cohorts whose verdict is known."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bundle.audit.distances import Distances, Step
+from bundle.audit.engine import AuditEngine
+from bundle.audit.images import open_cohort
+from bundle.audit.verdict import COPIES, PASSED, UNUSABLE
+from bundle.data import DataError, ImageData, get_modality
+from tests.audit.conftest import SURNAME, CohortMaker, Networks, real_image
+
+Audit = Callable[..., AuditEngine]
+
+
+def strangers(n: int) -> list[np.ndarray]:
+    """Nobody's images, of far finer blobs than any patient's."""
+    coarse = [np.random.default_rng(10_000 + i).integers(0, 256, (14, 14), dtype=np.uint8) for i in range(n)]
+    return [np.asarray(Image.fromarray(image).resize((40, 40), Image.Resampling.BICUBIC)) for image in coarse]
+
+
+@pytest.fixture
+def new_audit(hospital: Path, hospital_data: ImageData, networks: Networks, trunk_file: Path, tmp_path: Path) -> Audit:
+    def build(folder: Path, output_dir: Path = tmp_path / "audit", **options: Any) -> AuditEngine:
+        cohort = open_cohort(folder, hospital, get_modality("xray"))
+        settings = {"cohort_preprocessing": "none", "trunk_file": trunk_file, **options}
+        return AuditEngine(cohort, hospital_data, *networks, output_dir, **settings)
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of a tenth of the draws: wide enough for what these tests ask, in a tenth of the time."""
+    for module in ("assessment", "controls", "distances"):
+        monkeypatch.setattr(f"bundle.audit.{module}.DRAWS", 100)
+    monkeypatch.setattr("bundle.audit.assessment.HALVES", 20)
+
+
+def rows(engine: AuditEngine) -> dict[str, dict[str, dict[str, Any]]]:
+    return {row["key"]: row["figures"] for row in engine.results["privacy"] + engine.results["fidelity"]}
+
+
+def test_strangers_pass_and_every_measure_tells_training_images_from_test_images(
+    new_audit: Audit, new_cohort: CohortMaker
+) -> None:
+    engine = new_audit(new_cohort("strangers", strangers(50)))
+    engine.run()
+    assert engine.verdict is not None
+    assert (engine.verdict.code, len(engine.verdict.reasons)) == (PASSED, 1)
+    assert all(control["passed"] is not False for control in engine.results["controls"])
+    found = rows(engine)
+    assert found["copy_rate"]["cohort"]["value"] <= 0.05
+    for key in ("copy_rate", "reidentified", "same_patient_named"):
+        assert found[key]["training"]["low"] > found[key]["test"]["high"]
+    for key in ("dcr_p5", "nndr_p5", "mml", "lpips_p5"):
+        assert found[key]["training"]["high"] < found[key]["test"]["low"]
+    assert found["authenticity"]["training"]["value"] == 0.0 < found["authenticity"]["test"]["value"]
+    assert found["privacy_loss"]["training"]["low"] > found["privacy_loss"]["test"]["value"]
+    assert found["gan_leaks_auc"]["training"]["low"] > 0.5
+    assert found["reidentification_auc"]["training"]["low"] > 0.9
+    assert "less than one image" in found["gan_leaks_whole_tpr"]["cohort"]["not_estimable"]
+    assert found["kid"]["cohort"]["value"] > found["kid"]["test"]["high"]
+
+
+@pytest.fixture
+def planted(new_cohort: CohortMaker) -> Path:
+    """30 strangers, then 10 copies of training images as they are and 10 mirrored and darker ones."""
+    copies = [real_image(20 + i) for i in range(10)]
+    altered = [(0.8 * real_image(40 + i)[:, ::-1]).astype(np.uint8) for i in range(10)]
+    return new_cohort("planted", strangers(30) + copies + altered)
+
+
+def test_planted_copies_are_found_and_named_in_private_only(new_audit: Audit, planted: Path, tmp_path: Path) -> None:
+    engine = new_audit(planted)
+    engine.run()
+    assert engine.verdict is not None
+    assert engine.verdict.code == COPIES
+    words = " ".join(engine.verdict.reasons)
+    assert "10 of 50 images are, pixel for pixel, images of dataset_dir (10 of train)" in words
+    assert "there are real images in the cohort" in words
+    assert re.search(r"The copy rate, 4\d\.\d%, exceeds that of test images", words)
+    assert "20 of 50 images are nearer to a training patient than every test image is" in words
+    with (tmp_path / "audit" / "private" / "nearest.csv").open(encoding="utf-8") as stream:
+        table = {row["image"]: row for row in csv.DictReader(stream)}
+    assert len(table) == 50
+    for number in range(20):
+        row = table[f"{30 + number:04d}.png"]
+        source = 20 + number if number < 10 else 30 + number
+        assert row["nearest_real_image"] == f"{SURNAME}_{source:03d}.png"
+        assert row["copy"] == row["nearer_than_every_test_image"] == "1"
+    assert Image.open(tmp_path / "audit" / "private" / "nearest.png").size[0] > 100
+
+
+def numbers(content: Any) -> Iterator[float]:
+    if isinstance(content, dict | list):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from numbers(value)
+    elif isinstance(content, float):
+        yield content
+
+
+def test_report_and_results_hold_aggregates_only(
+    new_audit: Audit, planted: Path, hospital: Path, hospital_data: ImageData, tmp_path: Path
+) -> None:
+    engine = new_audit(planted)
+    engine.run()
+    report = (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
+    results = (tmp_path / "audit" / "results.json").read_text(encoding="utf-8")
+    for text in (report, results):
+        assert SURNAME not in text
+        assert "MRN-" not in text
+        assert str(hospital) not in text
+        assert str(tmp_path) not in text
+        assert not re.search(r"\d{4}\.png", text)
+        assert not any(digest[:16] in text for digest in hospital_data.digests(("train", "val", "test")))
+    # No figure is any single image's distance, whatever its digits.
+    points = engine.distances.read("audit_embedding")
+    verifier = engine.distances.read("audit_verifier")
+    singles = [points[f"{side}_alike"] for side in ("cohort", "test", "val")]
+    singles += [1 - value for value in singles] + [verifier["cohort_alike"], verifier["test_alike"]]
+    singles += [found[key] for _, found in engine.distances.blocks() for key in ("to_train", "from_train", "from_test")]
+    singles += list(engine.distances.read("lpips_real").values())
+    values = torch.cat(singles).double()
+    values = values[(values.abs() > 1e-3) & ((values - 1).abs() > 1e-3)]
+    published = torch.tensor([value for value in numbers(json.loads(results)) if value not in (0.0, 1.0)])
+    assert len(published) > 100
+    assert float((published[:, None].double() - values[None]).abs().min()) > 1e-9
+    # Nor does the picture draw points for images: a line, a bar and a stroke for each set, and the threshold.
+    assert report.count('<g id="line2d_') < 60
+    for address in ("http://", "https://"):  # readable offline: nothing is fetched
+        assert f'src="{address}' not in report
+        assert f'<link rel="stylesheet" href="{address}' not in report
+
+
+def test_real_images_given_as_the_cohort_are_said_to_be_real(new_audit: Audit, new_cohort: CohortMaker) -> None:
+    engine = new_audit(new_cohort("test_images", [real_image(135 + i) for i in range(20)]))
+    engine.run()
+    assert engine.verdict is not None
+    assert engine.verdict.code == COPIES
+    assert "of test): real images were given as the cohort" in engine.verdict.reasons[0]
+    assert not any("exceeds" in reason for reason in engine.verdict.reasons)
+
+
+def test_cells_that_few_images_cannot_fill_say_why(new_audit: Audit, new_cohort: CohortMaker, tmp_path: Path) -> None:
+    engine = new_audit(new_cohort("few", strangers(3)))
+    engine.run()
+    found = rows(engine)
+    for key in (
+        "dcr_p5",
+        "nndr_p5",
+        "lpips_p5",
+        "aa_train",
+        "privacy_loss",
+        "gan_leaks_auc",
+        "kid",
+        "recall",
+        "variety",
+    ):
+        assert "at least 20 images" in found[key]["cohort"]["not_estimable"]
+        assert "value" not in found[key]["cohort"]
+    assert found["copy_rate"]["cohort"]["n"] == 3
+    assert "not estimable, because" in (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
+    one = new_audit(new_cohort("one", strangers(1)), tmp_path / "one")
+    one.run()
+    assert one.results["cohort"]["images"] == 1
+
+
+def test_instrument_that_finds_nothing_is_not_to_be_used(
+    new_audit: Audit, new_cohort: CohortMaker, networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = networks[0]["audit_embedding"]
+    weight = blind.projection.weight.detach().clone()  # type: ignore[union-attr,operator]
+    engine = new_audit(new_cohort("strangers", strangers(25)))
+    torch.manual_seed(0)
+    blind.projection.weight.copy_(torch.randn_like(weight) * 1e-3)  # type: ignore[union-attr,operator]
+    try:
+        engine.run()
+    finally:
+        blind.projection.weight.copy_(weight)  # type: ignore[union-attr,operator]
+    assert engine.verdict is not None
+    assert engine.verdict.code == UNUSABLE
+    assert any(reason.startswith("Control failed: altered copies") for reason in engine.verdict.reasons)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_audit_goes_on_and_says_the_same(
+    new_audit: Audit, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = new_audit(planted)
+    whole.run()
+    run = Distances.run
+    done: list[str] = []
+
+    def run_some(self: Distances, step: Step) -> None:
+        if len(done) == 4:
+            raise Killed
+        done.append(step.name)
+        run(self, step)
+
+    monkeypatch.setattr(Distances, "run", run_some)
+    with pytest.raises(Killed):
+        new_audit(planted, tmp_path / "killed").run()
+    assert not (tmp_path / "killed" / "report.html").exists()
+    monkeypatch.setattr(Distances, "run", run)
+    computed = []
+
+    def note(step: Step) -> dict[str, torch.Tensor]:
+        computed.append(step.name)
+        return step.compute()
+
+    engine = new_audit(planted, tmp_path / "killed")
+    engine.steps = [Step(step.name, step.cost, lambda step=step: note(step)) for step in engine.steps]  # type: ignore[misc]
+    engine.run()
+    assert computed == [step.name for step in engine.steps[4:-1]]
+    assert engine.results == whole.results
+
+
+def test_figures_by_class_where_labels_are_known(new_audit: Audit, new_cohort: CohortMaker, tmp_path: Path) -> None:
+    folder = new_cohort("labelled", strangers(50))
+    with (folder / "labels.csv").open("w", encoding="utf-8") as stream:
+        stream.write("image,label\n" + "".join(f"{i:04d}.png,{int(i >= 22)}\n" for i in range(50)))
+    engine = new_audit(folder)
+    engine.run()
+    assert engine.results["cohort"]["labels"] == {"normal": 22, "tuberculosis": 28}
+    by_class = {name: {row["key"]: row for row in rows} for name, rows in engine.results["per_class"].items()}
+    assert by_class["normal"]["copy_rate"]["figures"]["cohort"]["n"] == 22
+    assert by_class["tuberculosis"]["mml"]["figures"]["cohort"]["n"] == 28
+    assert "tuberculosis: 28 synthetic images" in (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_cohort_of_another_split_is_refused(new_audit: Audit, new_cohort: CohortMaker) -> None:
+    folder = new_cohort("other", strangers(3))
+    (folder / "manifest.json").write_text('{"split_sha256": "another"}', encoding="utf-8")
+    with pytest.raises(DataError, match="another split of the data"):
+        new_audit(folder)

@@ -1,0 +1,146 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bundle.audit.images import RealImages, choose_preprocessing, open_cohort, read_pixels
+from bundle.data import DataError, ImageData, get_modality, open_dataset
+from tests.audit.conftest import CohortMaker, blobs
+
+XRAY = get_modality("xray")
+
+
+def grey(n: int = 3) -> list[np.ndarray]:
+    return [blobs(500 + i) for i in range(n)]
+
+
+def test_any_folder_of_images_is_a_cohort(new_cohort: CohortMaker, hospital: Path) -> None:
+    folder = new_cohort("plain", grey())
+    (folder / "deeper").mkdir()
+    Image.fromarray(blobs(9)).convert("RGB").save(folder / "deeper" / "grey_as_rgb.jpg", quality=95)
+    (folder / "notes.txt").write_text("no image")
+    cohort = open_cohort(folder, hospital, XRAY)
+    assert [record.name for record in cohort.records] == ["0000.png", "0001.png", "0002.png", "deeper/grey_as_rgb.jpg"]
+    assert cohort.labels is None
+    assert (cohort.side, cohort.sides, cohort.manifest) == (40, 1, {})
+
+
+def test_labels_come_from_a_csv_or_from_folders(new_cohort: CohortMaker, hospital: Path, tmp_path: Path) -> None:
+    folder = new_cohort("csv", grey())
+    (folder / "labels.csv").write_text("image,label\n0000.png,1\n0002.png,normal\n", encoding="utf-8")
+    labels = open_cohort(folder, hospital, XRAY).labels
+    assert labels is not None
+    assert labels.tolist() == [1, 0]
+    for name in ("normal", "tuberculosis"):
+        (tmp_path / "by_class" / name).mkdir(parents=True)
+        Image.fromarray(blobs(1)).save(tmp_path / "by_class" / name / "0.png")
+    labels = open_cohort(tmp_path / "by_class", hospital, XRAY).labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1]
+
+
+def test_content_hash_forgets_names(new_cohort: CohortMaker, hospital: Path) -> None:
+    one, other = new_cohort("one", grey()), new_cohort("other", grey()[::-1])
+    hashes = {open_cohort(folder, hospital, XRAY).sha256 for folder in (one, other)}
+    assert len(hashes) == 1
+    assert open_cohort(new_cohort("less", grey(2)), hospital, XRAY).sha256 not in hashes
+
+
+def test_everything_that_is_wrong_is_listed_at_once(new_cohort: CohortMaker, hospital: Path) -> None:
+    red = np.zeros((40, 40, 3), np.uint8)
+    red[..., 0] = blobs(2)
+    folder = new_cohort("bad", [blobs(1), red, blobs(3)[:20, :20]])
+    (folder / "cut.png").write_bytes((folder / "0000.png").read_bytes()[:200])
+    with pytest.raises(DataError) as error:
+        open_cohort(folder, hospital, XRAY)
+    text = str(error.value)
+    assert "0001.png: in colour, where the real images are grey" in text
+    assert "0002.png: 20 x 20 pixels show nobody. Give images of at least 32 pixels" in text
+    assert "cut.png" in text
+    assert "0000.png" not in text
+    colour = replace(XRAY, channels=3)
+    with pytest.raises(DataError, match="grey, where the real images are in colour"):
+        open_cohort(new_cohort("grey", grey(1)), hospital, colour)
+
+
+def test_folders_that_are_no_cohort_are_refused(new_cohort: CohortMaker, hospital: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no image"):
+        open_cohort(new_cohort("empty", []), hospital, XRAY)
+    with pytest.raises(DataError, match="is the folder of the real images"):
+        open_cohort(hospital, hospital, XRAY)
+    with pytest.raises(DataError, match="is no folder"):
+        open_cohort(tmp_path / "nowhere", hospital, XRAY)
+    (tmp_path / "run" / "cohort").mkdir(parents=True)
+    (tmp_path / "run" / "cohort" / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"Name .*run/cohort"):
+        open_cohort(tmp_path / "run", hospital, XRAY)
+
+
+def test_pixels_are_those_of_a_released_file(new_cohort: CohortMaker) -> None:
+    plain = replace(XRAY, preprocessing="plain")
+    folder = new_cohort("exact", grey(2))
+    pixels = read_pixels(sorted(folder.iterdir()), plain, 40, "images")
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, torch.from_numpy(np.stack(grey(2))))
+    assert read_pixels(sorted(folder.iterdir()), replace(plain, channels=3), 32, "images").shape == (2, 32, 32, 3)
+
+
+def test_real_images_know_their_patients(hospital_data: ImageData) -> None:
+    train = RealImages.load(hospital_data, ("train", "extra"))
+    assert train.pixels.shape == (60, 32, 32)
+    assert len(train.patients.unique()) == 54
+    assert [record.patient_id for record in train.records] == [
+        train.records[int((train.patients == patient).nonzero()[0])].patient_id for patient in train.patients
+    ]
+    with pytest.raises(DataError, match="has no extra images"):
+        RealImages.load(hospital_data, "extra")
+
+
+def test_data_set_without_test_images_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "no_test"
+    folder.mkdir()
+    rows = ["image,label,split"]
+    for number in range(40):
+        Image.fromarray(blobs(number)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{number % 2},{'val' if number % 4 > 1 else 'train'}")
+    (folder / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(DataError, match="none in test"):
+        open_dataset(folder, tmp_path / "out", resolution=32)
+
+
+def mean_difference(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Compares the mean images of two sets: enough to tell cropped from whole."""
+    return float((x.mean(0) - y.mean(0)).abs().mean())
+
+
+def test_preprocessing_is_settled_by_the_option_the_manifest_or_the_looks(
+    new_cohort: CohortMaker, hospital: Path, hospital_data: ImageData
+) -> None:
+    records = hospital_data.records("train")
+    as_filed = new_cohort("filed", [np.asarray(Image.open(record.image)) for record in records])
+    seen = read_pixels([record.image for record in records], XRAY, 32, "images").numpy()
+    as_seen = new_cohort("seen", list(seen))
+
+    def settle(folder: Path, chosen: str = "auto") -> tuple[str, str]:
+        cohort = open_cohort(folder, hospital, XRAY)
+        preset, words = choose_preprocessing(cohort, hospital_data, chosen, mean_difference)
+        return preset.preprocessing, words
+
+    assert settle(as_filed)[0] == "crop_histogram"
+    assert settle(as_seen)[0] == "plain"
+    assert "look more like" in settle(as_seen)[1]
+    assert settle(as_filed, "applied")[0] == "plain"
+    assert settle(as_seen, "none")[0] == "crop_histogram"
+    (as_filed / "manifest.json").write_text(json.dumps({"preprocessing": "crop_histogram"}), encoding="utf-8")
+    assert settle(as_filed) == ("plain", "as the cohort's manifest says")
+    untreated = hospital_data.with_preprocessing("plain")
+    cohort = open_cohort(as_seen, hospital, XRAY)
+    assert choose_preprocessing(cohort, untreated, "auto", mean_difference)[0].preprocessing == "plain"

@@ -1,0 +1,82 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bundle.audit.assessment import Assessment
+from bundle.audit.controls import Control
+from bundle.audit.images import RealImages
+from bundle.audit.resampling import Figure
+from bundle.audit.verdict import COPIES, PASSED, UNUSABLE, pixel_copies, verdict_of
+
+RATES = {"cohort": Figure(0.06, 0.02, 0.1, 100), "test": Figure(0.05, 0.03, 0.08, 230)}
+GOOD = Assessment(
+    controls=[
+        Control("planted_exact", "exact copies, found", Figure(1.0, 0.99, 1.0, 400), "at least 95%", True),
+        Control("planted, mirrored", "copies mirrored", Figure(0.2, 0.1, 0.3, 400), "", None),
+    ],
+    figures={"copy_rate": RATES},
+    per_class={},
+    excess=-0.02,
+    nearer=0,
+    threshold=0.9,
+    quantiles={},
+)
+NONE = {"train": 0, "val": 0, "test": 0}
+
+
+def test_nothing_found_is_no_sign_and_no_proof() -> None:
+    verdict = verdict_of(GOOD, NONE, 100, 230)
+    assert verdict.code == PASSED == 0
+    assert verdict.title == "NO SIGN OF COPIES by these measures"
+    assert "6.0%, does not exceed that of test images, 5.0%" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("found", "copies", "words"),
+    [
+        (
+            replace(GOOD, excess=0.011),
+            NONE,
+            "exceeds that of test images, 5.0% (one-sided 95 %: by at least 1.1",
+        ),
+        (replace(GOOD, nearer=2), NONE, "2 of 100 images are nearer to a training patient than every test image is"),
+        (GOOD, {**NONE, "val": 1}, "1 of 100 images are, pixel for pixel, images of dataset_dir (1 of val)"),
+    ],
+)
+def test_each_sign_alone_stops_the_release(found: Assessment, copies: dict[str, int], words: str) -> None:
+    verdict = verdict_of(found, copies, 100, 230)
+    assert verdict.code == COPIES
+    assert len(verdict.reasons) == 1
+    assert words in verdict.reasons[0]
+
+
+def test_chance_of_the_nearest_image_is_told() -> None:
+    assert "chance of 30%" in verdict_of(replace(GOOD, nearer=1), NONE, 100, 230).reasons[0]
+
+
+def test_failed_control_comes_before_all_findings() -> None:
+    failed = Control("planted_exact", "exact copies, found", Figure(0.5, 0.4, 0.6, 400), "at least 95%", False)
+    found = replace(GOOD, controls=[failed, *GOOD.controls], nearer=1)
+    verdict = verdict_of(found, NONE, 100, 230)
+    assert verdict.code == UNUSABLE
+    assert verdict.reasons[0] == "Control failed: exact copies, found: 50.0%, required at least 95%."
+    assert len(verdict.reasons) == 2
+    assert len({PASSED, COPIES, UNUSABLE, 1, 2}) == 5
+
+
+def test_pixel_copies_are_counted_once_where_they_are_found_first() -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (6, 8, 8), dtype=torch.uint8)
+
+    def side(numbers: list[int]) -> RealImages:
+        return RealImages(pixels[numbers], torch.zeros(len(numbers)), torch.arange(len(numbers)), ())
+
+    nearly = pixels[3].clone()
+    nearly[0, 0] += 1
+    cohort = torch.stack([pixels[0], pixels[0], pixels[2], nearly])
+    assert pixel_copies(cohort, {"train": side([0, 1]), "test": side([0, 2, 3])}) == {"train": 2, "test": 1}
