@@ -13,16 +13,19 @@ import pytest
 from bundle.networks.model_set import load_models
 from bundle.networks.stylegan2 import Discriminator
 from bundle.networks.weights import WeightsError, save_weights
+from bundle.training.audit_networks import AUDIT_NETWORKS
 from scripts import ship
 
 
 @pytest.fixture
 def trained(toy_models: Path, tmp_path: Path) -> Path:
-    """The toy models with a discriminator."""
+    """The toy models with a discriminator and the audit's networks."""
     folder = tmp_path / "trained"
     shutil.copytree(toy_models, folder)
     info = json.loads((folder / "generator.json").read_text(encoding="utf-8"))
     save_weights(Discriminator(32, channel_base=256, channel_max=16), folder / "discriminator.pt", info)
+    for name, network in AUDIT_NETWORKS.items():
+        save_weights(network(1, side=32, widths=(4, 4), dimension=4), folder / f"{name}.pt", {**info, "seen": []})
     return folder
 
 
