@@ -42,7 +42,7 @@ def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
         r=results,
         chart=Markup(chart),
         halves=HALVES,
-        show=lambda value: f"{value:.3g}",
+        show=lambda value: f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}",
         percent=lambda value: f"{value:.1%}",
     )
     with atomic_write(path) as temporary:

@@ -59,8 +59,10 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
     """
     failed = [control for control in found.controls if control.passed is False]
     reasons = []
+    titles = []
     identical = sum(copies.values())
     if identical:
+        titles.append("NOT TO BE RELEASED: the cohort holds real images")
         where = ", ".join(f"{count} of {role}" for role, count in copies.items() if count)
         reasons.append(
             f"{identical} of {n_cohort} images are, pixel for pixel, images of dataset_dir ({where}): "
@@ -72,16 +74,18 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
         )
     rates = found.figures["copy_rate"]
     if found.excess > 0:
+        titles.append("NOT TO BE RELEASED: the cohort copies training images more often than chance does")
         reasons.append(
             f"The copy rate, {rates['cohort'].value:.1%}, exceeds that of test images, {rates['test'].value:.1%} "
             f"(one-sided 95 %: by at least {100 * found.excess:.1f} points)."
         )
     if found.nearer:
+        titles.append("NOT TO BE RELEASED AS IT IS: some images are nearer to a patient than any stranger is")
         chance = n_cohort / (n_cohort + n_test)
         reasons.append(
             f"{found.nearer} of {n_cohort} images are nearer to a training patient than every test image is. (Were the "
             f"cohort but more test images, the nearest of all would be among its {n_cohort} with a chance of "
-            f"{chance:.0%}.) private/nearest.csv names them: take them out and audit what is left."
+            f"{chance:.0%}.) private/nearest.csv names them: look at them, and take them out."
         )
     if failed:
         # An instrument that finds too little says nothing by finding nothing; copies pixel for pixel need none.
@@ -92,7 +96,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
         title = "THE FIGURES CANNOT BE USED: the instrument failed its own trial"
         return Verdict(UNUSABLE, title, (*words, *reasons))
     if reasons:
-        return Verdict(COPIES, "NOT TO BE RELEASED: the cohort gives training patients away", tuple(reasons))
+        return Verdict(COPIES, titles[0], tuple(reasons))
     word = (
         f"The copy rate, {rates['cohort'].value:.1%}, does not exceed that of test images, {rates['test'].value:.1%}, "
         "by more than chance; no image is nearer to a training patient than every test image is; all controls were met."

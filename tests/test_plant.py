@@ -1,0 +1,35 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundle.data import ImageData, open_dataset
+from scripts.plant import plant
+
+
+@pytest.fixture
+def data(tiny_dataset: Path, tmp_path: Path) -> ImageData:
+    return open_dataset(tiny_dataset, tmp_path / "opened", resolution=40).with_preprocessing("plain")
+
+
+def test_every_other_copy_is_as_it_is(data: ImageData, tmp_path: Path) -> None:
+    plant(data, tmp_path / "copies", 14)
+    records = data.records("train")[::2]
+    same = [
+        np.array_equal(Image.open(tmp_path / "copies" / f"{number:04d}.png"), Image.open(record.image))
+        for number, record in enumerate(records)
+    ]
+    assert same == [True, False] * 7
+
+
+def test_more_copies_than_images_are_refused_and_nothing_is_overwritten(data: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="from 1 to 28, the training images, not 29"):
+        plant(data, tmp_path / "copies", 29)
+    plant(data, tmp_path / "copies", 1)
+    with pytest.raises(FileExistsError):
+        plant(data, tmp_path / "copies", 1)
