@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.inferers import Inferer
 from monai.losses import ContrastiveLoss
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -145,16 +144,12 @@ class AuditTrainer(NetworkTrainer):
         data: train and extra are shown; val and test are only measured.
         dataset: the images of these two splits, as `ImageData.dataset` gives them.
         network: trained in place.
-        output_dir: see `NetworkTrainer`, as all that follows.
+        output_dir: gets the weights, see `NetworkTrainer`.
         device: where to train.
-        max_epochs: times that as many pairs as there are patients are shown.
         batch_size: patients in a batch.
-        learning_rate: the highest.
-        weight_decay: of AdamW.
         seed: of both networks.
-        checkpoint_epochs: epochs between two checkpoints.
-        inferer: calls the network.
-        train_handlers: further Ignite handlers.
+        **options: further arguments of `NetworkTrainer`, max_epochs at least; an epoch shows as
+            many pairs as there are patients.
 
     Raises:
         TrainingError: there are too few patients, or the weights of another training are in the way.
@@ -168,14 +163,9 @@ class AuditTrainer(NetworkTrainer):
         network: ContrastiveEmbedding | SiameseVerifier,
         output_dir: str | os.PathLike[str],
         device: torch.device | str,
-        max_epochs: int,
         batch_size: int = 100,
-        learning_rate: float = 2e-3,
-        weight_decay: float = 0.05,
         seed: int = 0,
-        checkpoint_epochs: int = 10,
-        inferer: Inferer | None = None,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         patients = [data.identity(record) for record in data.records(SPLITS)]
         sampler = PairSampler(patients, batch_size, role_seed(name, seed))
@@ -191,13 +181,8 @@ class AuditTrainer(NetworkTrainer):
             {"batch_size": batch_size, "content_sha256": data.content_sha256(SPLITS)},
             output_dir,
             device,
-            max_epochs,
-            learning_rate,
-            weight_decay,
-            seed,
-            checkpoint_epochs,
-            inferer,
-            train_handlers,
+            seed=seed,
+            **options,
         )
         self.audited = network
 

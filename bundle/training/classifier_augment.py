@@ -70,13 +70,8 @@ AUDIT_CHANGES: dict[str, float] = {
 
 def augment_for_guide(images: Tensor) -> Tensor:
     """Changes images [B, C, H, W] in [-1, 1] by every family of `GUIDE_CHANGES`, evenly up to its strongest value."""
-    n, change = len(images), GUIDE_CHANGES
-    angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
-    size = _log_uniform(images, 1.0 / change["scale"], change["scale"])
-    wide = _log_uniform(images, 1.0 / change["aspect"], change["aspect"]).sqrt()
-    rows = [angle.cos() / wide, -angle.sin() / wide, angle.sin() * wide, angle.cos() * wide]
-    linear = torch.stack(rows, dim=1).view(n, 2, 2) / size.view(n, 1, 1)
-    images = _coarsen(_transform(images, linear, change["shift"]), change["coarseness"])
+    change = GUIDE_CHANGES
+    images = _coarsen(_transform(images, _similarities(images, change), change["shift"]), change["coarseness"])
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     contrast = _per_image(_log_uniform(images, 1.0 / change["contrast"], change["contrast"]))
     brightness = _per_image(_uniform(images, -change["brightness"], change["brightness"]))
@@ -104,13 +99,8 @@ def augment_for_gate(images: Tensor) -> Tensor:
 
 def augment_for_audit(images: Tensor) -> Tensor:
     """Changes images [B, C, H, W] in [-1, 1] by every family of `AUDIT_CHANGES`, evenly up to its strongest value."""
-    n, change = len(images), AUDIT_CHANGES
-    angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
-    size = _log_uniform(images, 1.0 / change["scale"], change["scale"])
-    wide = _log_uniform(images, 1.0 / change["aspect"], change["aspect"]).sqrt()
-    rows = [angle.cos() / wide, -angle.sin() / wide, angle.sin() * wide, angle.cos() * wide]
-    images = _transform(images, torch.stack(rows, dim=1).view(n, 2, 2) / size.view(n, 1, 1), change["shift"])
-    images = _coarsen(images, change["coarseness"])
+    change = AUDIT_CHANGES
+    images = _coarsen(_transform(images, _similarities(images, change), change["shift"]), change["coarseness"])
     gamma = _per_image(_log_uniform(images, 1.0 / change["gamma"], change["gamma"]))
     images = ((images + 1.0) / 2.0).clamp(1e-3, 1.0) ** gamma * 2.0 - 1.0
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
@@ -168,6 +158,15 @@ def _log_uniform(images: Tensor, low: float, high: float) -> Tensor:
 
 def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
+
+
+def _similarities(images: Tensor, change: dict[str, float]) -> Tensor:
+    """Draws matrices [B, 2, 2] from output to input that rotate, enlarge or reduce, and widen or narrow."""
+    angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
+    size = _log_uniform(images, 1.0 / change["scale"], change["scale"])
+    wide = _log_uniform(images, 1.0 / change["aspect"], change["aspect"]).sqrt()
+    rows = [angle.cos() / wide, -angle.sin() / wide, angle.sin() * wide, angle.cos() * wide]
+    return torch.stack(rows, dim=1).view(-1, 2, 2) / size.view(-1, 1, 1)
 
 
 def _transform(images: Tensor, linear: Tensor, shift: float) -> Tensor:

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.inferers import Inferer
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
@@ -184,17 +183,12 @@ class GuideTrainer(NetworkTrainer):
         data: val calibrates, test is only measured.
         dataset: what to train on: the splits of the role, as `ImageData.dataset` gives them.
         network: trained in place.
-        output_dir: see `NetworkTrainer`, as all that follows.
+        output_dir: gets the weights, see `NetworkTrainer`.
         device: where to train.
-        max_epochs: passes over the training images.
         batch_size: images of somebody in a batch.
-        learning_rate: the highest.
-        weight_decay: of AdamW.
         nobody: images of nobody per image of somebody in an identity classifier's batch.
         seed: of the whole set of classifiers.
-        checkpoint_epochs: epochs between two checkpoints.
-        inferer: calls the network.
-        train_handlers: further Ignite handlers.
+        **options: further arguments of `NetworkTrainer`, max_epochs at least.
 
     Raises:
         TrainingError: there is nothing to train on, or the weights of another training are in the way.
@@ -208,15 +202,10 @@ class GuideTrainer(NetworkTrainer):
         network: Guide | GateClassifier,
         output_dir: str | os.PathLike[str],
         device: torch.device | str,
-        max_epochs: int,
         batch_size: int = 32,
-        learning_rate: float = 2e-3,
-        weight_decay: float = 0.05,
         nobody: float = 0.5,
         seed: int = 0,
-        checkpoint_epochs: int = 5,
-        inferer: Inferer | None = None,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         role = ROLES[name]
         own_seed = role_seed(name, seed)
@@ -243,13 +232,8 @@ class GuideTrainer(NetworkTrainer):
             {"nobody": nobody if role.identity else None, "batch_size": batch_size},
             output_dir,
             device,
-            max_epochs,
-            learning_rate,
-            weight_decay,
-            seed,
-            checkpoint_epochs,
-            inferer,
-            train_handlers,
+            seed=seed,
+            **options,
         )
         self.classifier = network
 

@@ -170,12 +170,12 @@ class NetworkTrainer(SupervisedTrainer):
         output_dir: str | os.PathLike[str],
         device: torch.device | str,
         max_epochs: int,
-        learning_rate: float,
-        weight_decay: float,
-        seed: int,
-        checkpoint_epochs: int,
-        inferer: Inferer | None,
-        train_handlers: Sequence[Any] | None,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.05,
+        seed: int = 0,
+        checkpoint_epochs: int = 5,
+        inferer: Inferer | None = None,
+        train_handlers: Sequence[Any] | None = None,
     ) -> None:
         network = network.to(memory_format=torch.channels_last).requires_grad_(True)
         network.to(device)

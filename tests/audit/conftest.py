@@ -75,7 +75,7 @@ def networks(hospital_data: ImageData, tmp_path_factory: pytest.TempPathFactory)
             torch.manual_seed(role_seed(name, 0))
             network = kind(1, side=32, widths=(16, 32, 48), dimension=32)
         dataset = hospital_data.dataset("train")
-        AuditTrainer(name, hospital_data, dataset, network, folder, "cpu", EPOCHS[name], batch_size=30).run()
+        AuditTrainer(name, hospital_data, dataset, network, folder, "cpu", 30, max_epochs=EPOCHS[name]).run()
     pairs = {name: load_weights(folder / "models" / f"{name}.pt") for name in kinds}
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A GAN that trains in milliseconds."""
+"""A GAN that trains in milliseconds, and the end of a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.data import Dataset
 
 from bundle.networks.stylegan2 import Discriminator, Generator
@@ -16,6 +17,23 @@ from bundle.training.augment import AdaptiveAugment
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer, balanced_loader
 
 NewTrainer = Callable[..., StyleGAN2Trainer]
+
+
+class Killed(Exception):
+    """What `KillAt` raises."""
+
+
+class KillAt:
+    """Ends a run the hard way at an iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), self._kill)
+
+    def _kill(self, engine: Engine) -> None:
+        raise Killed
 
 
 @pytest.fixture

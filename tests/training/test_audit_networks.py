@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
 
 from bundle.data import ImageData, open_dataset
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
@@ -23,6 +22,7 @@ from bundle.training.audit_networks import (
 )
 from bundle.training.handlers import CheckpointError
 from bundle.training.network_trainer import TrainingError
+from tests.training.conftest import KillAt, Killed
 
 
 @pytest.fixture
@@ -39,23 +39,6 @@ def small_network(name: str) -> ContrastiveEmbedding | SiameseVerifier:
 def make_trainer(name: str, data: ImageData, output_dir: Path, **options: Any) -> AuditTrainer:
     options = {"max_epochs": 2, "batch_size": 8, "checkpoint_epochs": 1, **options}
     return AuditTrainer(name, data, data.dataset("train"), small_network(name), output_dir, "cpu", **options)
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt:
-    """Ends a run the hard way at an iteration."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), self._kill)
-
-    def _kill(self, engine: Engine) -> None:
-        raise Killed
 
 
 @pytest.mark.parametrize("name", AUDIT_NETWORKS)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
@@ -36,6 +35,7 @@ from bundle.training.guides import (
 )
 from bundle.training.handlers import CheckpointError
 from bundle.training.network_trainer import TrainingError
+from tests.training.conftest import KillAt, Killed
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ["train"] * 6 + ["val"] * 6 + ["test"] * 6
@@ -69,23 +69,6 @@ def make_trainer(data: ImageData, output_dir: Path, name: str = "gate_identity",
     dataset = data.dataset(ROLES[name].splits)
     network = new_classifier(name, data, options.get("seed", 0))
     return GuideTrainer(name, data, dataset, network, output_dir, "cpu", **options)
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt:
-    """Ends a run the hard way at an iteration."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), self._kill)
-
-    def _kill(self, engine: Engine) -> None:
-        raise Killed
 
 
 @pytest.mark.parametrize("name", sorted(ROLES))
