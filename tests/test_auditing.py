@@ -133,14 +133,16 @@ def test_one_command_trains_judges_and_records(
     assert results["verdict"]["exit_code"] == UNUSABLE
     assert results["cohort"]["images"] == 6
     assert "THE FIGURES CANNOT BE USED" in (output_dir / "report.html").read_text(encoding="utf-8")
-    mlflow.set_tracking_uri(tracking_uri(output_dir))
-    (run,) = mlflow.search_runs(experiment_names=["audit"], output_format="list")
+    client = mlflow.MlflowClient(tracking_uri(output_dir))
+    experiment = client.get_experiment_by_name("audit")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.metrics["exit_code"] == UNUSABLE
     assert run.data.metrics["copy_rate/cohort"] == pytest.approx(
         results["privacy"][0]["figures"]["cohort"]["value"], abs=1e-3
     )
-    names = {artifact.path for artifact in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert names == {"report.html", "results.json"}
 
 

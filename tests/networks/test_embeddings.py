@@ -39,8 +39,7 @@ def test_points_lie_on_the_sphere_whatever_the_brightness() -> None:
 def test_verifier_compares_every_pair_as_its_formula_says() -> None:
     network = small(SiameseVerifier)
     assert isinstance(network, SiameseVerifier)
-    with torch.no_grad():
-        network.weight.normal_()
+    network.requires_grad_(False).weight.normal_()
     x, y = network(torch.rand(2, 1, 32, 32)), network(torch.rand(3, 1, 32, 32))
     logits = network.compare(x, y)
     for i in range(2):
