@@ -56,7 +56,8 @@ class Assessment:
         figures: of every measure, by the names of `bundle.audit.catalogue`.
         per_class: the same of those that have a meaning within a class, by class name, where labels are known.
         excess: one-sided 95 % lower bound of the cohort's copy rate less the test images'.
-        nearer: synthetic images that are more alike a training image than every test image is.
+        nearer: synthetic images that are more alike a training image than every test image is, by the embedding.
+        nearer_by_both: those of them of which the verifier, asked apart, names the same patient.
         threshold: correlation above which an image is a copy.
         quantiles: of the correlation with the nearest training image: 5, 25, 50, 75 and 95 %, by set.
     """
@@ -66,6 +67,7 @@ class Assessment:
     per_class: dict[str, Figures]
     excess: float
     nearer: int
+    nearer_by_both: int
     threshold: float
     quantiles: dict[str, list[float]]
 
@@ -99,12 +101,14 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
             members = {role: (values == label).nonzero()[:, 0] for role, values in known.items()}
             if len(members["cohort"]):
                 per_class[name] = _class_figures(distances, sides, members, threshold, seed)
+    nearer = sides["cohort"].alike > sides["test"].alike.max()
     return Assessment(
         controls=try_instrument(distances, sides, threshold, seed),
         figures=figures,
         per_class=per_class,
         excess=float(np.quantile(rates["cohort"] - rates["test"], 0.05)),
-        nearer=int((sides["cohort"].alike > sides["test"].alike.max()).sum()),
+        nearer=int(nearer.sum()),
+        nearer_by_both=int((nearer & sides["cohort"].agree(distances.real["train"].patients)).sum()),
         threshold=threshold,
         quantiles=_quantiles(distances, sides),
     )
@@ -166,10 +170,7 @@ def _reidentification(distances: Distances, sides: dict[str, Side]) -> Figures:
     return {
         "reidentified": {name: share(exceeds(side.verified, threshold), side.draws) for name, side in sides.items()},
         "reidentification_auc": auc,
-        "same_patient_named": {
-            name: share(patients[side.index] == patients[side.verified_index], side.draws)
-            for name, side in sides.items()
-        },
+        "same_patient_named": {name: share(side.agree(patients), side.draws) for name, side in sides.items()},
     }
 
 

@@ -85,10 +85,20 @@ def try_instrument(distances: Distances, sides: dict[str, Side], threshold: floa
     ]
     train = distances.real["train"].patients
     verifying = distances.read(f"{VERIFIER}_planted")
-    named = torch.stack([train[verifying[f"{name}_index"]] == patients for name in PLANTED_CHANGES], dim=1).double()
-    precision = figure(_mean(named), bootstrap(named, draws, _mean), named.numel())
-    title = "altered copies whose patient the verifier ranks first (precision at 1)"
-    return [*controls, Control("verifier_precision_at_1", title, precision, "", None)]
+    alone, named = [], []
+    for name in PLANTED_CHANGES:
+        by_embedding, by_verifier = (train[step[f"{name}_index"]] for step in (planted, verifying))
+        alone.append((planted[f"{name}_alike"] > sides["test"].alike.max()) & (by_embedding == by_verifier))
+        named.append(by_verifier == patients)
+    shown = {
+        "altered_alone": ("altered copies that would stop a release if they were the only one", alone),
+        "verifier_precision_at_1": ("altered copies whose patient the verifier ranks first (precision at 1)", named),
+    }
+    for key, (title, marks) in shown.items():
+        marked = torch.stack(marks, dim=1).double()
+        found_share = figure(_mean(marked), bootstrap(marked, draws, _mean), marked.numel())
+        controls.append(Control(key, title, found_share, "", None))
+    return controls
 
 
 def _lower_bound_of_false_alarms(distances: Distances, test: Side, seed: int) -> float:

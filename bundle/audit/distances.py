@@ -79,6 +79,10 @@ class Side:
     verified_index: Tensor
     draws: list[NDArray[np.int64]]
 
+    def agree(self, patients: Tensor) -> Tensor:
+        """Marks the images, [N], of which embedding and verifier name the same of the training images' patients."""
+        return patients[self.index] == patients[self.verified_index]
+
     def of(self, members: Tensor, patients: Tensor, seed: int) -> Side:
         """Returns the same of some members, with draws of their own.
 

@@ -188,7 +188,7 @@ class AuditEngine(Engine):
             "fidelity": _rows(FIDELITY, found.figures),
             "per_class": {name: _rows(MEASURES, figures) for name, figures in found.per_class.items()},
             "excess_of_copy_rate_lower_bound": round(found.excess, 4),
-            "images_nearer_than_every_test_image": found.nearer,
+            "images_nearer_than_every_test_image": {"embedding": found.nearer, "both": found.nearer_by_both},
             "pixel_copies": copies,
             "alikeness_quantiles": {name: [round(v, 3) for v in values] for name, values in found.quantiles.items()},
             "threshold": round(float(found.threshold), 3),
@@ -233,7 +233,7 @@ def _rows(measures: dict[str, Measure], figures: Figures) -> list[dict[str, Any]
 
 def _metrics(found: Assessment, verdict: Verdict) -> dict[str, float]:
     """Numbers for MLflow, named as in results.json."""
-    metrics = {"exit_code": float(verdict.code), "images_nearer_than_every_test_image": float(found.nearer)}
+    metrics = {"exit_code": float(verdict.code), "images_nearer_than_every_test_image": float(found.nearer_by_both)}
     for key, figures in found.figures.items():
         for column, value in figures.items():
             if not value.reason:

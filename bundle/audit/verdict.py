@@ -79,13 +79,14 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
             f"The copy rate, {rates['cohort'].value:.1%}, exceeds that of test images, {rates['test'].value:.1%} "
             f"(one-sided 95 %: by at least {100 * found.excess:.1f} points)."
         )
-    if found.nearer:
+    if found.nearer_by_both:
         titles.append("NOT TO BE RELEASED AS IT IS: some images are nearer to a patient than any stranger is")
         chance = n_cohort / (n_cohort + n_test)
         reasons.append(
-            f"{found.nearer} of {n_cohort} images are nearer to a training patient than every test image is. (Were the "
-            f"cohort but more test images, the nearest of all would be among its {n_cohort} with a chance of "
-            f"{chance:.0%}.) private/nearest.csv names them: look at them, and take them out."
+            f"{found.nearer_by_both} of {n_cohort} images are nearer to a training patient than every test image is, "
+            "and embedding and verifier name the same patient. (Were the cohort but more test images, the nearest of "
+            f"all would be among its {n_cohort} with a chance of {chance:.0%}, by the embedding alone.) "
+            "private/nearest.csv names them: look at them, and take them out."
         )
     if failed:
         # An instrument that finds too little says nothing by finding nothing; copies pixel for pixel need none.
@@ -99,6 +100,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
         return Verdict(COPIES, titles[0], tuple(reasons))
     word = (
         f"The copy rate, {rates['cohort'].value:.1%}, does not exceed that of test images, {rates['test'].value:.1%}, "
-        "by more than chance; no image is nearer to a training patient than every test image is; all controls were met."
+        "by more than chance; no image is nearer to a training patient than every test image is, by embedding and "
+        "verifier; all controls were met."
     )
     return Verdict(PASSED, "NO SIGN OF COPIES by these measures", (word,))

@@ -22,7 +22,8 @@ GOOD = Assessment(
     figures={"copy_rate": RATES},
     per_class={},
     excess=-0.02,
-    nearer=0,
+    nearer=3,  # by the embedding alone
+    nearer_by_both=0,
     threshold=0.9,
     quantiles={},
 )
@@ -44,7 +45,11 @@ def test_nothing_found_is_no_sign_and_no_proof() -> None:
             NONE,
             "exceeds that of test images, 5.0% (one-sided 95 %: by at least 1.1",
         ),
-        (replace(GOOD, nearer=2), NONE, "2 of 100 images are nearer to a training patient than every test image is"),
+        (
+            replace(GOOD, nearer_by_both=2),
+            NONE,
+            "2 of 100 images are nearer to a training patient than every test image is",
+        ),
         (GOOD, {**NONE, "val": 1}, "1 of 100 images are, pixel for pixel, images of dataset_dir (1 of val)"),
     ],
 )
@@ -56,12 +61,12 @@ def test_each_sign_alone_stops_the_release(found: Assessment, copies: dict[str, 
 
 
 def test_chance_of_the_nearest_image_is_told() -> None:
-    assert "chance of 30%" in verdict_of(replace(GOOD, nearer=1), NONE, 100, 230).reasons[0]
+    assert "chance of 30%" in verdict_of(replace(GOOD, nearer_by_both=1), NONE, 100, 230).reasons[0]
 
 
 def test_failed_control_comes_before_all_findings() -> None:
     failed = Control("planted_exact", "exact copies, found", Figure(0.5, 0.4, 0.6, 400), "at least 95%", False)
-    found = replace(GOOD, controls=[failed, *GOOD.controls], nearer=1)
+    found = replace(GOOD, controls=[failed, *GOOD.controls], nearer_by_both=1)
     verdict = verdict_of(found, NONE, 100, 230)
     assert verdict.code == UNUSABLE
     assert verdict.reasons[0] == "Control failed: exact copies, found: 50.0%, required at least 95%."
