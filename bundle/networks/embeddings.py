@@ -21,6 +21,8 @@ from bundle.networks.weights import register_network
 __all__ = ["ContrastiveEmbedding", "SiameseVerifier"]
 
 WIDTHS = (32, 64, 96, 128, 192)
+# Images that are compared with a gallery at a time.
+ROWS = 64
 
 
 class _PlainTrunk(nn.Module):
@@ -72,8 +74,12 @@ class _PlainTrunk(nn.Module):
         """
         device = self.projection.weight.device
         gallery = gallery.to(device)
-        found = [self.compare(block.to(device), gallery).max(dim=1) for block in x.split(64)]
-        return torch.cat([block.values.cpu() for block in found]), torch.cat([block.indices.cpu() for block in found])
+        # Filled in place: small results between large temporary blocks would keep the blocks from being used again.
+        alike, index = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
+        for start in range(0, len(x), ROWS):
+            found = self.compare(x[start : start + ROWS].to(device), gallery).max(dim=1)
+            alike[start : start + ROWS], index[start : start + ROWS] = found.values, found.indices
+        return alike, index
 
 
 @register_network
