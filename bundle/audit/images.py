@@ -147,7 +147,7 @@ def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: str | os.PathLi
         )
     problems = [entry for entry in found if isinstance(entry, Problem)]
     if problems:
-        raise DataError(problems)
+        raise DataError(problems, f"of {len(records)} images of the cohort")
     good = [entry for entry in found if not isinstance(entry, Problem)]
     sides = [max(size) for size, _ in good]
     return Cohort(

@@ -36,6 +36,7 @@ class DataError(ValueError):
 
     Args:
         problems: one or more problems; or a plain message when there is nothing to list.
+        all_of_them: where problems beyond the first `shown` can be read.
 
     Attributes:
         problems: the problems, empty for a plain message.
@@ -43,7 +44,11 @@ class DataError(ValueError):
 
     shown = 20
 
-    def __init__(self, problems: Problem | Sequence[Problem] | str) -> None:
+    def __init__(
+        self,
+        problems: Problem | Sequence[Problem] | str,
+        all_of_them: str = "the run id check_data of configs/check_data.json lists them all",
+    ) -> None:
         if isinstance(problems, Problem):
             problems = [problems]
         if isinstance(problems, str):
@@ -53,8 +58,5 @@ class DataError(ValueError):
         self.problems = sorted(problems)
         lines = [str(problem) for problem in self.problems[: self.shown]]
         if len(self.problems) > self.shown:
-            lines.append(
-                f"... and {len(self.problems) - self.shown} more; the run id check_data of configs/check_data.json "
-                "lists them all."
-            )
+            lines.append(f"... and {len(self.problems) - self.shown} more; {all_of_them}.")
         super().__init__("\n".join(lines) if len(lines) == 1 else "\n".join(["The data cannot be used:", *lines]))
