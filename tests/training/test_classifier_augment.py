@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.training.classifier_augment import (
+    AUDIT_CHANGES,
     GATE_CHANGES,
     GUIDE_CHANGES,
+    augment_for_audit,
     augment_for_gate,
     augment_for_guide,
     mix_patients,
 )
 
 
-@pytest.mark.parametrize("augment", [augment_for_guide, augment_for_gate])
+@pytest.mark.parametrize("augment", [augment_for_guide, augment_for_gate, augment_for_audit])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_changed_images_stay_in_range_and_depend_on_the_seed_alone(
     augment: Callable[[Tensor], Tensor], channels: int
@@ -36,6 +39,14 @@ def test_changed_images_stay_in_range_and_depend_on_the_seed_alone(
 
 def test_guides_and_gate_train_on_different_changes() -> None:
     assert set(GUIDE_CHANGES) & set(GATE_CHANGES) == {"mirror", "rotation", "shift", "scale"}
+
+
+def test_the_audit_trains_on_every_planted_change_but_one_family_and_at_other_strengths() -> None:
+    for other in (GUIDE_CHANGES, GATE_CHANGES):
+        same = {name for name in AUDIT_CHANGES.keys() & other.keys() if AUDIT_CHANGES[name] == other[name]}
+        assert same < {"mirror", "rotation", "contrast", "gamma"}
+    assert not any("jpeg" in name.casefold() for name in AUDIT_CHANGES)
+    assert any("JPEG" in name for name in PLANTED_CHANGES)
 
 
 def test_guides_see_half_of_the_images_with_fewer_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
