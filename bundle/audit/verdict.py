@@ -81,12 +81,12 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
         )
     if found.nearer_by_both:
         titles.append("NOT TO BE RELEASED AS IT IS: some images are nearer to a patient than any stranger is")
-        chance = n_cohort / (n_cohort + n_test)
+        # The rank of one more stranger among n_test + 1 is even: it comes first once in so many times.
+        expected = n_cohort / (n_test + 1)
         reasons.append(
             f"{found.nearer_by_both} of {n_cohort} images are nearer to a training patient than every test image is, "
-            "and embedding and verifier name the same patient. (Were the cohort but more test images, the nearest of "
-            f"all would be among its {n_cohort} with a chance of {chance:.0%}, by the embedding alone.) "
-            "private/nearest.csv names them: look at them, and take them out."
+            f"and embedding and verifier name the same patient. (Of {n_cohort} strangers, {expected:.1f} would be "
+            "expected nearer, by the embedding alone.) private/nearest.csv names them: look at them, and take them out."
         )
     if failed:
         # An instrument that finds too little says nothing by finding nothing; copies pixel for pixel need none.

@@ -60,8 +60,9 @@ def test_each_sign_alone_stops_the_release(found: Assessment, copies: dict[str, 
     assert words in verdict.reasons[0]
 
 
-def test_chance_of_the_nearest_image_is_told() -> None:
-    assert "chance of 30%" in verdict_of(replace(GOOD, nearer_by_both=1), NONE, 100, 230).reasons[0]
+def test_what_chance_alone_would_do_is_told() -> None:
+    words = verdict_of(replace(GOOD, nearer_by_both=1), NONE, 460, 229).reasons[0]
+    assert "Of 460 strangers, 2.0 would be expected nearer" in words
 
 
 def test_failed_control_comes_before_all_findings() -> None:
