@@ -22,7 +22,7 @@ from bundle.training.network_trainer import role_seed
 
 SPLITS = ["train"] * 60 + ["val"] * 60 + ["test"] * 60
 # As in a hospital's files: nothing of these may be read in a report.
-EPOCHS = {"audit_embedding": 700, "audit_verifier": 300}
+EPOCHS = {"audit_embedding": 1200, "audit_verifier": 300}
 SURNAME = "Zwingenberger"
 
 Networks = tuple[dict[str, torch.nn.Module], dict[str, dict[str, Any]]]
@@ -70,12 +70,17 @@ def networks(hospital_data: ImageData, tmp_path_factory: pytest.TempPathFactory)
         "audit_embedding": ContrastiveEmbedding,
         "audit_verifier": SiameseVerifier,
     }
-    for name, kind in kinds.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(role_seed(name, 0))
-            network = kind(1, side=32, widths=(16, 32, 48), dimension=32)
-        dataset = hospital_data.dataset("train")
-        AuditTrainer(name, hospital_data, dataset, network, folder, "cpu", 30, max_epochs=EPOCHS[name]).run()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same networks on machines of any number of cores
+    try:
+        for name, kind in kinds.items():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(role_seed(name, 0))
+                network = kind(1, side=32, widths=(16, 32, 48), dimension=32)
+            dataset = hospital_data.dataset("train")
+            AuditTrainer(name, hospital_data, dataset, network, folder, "cpu", 30, max_epochs=EPOCHS[name]).run()
+    finally:
+        torch.set_num_threads(threads)
     pairs = {name: load_weights(folder / "models" / f"{name}.pt") for name in kinds}
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
