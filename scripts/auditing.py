@@ -18,8 +18,9 @@ from torch import nn
 from bundle.audit.engine import AuditEngine
 from bundle.audit.images import LEAST_SIDE, Cohort
 from bundle.data import ImageData, open_dataset
+from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.networks.weights import WeightsError, load_weights, read_info
-from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST, SPLITS, AuditTrainer
+from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST, AuditTrainer
 from scripts.generation import splits_home
 
 __all__ = ["audit", "audit_networks", "default_audit_dir", "open_audit_data", "train_audit"]
@@ -103,7 +104,9 @@ def audit_networks(
         return _load(Path(models_dir), device)
     config = Path(bundle_root) / "configs" / "train_audit.json"
     options = ConfigParser.load_config_file(config)
-    text = json.dumps([data.content_sha256(SPLITS), data.split_sha256, {n: options[n] for n in TRAINING_OPTIONS}])
+    text = json.dumps(
+        [data.content_sha256(IDENTITY_SPLITS), data.split_sha256, {n: options[n] for n in TRAINING_OPTIONS}]
+    )
     home = Path(bundle_root) / "output" / "audit_networks" / hashlib.sha256(text.encode()).hexdigest()[:16]
     if _misfit(home / "models", data) is not None:
         print(
@@ -158,7 +161,7 @@ def _misfit(folder: Path, data: ImageData) -> str | None:
             if info[key] != mine:
                 return f"{name} is for another {key}"
         seen = set(info["seen"])
-        missing = sum(digest[:DIGEST] not in seen for digest in data.digests(SPLITS))
+        missing = sum(digest[:DIGEST] not in seen for digest in data.digests(IDENTITY_SPLITS))
         known = sum(digest[:DIGEST] in seen for digest in data.digests(("val", "test")))
         if known:
             return f"{name} was trained on {known} of the val and test images"

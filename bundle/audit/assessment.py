@@ -29,7 +29,7 @@ from bundle.audit.measures import (
     true_positive_rate,
     variety,
 )
-from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, half_samples, patient_draws, share
+from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, half_samples, mean, patient_draws, share
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.distribution import frechet_distance, kid
 
@@ -93,7 +93,7 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
         "variety": _variety(distances, seed),
     }
     copies = {name: exceeds(sides[name].alike, threshold).double() for name in ("cohort", "test")}
-    rates = {name: bootstrap(marked, sides[name].draws, _mean) for name, marked in copies.items()}
+    rates = {name: bootstrap(marked, sides[name].draws, mean) for name, marked in copies.items()}
     per_class = {}
     if labels is not None and len(class_names) > 1:
         for label, name in enumerate(class_names):
@@ -103,7 +103,7 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
                 per_class[name] = _class_figures(distances, sides, members, threshold, seed)
     nearer = sides["cohort"].alike > sides["test"].alike.max()
     return Assessment(
-        controls=try_instrument(distances, sides, threshold, seed),
+        controls=try_instrument(distances, sides["test"], figures["copy_rate"], threshold, seed),
         figures=figures,
         per_class=per_class,
         excess=float(np.quantile(rates["cohort"] - rates["test"], 0.05)),
@@ -112,10 +112,6 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
         threshold=threshold,
         quantiles=_quantiles(distances, sides),
     )
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.mean())
 
 
 def _percentile(values: Tensor, side: Side) -> Figure:
@@ -140,7 +136,7 @@ def _of_images(sides: dict[str, Side], threshold: float) -> Figures:
             for name, side in sides.items()
         },
         "mml": {
-            name: figure(_mean(side.lpips), bootstrap(side.lpips, side.draws, _mean), len(side.lpips))
+            name: figure(mean(side.lpips), bootstrap(side.lpips, side.draws, mean), len(side.lpips))
             for name, side in sides.items()
         },
         "lpips_p5": {name: _percentile(side.lpips, side) for name, side in sides.items()},
@@ -273,7 +269,7 @@ def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor]
                 kid(images, reference),
                 frechet_distance(images, reference),
                 *precision_recall(reference, images),
-                _mean(exceeds(among, threshold).double()),
+                mean(exceeds(among, threshold).double()),
             )
             for name, value in zip(names, found, strict=True):
                 values[name][column].append(value)

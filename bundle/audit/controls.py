@@ -11,7 +11,7 @@ import torch
 
 from bundle.audit.distances import EMBEDDING, VERIFIER, Distances, Side
 from bundle.audit.measures import exceeds
-from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, patient_draws, share
+from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, mean, patient_draws, share
 from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
 
 __all__ = ["ALTERED_FOUND", "EXACT_FOUND", "Control", "try_instrument"]
@@ -41,7 +41,9 @@ class Control:
     passed: bool | None
 
 
-def try_instrument(distances: Distances, sides: dict[str, Side], threshold: float, seed: int) -> list[Control]:
+def try_instrument(
+    distances: Distances, test: Side, rates: dict[str, Figure], threshold: float, seed: int
+) -> list[Control]:
     """Seeks planted copies of training images, exact and altered, and takes real images for cohorts.
 
     Test images must not count as copies above the set rate. Theirs is a sample's rate, by a threshold that comes from
@@ -49,7 +51,8 @@ def try_instrument(distances: Distances, sides: dict[str, Side], threshold: floa
 
     Args:
         distances: all steps of it have been run.
-        sides: ``test`` and ``training`` images as cohorts.
+        test: the test images as a cohort.
+        rates: copy rates of ``test`` and ``training`` images as cohorts.
         threshold: of a copy.
         seed: of the draws.
 
@@ -62,12 +65,11 @@ def try_instrument(distances: Distances, sides: dict[str, Side], threshold: floa
     found = {name: exceeds(planted[f"{name}_alike"], threshold) for name in ("exact", *PLANTED_CHANGES)}
     exact = share(found["exact"], draws)
     every = torch.stack([found[name] for name in PLANTED_CHANGES], dim=1).double()
-    altered = figure(_mean(every), bootstrap(every, draws, _mean), every.numel())
-    strangers = share(exceeds(sides["test"].alike, threshold), sides["test"].draws)
-    everyone = share(exceeds(sides["training"].alike, threshold), sides["training"].draws)
+    altered = figure(mean(every), bootstrap(every, draws, mean), every.numel())
+    strangers, everyone = rates["test"], rates["training"]
     exact_needed, altered_needed = f"at least {EXACT_FOUND:.0%}", f"at least {ALTERED_FOUND:.0%}"
     not_above = f"the set rate, {SET_RATE:.0%}: not above it by more than chance (one-sided 95 %)"
-    lower = _lower_bound_of_false_alarms(distances, sides["test"], seed)
+    lower = _lower_bound_of_false_alarms(distances, test, seed)
     controls = [
         Control("planted_exact", "exact copies, found", exact, exact_needed, exact.value >= EXACT_FOUND),
         Control("planted_altered", "altered copies, found", altered, altered_needed, altered.value >= ALTERED_FOUND),
@@ -88,7 +90,7 @@ def try_instrument(distances: Distances, sides: dict[str, Side], threshold: floa
     alone, named = [], []
     for name in PLANTED_CHANGES:
         by_embedding, by_verifier = (train[step[f"{name}_index"]] for step in (planted, verifying))
-        alone.append((planted[f"{name}_alike"] > sides["test"].alike.max()) & (by_embedding == by_verifier))
+        alone.append((planted[f"{name}_alike"] > test.alike.max()) & (by_embedding == by_verifier))
         named.append(by_verifier == patients)
     shown = {
         "altered_alone": ("altered copies that would stop a release if they were the only one", alone),
@@ -96,7 +98,7 @@ def try_instrument(distances: Distances, sides: dict[str, Side], threshold: floa
     }
     for key, (title, marks) in shown.items():
         marked = torch.stack(marks, dim=1).double()
-        found_share = figure(_mean(marked), bootstrap(marked, draws, _mean), marked.numel())
+        found_share = figure(mean(marked), bootstrap(marked, draws, mean), marked.numel())
         controls.append(Control(key, title, found_share, "", None))
     return controls
 
@@ -106,11 +108,7 @@ def _lower_bound_of_false_alarms(distances: Distances, test: Side, seed: int) ->
     val_draws = patient_draws(distances.real["val"].patients, DRAWS, seed)
     thresholds = bootstrap(val, val_draws, copy_threshold)
     rates = [
-        _mean(exceeds(test.alike[torch.from_numpy(draw)], threshold).double())
+        mean(exceeds(test.alike[torch.from_numpy(draw)], threshold).double())
         for draw, threshold in zip(test.draws, thresholds, strict=True)
     ]
     return float(np.quantile(rates, 0.05))
-
-
-def _mean(values: torch.Tensor) -> float:
-    return float(values.mean())

@@ -170,6 +170,13 @@ class Distances:
         for number, block in enumerate(self.order.split(BLOCK)):
             yield block, self.read(f"lpips_cohort_{number:04d}")
 
+    def lpips_to_train(self) -> Tensor:
+        """Returns LPIPS [N] from each synthetic image to the nearest training image."""
+        lpips = torch.empty(len(self.cohort))
+        for block, found in self.blocks():
+            lpips[block] = found["to_train"]
+        return lpips
+
     def sides(self, seed: int) -> dict[str, Side]:
         """Returns the cohort, the test images, and as many training images, drawn with replacement, as cohorts.
 
@@ -178,27 +185,28 @@ class Distances:
         """
         train, test = self.real["train"], self.real["test"]
         points, verifier = self.read(EMBEDDING), self.read(VERIFIER)
-        lpips = torch.empty(len(self.cohort))
-        for block, found in self.blocks():
-            lpips[block] = found["to_train"]
+        lpips = self.lpips_to_train()
         drawn = torch.from_numpy(np.random.default_rng(seed).integers(len(train.pixels), size=len(test.pixels)))
         sets = {
-            "cohort": (points["cohort"], verifier["cohort"], lpips, torch.arange(len(lpips))),
-            "test": (points["test"], verifier["test"], self.read("lpips_real")["test_to_train"], test.patients),
-            # Each is its own nearest training image.
+            "cohort": (points["cohort"], _found(verifier, "cohort"), lpips, torch.arange(len(lpips))),
+            "test": (
+                points["test"],
+                _found(verifier, "test"),
+                self.read("lpips_real")["test_to_train"],
+                test.patients,
+            ),
             "training": (
                 points["train"][drawn],
-                verifier["train"][drawn],
-                torch.zeros(len(drawn)),
+                self._network(VERIFIER).nearest(verifier["train"][drawn], verifier["train"]),
+                torch.zeros(len(drawn)),  # each is its own nearest training image
                 train.patients[drawn],
             ),
         }
         sides = {}
-        for number, (name, (at, features, near, patients)) in enumerate(sets.items()):
+        for number, (name, (at, verified, near, patients)) in enumerate(sets.items()):
             first, second, index = nearest_two(1.0 - at @ points["train"].T, train.patients)
-            verified, verified_index = self._network(VERIFIER).nearest(features, verifier["train"])
             draws = patient_draws(patients, DRAWS, seed + number)
-            sides[name] = Side(1.0 - first, first, second, index, near, verified, verified_index, draws)
+            sides[name] = Side(1.0 - first, first, second, index, near, *verified, draws)
         return sides
 
     def _network(self, name: str) -> ContrastiveEmbedding | SiameseVerifier:
@@ -280,3 +288,8 @@ class Distances:
             "from_train": columns[:n_train],
             "from_test": columns[n_train:],
         }
+
+
+def _found(points: Tensors, role: str) -> tuple[Tensor, Tensor]:
+    """How alike each image of a role is to the training image that it is most alike, and which one that is."""
+    return points[f"{role}_alike"], points[f"{role}_index"]

@@ -25,6 +25,7 @@ from bundle.audit.images import Cohort, RealImages, choose_preprocessing, read_p
 from bundle.audit.report import write_private, write_report
 from bundle.audit.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
+from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.files import sha256_file, write_json
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
@@ -36,7 +37,7 @@ __all__ = ["AuditEngine", "AuditProgress"]
 FORMAT = 1
 # CPU-milliseconds of the conclusion, for the bar.
 CONCLUSION_MS = 30_000.0
-ROLES = {"train": ("train", "extra"), "val": ("val",), "test": ("test",)}
+ROLES = {"train": IDENTITY_SPLITS, "val": ("val",), "test": ("test",)}
 
 
 class AuditProgress:

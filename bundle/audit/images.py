@@ -21,7 +21,7 @@ from tqdm import tqdm
 from bundle.data import ImageData, Modality, image_transform
 from bundle.data.errors import DataError, Problem
 from bundle.data.layouts import LAYOUTS, find_images, read_folder
-from bundle.data.readers import ReadError, decode
+from bundle.data.readers import ReadError, decode, pixel_sha256
 from bundle.data.records import Record
 from bundle.figures import from_uint8, to_uint8
 
@@ -36,6 +36,8 @@ PREPROCESSING = ("auto", "applied", "none")
 
 # Values of a colour image whose channels differ by no more than this, as JPEG makes of grey ones, show no colour.
 GREY = 0.03
+# Images of each side that are compared to settle the preprocessing.
+SAMPLE = 200
 # Each thread holds a decoded radiograph, some hundred megabytes at full size.
 THREADS = 8
 
@@ -190,7 +192,6 @@ def choose_preprocessing(
     data: ImageData,
     chosen: str,
     distance: Callable[[Tensor, Tensor], float],
-    sample: int = 200,
 ) -> tuple[Modality, str]:
     """Settles how a cohort's images are brought to what the networks see.
 
@@ -200,7 +201,6 @@ def choose_preprocessing(
         chosen: one of `PREPROCESSING`; "auto" believes the manifest, and else looks whether the images, as they are,
             are more like training images as the networks see them or as they lie in their files.
         distance: between two sets of images [N, C, H, W] in [-1, 1].
-        sample: images of each side that are compared.
 
     Returns:
         The preset for the cohort's images, and how it was settled, in words.
@@ -215,7 +215,7 @@ def choose_preprocessing(
         return plain, "as the cohort's manifest says"
 
     def read(records: Sequence[Record], preset: Modality) -> Tensor:
-        paths = [record.image for record in records[:: max(1, len(records) // sample)]][:sample]
+        paths = [record.image for record in records[:: max(1, len(records) // SAMPLE)]][:SAMPLE]
         return from_uint8(read_pixels(paths, preset, data.resolution, "a sample"))
 
     images, train = read(cohort.records, plain), data.records("train")
@@ -249,8 +249,7 @@ def _inspect(record: Record, channels: int) -> tuple[tuple[int, int], str] | Pro
     if colour != (channels == 3):
         message = "in colour, where the real images are grey" if colour else "grey, where the real images are in colour"
         return Problem(record.name, "other channels", message, "Name the modality of these images, or convert them")
-    image = image[:channels]
-    return (height, width), hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+    return (height, width), pixel_sha256(image[:channels])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -61,9 +61,7 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
     records = distances.real["train"].records
     alike, index = points["cohort_alike"], points["cohort_index"]
     threshold, highest = copy_threshold(points["val_alike"]), points["test_alike"].max()
-    lpips = torch.empty(len(alike))
-    for block, found in distances.blocks():
-        lpips[block] = found["to_train"]
+    lpips = distances.lpips_to_train()
     order = alike.argsort(descending=True, stable=True).tolist()
     with (
         atomic_write(folder / "nearest.csv") as temporary,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-__all__ = ["DRAWS", "LEVEL", "Figure", "bootstrap", "figure", "half_samples", "patient_draws", "share"]
+__all__ = ["DRAWS", "LEVEL", "Figure", "bootstrap", "figure", "half_samples", "mean", "patient_draws", "share"]
 
 #: Of the two-sided intervals.
 LEVEL = 0.95
@@ -83,6 +83,11 @@ def bootstrap(
     return np.array([statistic(values[torch.from_numpy(draw)]) for draw in draws])
 
 
+def mean(values: Tensor) -> float:
+    """Returns the mean of values [...], the statistic of most figures."""
+    return float(values.mean())
+
+
 def figure(value: float, replicates: NDArray[np.float64], n: int) -> Figure:
     """Puts a figure together with the percentile interval of its replicates."""
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -94,9 +99,9 @@ def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Figure:
 
     Where none or all are, every draw says the same: the interval then is the exact binomial one (Clopper and Pearson).
     """
-    value = float(marked.double().mean())
+    value = mean(marked.double())
     if 0 < value < 1:
-        return figure(value, bootstrap(marked.double(), draws, lambda drawn: float(drawn.mean())), len(marked))
+        return figure(value, bootstrap(marked.double(), draws, mean), len(marked))
     exact = binomtest(int(marked.sum()), len(marked)).proportion_ci(LEVEL, method="exact")
     return Figure(value, float(exact.low), float(exact.high), len(marked))
 

@@ -58,46 +58,45 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
         n_test: test images.
     """
     failed = [control for control in found.controls if control.passed is False]
-    reasons = []
-    titles = []
+    findings: list[tuple[str, str]] = []
     identical = sum(copies.values())
     if identical:
-        titles.append("NOT TO BE RELEASED: the cohort holds real images")
         where = ", ".join(f"{count} of {role}" for role, count in copies.items() if count)
-        reasons.append(
+        given = "real images were given as" if 2 * identical >= n_cohort else "there are real images in"
+        words = (
             f"{identical} of {n_cohort} images are, pixel for pixel, images of dataset_dir ({where}): "
-            + (
-                "real images were given as the cohort."
-                if 2 * identical >= n_cohort
-                else "there are real images in the cohort."
-            )
+            f"{given} the cohort."
         )
+        findings.append(("NOT TO BE RELEASED: the cohort holds real images", words))
     rates = found.figures["copy_rate"]
     if found.excess > 0:
-        titles.append("NOT TO BE RELEASED: the cohort copies training images more often than chance does")
-        reasons.append(
+        words = (
             f"The copy rate, {rates['cohort'].value:.1%}, exceeds that of test images, {rates['test'].value:.1%} "
             f"(one-sided 95 %: by at least {100 * found.excess:.1f} points)."
         )
+        findings.append(("NOT TO BE RELEASED: the cohort copies training images more often than chance does", words))
     if found.nearer_by_both:
-        titles.append("NOT TO BE RELEASED AS IT IS: some images are nearer to a patient than any stranger is")
         # The rank of one more stranger among n_test + 1 is even: it comes first once in so many times.
         expected = n_cohort / (n_test + 1)
-        reasons.append(
+        words = (
             f"{found.nearer_by_both} of {n_cohort} images are nearer to a training patient than every test image is, "
             f"and embedding and verifier name the same patient. (Of {n_cohort} strangers, {expected:.1f} would be "
             "expected nearer, by the embedding alone.) private/nearest.csv names them: look at them, and take them out."
         )
+        findings.append(
+            ("NOT TO BE RELEASED AS IT IS: some images are nearer to a patient than any stranger is", words)
+        )
+    reasons = tuple(reason for _, reason in findings)
     if failed:
         # An instrument that finds too little says nothing by finding nothing; copies pixel for pixel need none.
-        words = [
+        failures = [
             f"Control failed: {control.title}: {control.figure.value:.1%}, required {control.required}."
             for control in failed
         ]
         title = "THE FIGURES CANNOT BE USED: the instrument failed its own trial"
-        return Verdict(UNUSABLE, title, (*words, *reasons))
+        return Verdict(UNUSABLE, title, (*failures, *reasons))
     if reasons:
-        return Verdict(COPIES, titles[0], tuple(reasons))
+        return Verdict(COPIES, findings[0][0], reasons)
     word = (
         f"The copy rate, {rates['cohort'].value:.1%}, does not exceed that of test images, {rates['test'].value:.1%}, "
         "by more than chance; no image is nearer to a training patient than every test image is, by embedding and "

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from bundle.data.errors import DataError, Problem
 from bundle.data.layouts import Folder, find_images, read_folder
 from bundle.data.modality import Modality, get_modality
-from bundle.data.readers import ReadError, decode
+from bundle.data.readers import ReadError, decode, pixel_sha256
 from bundle.data.records import Record
 from bundle.data.splits import propose_splits
 from bundle.files import write_json
@@ -79,8 +78,7 @@ def _inspect(path: Path, channels: int) -> _Inspection:
         image = decode(path, channels)
     except ReadError as error:
         return _Inspection(size, mtime_ns, kind=error.kind, message=error.message, cure=error.cure)
-    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-    return _Inspection(size, mtime_ns, digest=digest)
+    return _Inspection(size, mtime_ns, digest=pixel_sha256(image))
 
 
 def _read_cache(cache_file: Path, channels: int) -> dict[str, _Inspection]:

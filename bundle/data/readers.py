@@ -8,6 +8,7 @@ orientation nor the VOI window; :class:`UprightReader` takes their place in ``Lo
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "dicom_patient_id",
     "image_suffix",
     "is_dicom",
+    "pixel_sha256",
 ]
 
 #: File endings that are read, and the format each one promises.
@@ -252,6 +254,11 @@ def _robust_scale(values: NDArray[np.float64], mask: NDArray[np.bool_] | None = 
     if high <= low:
         raise ReadError("blank", f"all but a few pixels have the value {low:g}", "Remove it")
     return (values - low) / (high - low)
+
+
+def pixel_sha256(image: NDArray[np.float32]) -> str:
+    """Returns the SHA-256 of a decoded image's shape and pixels: the same however its file is called or coded."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def decode(path: str | Path, channels: int) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from bundle.data import ImageData
+from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
@@ -32,8 +33,6 @@ AUDIT_NETWORKS: dict[str, type[ContrastiveEmbedding] | type[SiameseVerifier]] = 
     "audit_verifier": SiameseVerifier,
 }
 
-#: Splits whose images the networks see: all that the GAN saw, so that they know what a copy would be a copy of.
-SPLITS = ("train", "extra")
 TEMPERATURE = 0.07
 # Stream of random numbers that each batch has of its own.
 ORDER = 0
@@ -167,7 +166,7 @@ class AuditTrainer(NetworkTrainer):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        patients = [data.identity(record) for record in data.records(SPLITS)]
+        patients = [data.identity(record) for record in data.records(IDENTITY_SPLITS)]
         sampler = PairSampler(patients, batch_size, role_seed(name, seed))
         super().__init__(
             name,
@@ -178,7 +177,7 @@ class AuditTrainer(NetworkTrainer):
             network,
             PairBatch(network.side),
             self._loss(network),
-            {"batch_size": batch_size, "content_sha256": data.content_sha256(SPLITS)},
+            {"batch_size": batch_size, "content_sha256": data.content_sha256(IDENTITY_SPLITS)},
             output_dir,
             device,
             seed=seed,
@@ -188,7 +187,7 @@ class AuditTrainer(NetworkTrainer):
 
     def measure(self) -> dict[str, Any]:
         """Returns how well copies of training images are told from held-out ones, and what the network saw."""
-        known, _, _ = self.data.tensors(SPLITS)
+        known, _, _ = self.data.tensors(IDENTITY_SPLITS)
         val, test = (self.data.tensors(split)[0] for split in ("val", "test"))
         gallery = predict(self.network, known)
 
@@ -205,7 +204,7 @@ class AuditTrainer(NetworkTrainer):
             },
             "test_above": float((nearest(test) > threshold).double().mean()),
         }
-        seen = sorted(digest[:DIGEST] for digest in self.data.digests(SPLITS))
+        seen = sorted(digest[:DIGEST] for digest in self.data.digests(IDENTITY_SPLITS))
         return {"scores": scores, "seen": seen}
 
     def accuracy(self, output: dict[str, Any]) -> float:

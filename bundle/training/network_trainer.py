@@ -215,7 +215,6 @@ class NetworkTrainer(SupervisedTrainer):
         self.weights_path = Path(output_dir) / "models" / f"{name}.pt"
         self.settings: dict[str, Any] = {
             "max_epochs": max_epochs,
-            "batch_size": sampler.batch_size,
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "seed": seed,
