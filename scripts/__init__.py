@@ -14,6 +14,7 @@ from bundle.gate.gate import Gate as Gate
 from bundle.latent.pairs import PairBlocks as PairBlocks
 from bundle.latent.prior import LatentPrior as LatentPrior
 from bundle.latent.sampling import labelled_latents as labelled_latents
+from bundle.networks.latent_guides import new_latent_guide as new_latent_guide
 from bundle.networks.model_set import load_models as load_models
 from bundle.networks.projected import ProjectedDiscriminator as ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator as Discriminator
@@ -33,6 +34,7 @@ from bundle.training.handlers import TrainingCheckpoint as TrainingCheckpoint
 from bundle.training.info import weights_info as weights_info
 from bundle.training.init_from import default_resolution as default_resolution
 from bundle.training.init_from import initialise_gan as initialise_gan
+from bundle.training.latent_guides import LatentGuideTrainer as LatentGuideTrainer
 from bundle.training.network_trainer import AutocastInferer as AutocastInferer
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer as StyleGAN2Trainer
 from bundle.training.stylegan2_trainer import balanced_loader as balanced_loader
@@ -44,14 +46,20 @@ from scripts.auditing import default_audit_dir as default_audit_dir
 from scripts.auditing import open_audit_data as open_audit_data
 from scripts.auditing import train_audit as train_audit
 from scripts.generation import GenerationProgress as GenerationProgress
+from scripts.generation import default_guides as default_guides
 from scripts.generation import default_output_dir as default_output_dir
 from scripts.generation import generate as generate
+from scripts.generation import generation_networks as generation_networks
 from scripts.generation import generation_settings as generation_settings
+from scripts.generation import join_processes as join_processes
 from scripts.generation import open_training_data as open_training_data
 from scripts.generation import plan_ledger as plan_ledger
 from scripts.generation import prepare_pairs as prepare_pairs
+from scripts.generation import walk_guides as walk_guides
 from scripts.guides import print_recognition as print_recognition
 from scripts.guides import train_guides as train_guides
+from scripts.latent_guides import LATENT_TEACHERS as LATENT_TEACHERS
+from scripts.latent_guides import train_latent_guides as train_latent_guides
 from scripts.options import check_options as check_options
 from scripts.score import score_models as score_models
 from scripts.training import train_gan as train_gan

@@ -8,12 +8,14 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import torch
 from ignite.engine import Engine, Events
@@ -33,26 +35,78 @@ from bundle.files import write_json
 from bundle.gate.gate import Gate
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, nearest
-from bundle.networks.model_set import ModelSet
-from bundle.walk.inferer import walk_settings
+from bundle.networks.latent_guides import LATENT_GUIDES
+from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet
+from bundle.walk.guides import Guides, ImageGuides, LatentGuides
+from bundle.walk.inferer import SETTINGS
 
 __all__ = [
     "GenerationProgress",
+    "default_guides",
     "default_output_dir",
     "generate",
+    "generation_networks",
     "generation_settings",
+    "join_processes",
     "open_training_data",
     "plan_ledger",
     "prepare_pairs",
+    "walk_guides",
 ]
 
 logger = logging.getLogger(__name__)
 
-# Points walked at once: what a block of pairs comes to, whatever the number of points on a path.
-BLOCK_POINTS = 40
+# Points walked at once: what a block of pairs comes to, whatever the number of points on a path. Larger blocks are
+# faster, and walk more points in vain where few images are wanted.
+BLOCK_POINTS = {"image": 40, "latent": 80}
 # Pairs of each class that the private pictures show, and that walked and straight paths are compared on.
 PICTURED_PAIRS = 2
 COMPARED_PAIRS = 8
+
+
+def join_processes(device: str) -> None:
+    """Lets the processes that PyTorch's launcher has started share the work; a single one goes on alone.
+
+    Args:
+        device: where they compute; of several GPUs, each process takes its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        idist.initialize("nccl" if device.startswith("cuda") else "gloo")
+
+
+def default_guides(models_dir: str, objective: str) -> str:
+    """Says what the walk asks about its points.
+
+    Args:
+        models_dir: folder of the networks.
+        objective: name of the walk's objective.
+
+    Returns:
+        ``latent`` where the guides' students are there, else ``image``; the published algorithm knows of none.
+    """
+    there = all((Path(str(models_dir)) / f"{name}.json").is_file() for name in LATENT_GUIDES)
+    return "latent" if there and objective != "published" else "image"
+
+
+def generation_networks(guides: str) -> tuple[str, ...]:
+    """Names the networks that a walk on these guides and the gate need."""
+    return (*GENERATION_NETWORKS, *(LATENT_GUIDES if guides == "latent" else ()))
+
+
+def walk_guides(models: ModelSet, guides: str, objective: str) -> Guides:
+    """Puts together what the walk asks about its points.
+
+    Args:
+        models: networks, those of `generation_networks` at least.
+        guides: ``latent`` or ``image``.
+        objective: name of the walk's objective; ``published`` has no gradient where a pixel is saturated.
+    """
+    networks = models.networks
+    if guides == "latent":
+        return LatentGuides(*(networks[name] for name in LATENT_GUIDES))
+    return ImageGuides(
+        models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient=objective == "published"
+    )
 
 
 def generation_settings(
@@ -62,6 +116,7 @@ def generation_settings(
     seed: int,
     classes: str | int | Sequence[str | int] | None,
     objective: str,
+    guides: str,
     device: str | torch.device,
 ) -> dict[str, Any]:
     """Lists everything that the bits of a cohort depend on.
@@ -73,13 +128,15 @@ def generation_settings(
         seed: of the end points.
         classes: names or numbers of the classes wanted; None for all.
         objective: name of the walk's objective.
+        guides: what the walk asks about its points, ``latent`` or ``image``.
         device: where the walk is computed.
 
     Returns:
         Plain values.
 
     Raises:
-        CohortError: the models know no such class, or there are more classes than images.
+        CohortError: the models know no such class, there are more classes than images, or the published algorithm is
+            to walk on latent guides.
     """
     names = models.class_names
     wanted = list(names) if classes is None else [classes] if isinstance(classes, str | int) else list(classes)
@@ -89,6 +146,8 @@ def generation_settings(
         if name not in names:
             raise CohortError(f"classes: {value!r} is not a class of these models, which know {', '.join(names)}.")
         chosen.append(str(name))
+    if objective == "published" and guides == "latent":
+        raise CohortError("guides: the published algorithm walks on the guides themselves. Leave guides out.")
     if n_images < len(set(chosen)):
         raise CohortError(
             f"n_images: {n_images} images cannot show {len(set(chosen))} classes. Ask for more, or for fewer classes."
@@ -99,8 +158,9 @@ def generation_settings(
         "seed": seed,
         "classes": sorted(set(chosen), key=names.index),
         "objective": objective,
-        "walk": dataclasses.asdict(walk_settings(objective)),
-        "block_size": max(1, BLOCK_POINTS // n_points),
+        "guides": guides,
+        "walk": dataclasses.asdict(SETTINGS[objective]),
+        "block_size": max(1, BLOCK_POINTS[guides] // n_points),
         "device": torch.device(device).type,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -150,8 +210,8 @@ class GenerationProgress:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._block_done)
         engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
 
-    def step(self) -> None:
-        """Says that the walk has done a step."""
+    def step(self, points: Tensor) -> None:
+        """Says that the walk, now at these points, does a step."""
         if self._bar is None:
             return
         self._step += 1
@@ -165,10 +225,20 @@ class GenerationProgress:
     def _open(self, engine: Engine) -> None:
         done, wanted = self.ledger.done()
         slow = 0.5 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(total=wanted, initial=done, unit="image", desc="walking", mininterval=slow)
+        self._bar = tqdm(
+            total=wanted,
+            initial=done,
+            unit="image",
+            desc="walking",
+            mininterval=slow,
+            dynamic_ncols=True,
+            disable=idist.get_rank() > 0,
+        )
 
     def _block_done(self, engine: Engine) -> None:
         self._step = 0
+        if idist.get_world_size() > 1 and idist.get_rank() == 0:
+            self.ledger.refresh()
         self._bar.n = self.ledger.done()[0]
         self._bar.update(0)
 
@@ -214,6 +284,8 @@ def generate(
 ) -> None:
     """Makes a cohort, goes on with a broken-off one, or verifies a complete one.
 
+    Of several processes, all walk, and the first writes the cohort.
+
     Args:
         evaluator: walks the pairs that the ledger asks for, and gives their outcome to the ledger.
         ledger: of this cohort.
@@ -227,7 +299,10 @@ def generate(
         CohortError: the folder holds another run's cohort, or a damaged one, or hardly anything passes the gate.
     """
     cohort = Path(output_dir) / "cohort"
+    is_first = idist.get_rank() == 0
     if cohort.exists():
+        if not is_first:
+            return
         manifest = verify_cohort(cohort)
         if manifest.get("configuration") != json.loads(json.dumps(ledger.settings)):
             raise CohortError(
@@ -236,8 +311,10 @@ def generate(
         print(f"{cohort} is complete: {len(manifest['files'])} files, each as the manifest says.")
         return
     ledger.open()
-    if ledger.next_block() is not None:
+    if ledger.due():
         evaluator.run()
+    if not is_first:
+        return
     _look_at_paths(ledger, models, gate, Path(output_dir) / "private", data, trunk_file)
     manifest = _manifest(ledger, models)
     licence = str(models.infos["generator"].get("licence", "Not stated by whoever trained the networks."))
@@ -279,7 +356,7 @@ def _look_at_paths(
     courses: list[tuple[str, Tensor]] = []
     for label in ledger.quotas:
         for index, record in zip(range(COMPARED_PAIRS), ledger.records(label), strict=False):
-            linear, plan = (from_uint8(synthesise(models.generator, record[key])) for key in ("w_linear", "w"))
+            linear, plan = map(from_uint8, (synthesise(models.generator, record["w_linear"]), record["image"]))
             compared.append((label, linear, plan))
             if index < PICTURED_PAIRS:
                 caption = f"{models.class_names[label]} {index}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor
 
@@ -27,6 +28,9 @@ class CohortError(ValueError):
 
 class WalkLedger:
     """One file for each walked pair.
+
+    Several processes share a ledger: each is dealt whole blocks, and all meet when they have walked them. A process
+    that dies leaves the pairs that it has finished; whoever opens the ledger next goes on from there.
 
     Args:
         folder: where the files are; private, since a path's points that did not pass are among them.
@@ -50,6 +54,7 @@ class WalkLedger:
         self.n_points = n_points
         self.block_size = block_size
         self._passed: dict[tuple[int, int], int] = {}
+        self._dealt: list[tuple[int, int]] = []
 
     def open(self) -> None:
         """Claims the folder for these settings, or takes up what an earlier run with the same settings left.
@@ -69,26 +74,55 @@ class WalkLedger:
                 )
         else:
             write_json(claim, self.settings)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes notice of the pairs that other processes have finished since."""
         for path in sorted(self.folder.glob("pair_*.pt")):
             _, label, index = path.stem.split("_")
-            self._passed[int(label), int(index)] = int(self._read(int(label), int(index))["passed"].sum())
+            pair = int(label), int(index)
+            if pair not in self._passed:
+                self._passed[pair] = int(self._read(*pair)["passed"].sum())
 
     def next_block(self) -> tuple[int, int] | None:
-        """Returns the class and number of the next block to walk, or None when every class has its images.
+        """Returns the class and number of the block that this process is to walk next, or None.
+
+        When a process has walked what it was dealt, it waits for the others, and all are dealt what is still due.
 
         Raises:
             CohortError: hardly anything passes the gate.
         """
+        while not self._dealt:
+            idist.barrier()
+            self.refresh()
+            idist.barrier()  # nobody adds to the folder before everybody has read the same
+            due = self.due()
+            if not due:
+                return None
+            self._dealt = due[idist.get_rank() :: idist.get_world_size()]
+        return self._dealt.pop(0)
+
+    def due(self) -> list[tuple[int, int]]:
+        """Lists class and number of the blocks that are needed even if every point of theirs should pass.
+
+        Raises:
+            CohortError: hardly anything passes the gate.
+        """
+        blocks = []
         for label, quota in self.quotas.items():
-            passed, block = 0, 0
+            passed, known, block = 0, 0, 0
             while passed < quota:
                 pairs = [(label, index) for index in self._indices(block)]
-                if not all(pair in self._passed for pair in pairs):
-                    self._check_patience(label, quota, block, passed)
-                    return label, block
-                passed += sum(self._passed[pair] for pair in pairs)
+                if all(pair in self._passed for pair in pairs):
+                    number = sum(self._passed[pair] for pair in pairs)
+                    known += number
+                    passed += number
+                else:
+                    self._check_patience(label, quota, block, known)
+                    passed += self.n_points * self.block_size
+                    blocks.append((label, block))
                 block += 1
-        return None
+        return blocks
 
     def add(self, label: int, index: int, record: dict[str, Tensor]) -> None:
         """Keeps the outcome of a pair.

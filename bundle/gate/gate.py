@@ -42,8 +42,8 @@ class Gate:
     def __init__(self, gate_identity: nn.Module, gate_class: nn.Module, threshold: float) -> None:
         if not 0.0 < threshold <= 1.0:
             raise ValueError(f"threshold is a probability in (0, 1], not {threshold}. Train the gate networks anew.")
-        self.gate_identity = gate_identity
-        self.gate_class = gate_class
+        self.gate_identity = gate_identity.to(memory_format=torch.channels_last)
+        self.gate_class = gate_class.to(memory_format=torch.channels_last)
         self.threshold = threshold
 
     @torch.no_grad()
@@ -54,6 +54,7 @@ class Gate:
             images: [N, C, H, W] in [-1, 1], as they would be released: after rounding to 8 bits.
             label: the class they are meant to show.
         """
+        images = images.contiguous(memory_format=torch.channels_last)
         # "Not below" where "above" would do for numbers: NaN compares as false and must not open the gate.
         recognised = ~(self.gate_identity(images).softmax(dim=1).amax(dim=1) <= self.threshold)
         mislabelled = self.gate_class(images).argmax(dim=1) != label

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bundle.networks.standardise import resized, standardised
 from bundle.networks.weights import register_network
 
-__all__ = ["GateClassifier", "Guide", "NobodyHead"]
+__all__ = ["Classifier", "GateClassifier", "Guide", "NobodyHead"]
 
 
 class NobodyHead(nn.Module):
@@ -60,8 +60,8 @@ class NobodyHead(nn.Module):
         return torch.logaddexp(self.scale * self.cosine(features), floor)
 
 
-class _Classifier(nn.Module):
-    """Trunk, average over the image, head; the head is always computed in fp32."""
+class Classifier(nn.Module):
+    """Trunk, which ends in one feature vector, and head; the head is always computed in fp32."""
 
     arguments: dict[str, Any]
 
@@ -83,7 +83,7 @@ class _Classifier(nn.Module):
 
 
 @register_network
-class Guide(_Classifier):
+class Guide(Classifier):
     """ResNet-18 (He et al., CVPR 2016): phi_id and phi_class of the paper.
 
     The walk pays for the guides hundreds of times per point, so they are narrow and the stem halves the image twice.
@@ -115,7 +115,7 @@ class Guide(_Classifier):
 
 
 @register_network
-class GateClassifier(_Classifier):
+class GateClassifier(Classifier):
     """Small DenseNet (Huang et al., CVPR 2017): the gate's networks.
 
     Every image is reduced to ``side`` pixels, where it is larger, and brought to mean 0 and standard deviation 1: a

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import WeightsError, load_weights
 
@@ -70,7 +71,7 @@ def load_models(
     Args:
         models_dir: holds ``<name>.pt`` and ``<name>.json`` for each name.
         device: where the networks go.
-        names: which; the generator is the one that the others are compared with.
+        names: which; the first, as a rule the generator, is the one that the others are compared with.
 
     Raises:
         WeightsError: one is missing or damaged, or two do not belong together.
@@ -85,5 +86,12 @@ def load_models(
                 raise WeightsError(
                     f"{Path(models_dir)}: {name} and {first} do not belong together: {key} differs ({meaning}). Train "
                     f"all networks on one dataset_dir with one output_dir, one resolution and one seed."
+                )
+    for name, (teacher, _) in LATENT_GUIDES.items():
+        for original, key in ((first, "generator_sha256"), (teacher, "teacher_sha256")):
+            if name in infos and original in infos and infos[name]["training"][key] != infos[original]["sha256"]:
+                raise WeightsError(
+                    f"{Path(models_dir)}: {name} was not distilled from this {original}. Train it anew with "
+                    f"configs/train_latent_guides.json."
                 )
     return ModelSet(networks, infos)

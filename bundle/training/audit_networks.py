@@ -22,6 +22,7 @@ from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 from bundle.networks.standardise import resized
 from bundle.training.classifier_augment import augment_for_audit
+from bundle.training.info import weights_info
 from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
 from bundle.training.seeds import stream_seed
 
@@ -170,7 +171,7 @@ class AuditTrainer(NetworkTrainer):
         sampler = PairSampler(patients, batch_size, role_seed(name, seed))
         super().__init__(
             name,
-            data,
+            weights_info(data, seed),
             dataset,
             sampler,
             len(sampler),
@@ -183,6 +184,7 @@ class AuditTrainer(NetworkTrainer):
             seed=seed,
             **options,
         )
+        self.data = data
         self.audited = network
 
     def measure(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bundle.data import ImageData
 from bundle.metrics.recognition import highest_probability, predict, recognition_scores
 from bundle.networks.guides import GateClassifier, Guide, NobodyHead
 from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
+from bundle.training.info import weights_info
 from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
 from bundle.training.seeds import stream_seed
 from bundle.training.stylegan2_trainer import BalancedBatchSampler
@@ -222,7 +223,7 @@ class GuideTrainer(NetworkTrainer):
             prepare = ClassBatch(role.augment, network.num_classes)
         super().__init__(
             name,
-            data,
+            weights_info(data, seed),
             dataset,
             sampler,
             max(1, len(images) // sampler.batch_size),
@@ -235,6 +236,7 @@ class GuideTrainer(NetworkTrainer):
             seed=seed,
             **options,
         )
+        self.data = data
         self.classifier = network
 
     def measure(self) -> dict[str, Any]:

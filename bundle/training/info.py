@@ -8,7 +8,19 @@ from typing import Any
 
 from bundle.data import ImageData
 
-__all__ = ["weights_info"]
+__all__ = ["DATA_KEYS", "weights_info"]
+
+#: What `weights_info` says of the data, the seed apart.
+DATA_KEYS = (
+    "modality",
+    "preprocessing",
+    "resolution",
+    "channels",
+    "class_names",
+    "split_sha256",
+    "n_images",
+    "n_identities",
+)
 
 
 def weights_info(data: ImageData, seed: int) -> dict[str, Any]:

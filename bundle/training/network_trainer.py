@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bundle.data import ImageData
 from bundle.networks.weights import load_weights, save_weights
 from bundle.training.handlers import TrainingCheckpoint
-from bundle.training.info import weights_info
 from bundle.training.seeds import stream_seed
 
 __all__ = [
@@ -134,7 +132,7 @@ class NetworkTrainer(SupervisedTrainer):
 
     Args:
         name: of the weight file; the seed is derived from it.
-        data: the images, for the description of the weights and for `measure`.
+        description: of the data behind the network, see `weights_info`: part of the weights' JSON.
         dataset: what to train on.
         sampler: draws the batches from it.
         epoch_length: batches in an epoch.
@@ -159,7 +157,7 @@ class NetworkTrainer(SupervisedTrainer):
     def __init__(
         self,
         name: str,
-        data: ImageData,
+        description: dict[str, Any],
         dataset: Dataset[Any],
         sampler: BatchSampler,
         epoch_length: int,
@@ -208,7 +206,7 @@ class NetworkTrainer(SupervisedTrainer):
             optim_set_to_none=True,
         )
         self.name = name
-        self.data = data
+        self.description = description
         self.sampler = sampler
         self.seed = seed
         self.own_seed = role_seed(name, seed)
@@ -218,8 +216,8 @@ class NetworkTrainer(SupervisedTrainer):
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "seed": seed,
-            "resolution": data.resolution,
-            "split_sha256": data.split_sha256,
+            "resolution": description["resolution"],
+            "split_sha256": description["split_sha256"],
             **settings,
         }
         self.checkpoint = TrainingCheckpoint(
@@ -292,7 +290,8 @@ class NetworkTrainer(SupervisedTrainer):
         self.network.eval()
         found = self.measure()
         info = {
-            **weights_info(self.data, self.seed),
+            **self.description,
+            "seed": self.seed,
             "epochs": self.state.max_epochs,
             "training": self.settings,
             **found,

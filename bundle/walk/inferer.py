@@ -9,57 +9,48 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 
 from bundle.latent.prior import LatentPrior
 from bundle.networks.stylegan2 import Generator
+from bundle.walk.guides import Guides
 from bundle.walk.objective import OBJECTIVES, Objective
-from bundle.walk.path import Guides, WalkSettings, straight_path, walk
+from bundle.walk.path import WalkSettings, straight_path, walk
 
-__all__ = ["PlanWalkInferer", "walk_settings"]
+__all__ = ["SETTINGS", "PlanWalkInferer"]
 
+#: How the walk descends on an objective: for ``published`` as the authors do.
 SETTINGS = {
     "balanced": WalkSettings(steps=60, learning_rate=0.02, cosine=True, tolerance=1e-3),
-    "published": WalkSettings(steps=500, learning_rate=0.1, cosine=False, tolerance=0.0, clamped_gradient=True),
+    "published": WalkSettings(steps=500, learning_rate=0.1, cosine=False, tolerance=0.0),
 }
-
-
-def walk_settings(objective: str) -> WalkSettings:
-    """How the walk descends on an objective: for ``published`` as the authors do."""
-    return SETTINGS[objective]
 
 
 class PlanWalkInferer(Inferer):
     """Turns pairs of latent end points into PLAN paths.
 
     Args:
-        identity_guide: phi_id.
-        class_guide: phi_class.
+        guides: what is asked about each point.
         prior: of the generator's mapping network.
         n_points: points of a path, both ends included.
         objective: name of an objective, see `bundle.walk.objective.OBJECTIVES`.
-        amp: bf16 autocast.
-        on_step: called after each step of a walk.
+        on_step: called in each step of a walk, see `bundle.walk.path.walk`.
     """
 
     def __init__(
         self,
-        identity_guide: nn.Module,
-        class_guide: nn.Module,
+        guides: Guides,
         prior: LatentPrior,
         n_points: int = 10,
         objective: str = "balanced",
-        amp: bool = True,
-        on_step: Callable[[], None] | None = None,
+        on_step: Callable[[Tensor], None] | None = None,
     ) -> None:
         super().__init__()
-        self.identity_guide = identity_guide
-        self.class_guide = class_guide
+        self.guides = guides
         self.prior = prior
         self.n_points = n_points
         self.objective: Objective = OBJECTIVES[objective]()
-        self.settings = walk_settings(objective)
-        self.amp = amp
+        self.settings = SETTINGS[objective]
         self.on_step = on_step
 
     def __call__(self, inputs: Tensor, network: Generator, label: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -77,13 +68,12 @@ class PlanWalkInferer(Inferer):
         """
         with torch.no_grad():
             ends = network.mapping(inputs.flatten(0, 1), label.repeat_interleave(2)).unflatten(0, inputs.shape[:2])
-        guides = Guides(network, self.identity_guide, self.class_guide, self.settings.clamped_gradient, self.amp)
         path = walk(
             ends[:, 0],
             ends[:, 1],
             label,
             self.n_points,
-            guides,
+            self.guides,
             self.prior,
             self.objective,
             self.settings,

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bundle.latent.prior import LatentPrior
-from bundle.networks.stylegan2 import Generator
+from bundle.walk.guides import Guides
 from bundle.walk.objective import Objective
 
-__all__ = ["Guides", "Path", "WalkSettings", "straight_path", "walk"]
+__all__ = ["Path", "WalkSettings", "straight_path", "walk"]
 
 # Steps over which the loss is averaged before it is called settled.
 WINDOW = 10
@@ -34,16 +34,12 @@ class WalkSettings:
         cosine: let the learning rate fall to 0 along a half cosine over ``steps``; else it is constant.
         tolerance: stop once the mean loss of the last 10 steps is within this share of the 10 before, for every path of
             the block; 0 never stops early.
-        points_per_call: inner points that go through the networks at once; bounds the memory.
-        clamped_gradient: let saturated pixels have no gradient, as the authors' clamp does.
     """
 
     steps: int
     learning_rate: float
     cosine: bool
     tolerance: float
-    points_per_call: int = 64
-    clamped_gradient: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,44 +57,6 @@ class Path:
     terms: dict[str, Tensor]
 
 
-class Guides(nn.Module):
-    """phi_id(G(w)) and phi_class(G(w)): frozen, in bf16 where autocast has it.
-
-    Args:
-        generator: G.
-        identity_guide: phi_id.
-        class_guide: phi_class.
-        clamped_gradient: see `WalkSettings`.
-        amp: whether to compute in bf16.
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        identity_guide: nn.Module,
-        class_guide: nn.Module,
-        clamped_gradient: bool = False,
-        amp: bool = True,
-    ) -> None:
-        super().__init__()
-        self.synthesis = generator.synthesis
-        self.identity_guide = identity_guide
-        self.class_guide = class_guide
-        self.clamped_gradient = clamped_gradient
-        self.amp = amp
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps w [M, w_dim] to logits [M, K] and [M, classes], fp32."""
-        with torch.autocast(w.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            image = self.synthesis.unclamped(w)
-            clamped = image.clamp(-1.0, 1.0)
-            # Straight through: the guides see what is released, and saturated pixels still say where to go.
-            image = clamped if self.clamped_gradient else image + (clamped - image).detach()
-            image = image.contiguous(memory_format=torch.channels_last)
-            return self.identity_guide(image).float(), self.class_guide(image).float()
-
-
 def straight_path(w_a: Tensor, w_b: Tensor, n_points: int) -> Tensor:
     """N evenly spaced points from w_a to w_b [P, w_dim], both ends included: [P, N, w_dim]."""
     share = torch.linspace(0.0, 1.0, n_points, device=w_a.device).view(1, -1, 1)
@@ -114,7 +72,7 @@ def walk(
     prior: LatentPrior,
     objective: Objective,
     settings: WalkSettings,
-    on_step: Callable[[], None] | None = None,
+    on_step: Callable[[Tensor], None] | None = None,
 ) -> Path:
     """Walks from w_a to w_b.
 
@@ -129,7 +87,7 @@ def walk(
         prior: of the mapping network.
         objective: what is minimised.
         settings: how.
-        on_step: called after each step.
+        on_step: called in each step with the inner points [P, N - 2, w_dim] before they move; to keep them, clone them.
 
     Returns:
         The paths; the ends are those that came in.
@@ -150,14 +108,14 @@ def walk(
             optimizer.param_groups[0]["lr"] = settings.learning_rate * float(0.5 * (1.0 + torch.cos(share)))
         with torch.enable_grad():
             path = torch.cat([w[:, :1], inner, w[:, -1:]], dim=1)
-            identity, classes = _ask(guides, inner, settings.points_per_call)
+            identity, classes = _ask(guides, inner)
             terms = objective(path, identity, classes, label, prior(inner, label))
             (gradient,) = torch.autograd.grad(terms["loss"].sum(), [inner])
+        if on_step is not None:
+            on_step(inner.detach())
         inner.grad = gradient
         optimizer.step()
         course.append(terms["loss"].detach())
-        if on_step is not None:
-            on_step()
         if settings.tolerance > 0 and _settled(course, settings.tolerance):
             break
     return Path(
@@ -167,13 +125,13 @@ def walk(
     )
 
 
-def _ask(guides: Guides, inner: Tensor, points_per_call: int) -> tuple[Tensor, Tensor]:
+def _ask(guides: Guides, inner: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [P, n, K] and [P, n, classes] of the points [P, n, w_dim], in parts where they are too many for one."""
     points = inner.flatten(0, 1)
-    if len(points) <= points_per_call:
+    if len(points) <= guides.points_per_call:
         answers = [guides(points)]
     else:  # the parts' activations are not kept but computed again on the way back
-        answers = [checkpoint(guides, part, use_reentrant=False) for part in points.split(points_per_call)]
+        answers = [checkpoint(guides, part, use_reentrant=False) for part in points.split(guides.points_per_call)]
     identity, classes = (torch.cat(parts).unflatten(0, inner.shape[:2]) for parts in zip(*answers, strict=True))
     return identity, classes
 

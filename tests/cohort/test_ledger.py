@@ -44,8 +44,9 @@ def walk_on(book: WalkLedger, passed: list[int]) -> list[tuple[int, int]]:
 
 def test_blocks_are_asked_for_until_every_class_has_its_images(tmp_path: Path) -> None:
     book = ledger(tmp_path)
-    # Two of each path pass, four of a block: two blocks for five images, one for three.
-    assert walk_on(book, [1, 0, 0, 1]) == [(0, 0), (0, 1), (1, 0)]
+    # Two of each path pass, four of a block: two blocks for five images, one for three. A block is asked for as soon as
+    # it is certain that it is needed.
+    assert walk_on(book, [1, 0, 0, 1]) == [(0, 0), (1, 0), (0, 1)]
     assert book.next_block() is None
     assert book.done() == (8, 8)
 

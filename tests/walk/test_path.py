@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet, load_models
+from bundle.walk.guides import ImageGuides
 from bundle.walk.inferer import SETTINGS, PlanWalkInferer
 from bundle.walk.objective import OBJECTIVES, BalancedObjective, Objective, PublishedObjective
-from bundle.walk.path import Guides, Path, WalkSettings, straight_path, walk
+from bundle.walk.path import Path, WalkSettings, straight_path, walk
 
 LABEL = torch.tensor([0, 1, 1])
 SHORT = WalkSettings(steps=5, learning_rate=0.05, cosine=True, tolerance=0.0)
@@ -38,9 +39,9 @@ def ends(models: ModelSet) -> tuple[Tensor, Tensor]:
     return w[:3], w[3:]
 
 
-def guides(models: ModelSet, clamped_gradient: bool = False, amp: bool = False) -> Guides:
+def guides(models: ModelSet, clamped_gradient: bool = False, amp: bool = False) -> ImageGuides:
     networks = models.networks
-    return Guides(models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient, amp)
+    return ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient, amp)
 
 
 def walked(
@@ -51,13 +52,14 @@ def walked(
     objective: Objective | None = None,
     paths: slice = slice(None),
     n_points: int = 6,
+    asked: ImageGuides | None = None,
 ) -> Path:
     return walk(
         ends[0][paths],
         ends[1][paths],
         LABEL[paths],
         n_points,
-        guides(models, settings.clamped_gradient),
+        guides(models) if asked is None else asked,
         prior,
         BalancedObjective() if objective is None else objective,
         settings,
@@ -78,7 +80,7 @@ def test_ends_are_held_and_the_loss_falls(
     models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor], name: str
 ) -> None:
     settings = dataclasses.replace(SETTINGS[name], steps=15, tolerance=0.0, learning_rate=0.005)
-    path = walked(models, prior, ends, settings, OBJECTIVES[name]())
+    path = walked(models, prior, ends, settings, OBJECTIVES[name](), asked=guides(models, name == "published"))
     assert path.w.shape == (3, 6, 8)
     assert path.course.shape == (3, 15)
     assert torch.equal(path.w[:, 0], ends[0])
@@ -104,9 +106,16 @@ def test_frozen_networks_take_no_gradients(models: ModelSet, prior: LatentPrior,
         assert not network.training
 
 
+def guides_in_parts(models: ModelSet) -> ImageGuides:
+    """Asked about 5 of 12 points at once, then 5 and 2."""
+    judge = guides(models)
+    judge.points_per_call = 5
+    return judge
+
+
 def test_parts_give_what_the_whole_gives(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
     whole = walked(models, prior, ends)
-    parts = walked(models, prior, ends, dataclasses.replace(SHORT, points_per_call=5))  # 12 points: 5, 5 and 2
+    parts = walked(models, prior, ends, asked=guides_in_parts(models))
     torch.testing.assert_close(parts.course, whole.course, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts.w, whole.w, rtol=1e-3, atol=1e-3)
 
@@ -118,7 +127,7 @@ def test_parts_bound_the_points_in_the_networks(
     handle = models.networks["class_guide"].register_forward_hook(
         lambda module, inputs, output: sizes.append(len(inputs[0]))
     )
-    walked(models, prior, ends, dataclasses.replace(SHORT, points_per_call=5, steps=1))
+    walked(models, prior, ends, dataclasses.replace(SHORT, steps=1), asked=guides_in_parts(models))
     handle.remove()
     assert sizes[:3] == [5, 5, 2]
     assert max(sizes) == 5
@@ -142,6 +151,8 @@ def test_settled_walk_stops_early(models: ModelSet, prior: LatentPrior, ends: tu
 
 class Bowl(nn.Module):
     """In place of G and the guides: says nothing, so that the distance alone pulls."""
+
+    points_per_call = 64
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         zero = (w * 0.0).sum(dim=1, keepdim=True)
@@ -185,9 +196,20 @@ def test_learning_rate_is_constant_or_falls_along_a_half_cosine() -> None:
 
 
 def test_every_step_is_reported(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
-    steps: list[int] = []
-    walk(*ends, LABEL, 4, guides(models), prior, BalancedObjective(), SHORT, on_step=lambda: steps.append(1))
+    steps: list[Tensor] = []
+    walk(
+        *ends,
+        LABEL,
+        4,
+        guides(models),
+        prior,
+        BalancedObjective(),
+        SHORT,
+        on_step=lambda points: steps.append(points.clone()),
+    )
     assert len(steps) == 5
+    assert torch.equal(steps[0], straight_path(*ends, 4)[:, 1:-1])
+    assert not torch.equal(steps[1], steps[0])
 
 
 @pytest.mark.parametrize("n_points", [2, 1])
@@ -204,8 +226,8 @@ def test_saturated_pixels_keep_their_gradient_unless_clamped_as_published(models
     w = torch.randn(2, 8, requires_grad=True)
     answers = {}
     for clamped in (True, False):
-        judge = Guides(generator, models.networks["identity_guide"], models.networks["class_guide"], clamped, amp=False)
-        identity, classes = judge(w)
+        networks = (models.networks["identity_guide"], models.networks["class_guide"])
+        identity, classes = ImageGuides(generator, *networks, clamped, amp=False)(w)
         answers[clamped] = identity
         (gradient,) = torch.autograd.grad(identity.sum() + classes.sum(), w)
         assert (float(gradient.abs().max()) > 0.0) is not clamped
@@ -222,8 +244,7 @@ def test_guides_in_bf16_answer_in_fp32(models: ModelSet, ends: tuple[Tensor, Ten
 
 def test_inferer_walks_from_z(models: ModelSet, prior: LatentPrior, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SETTINGS, "balanced", SHORT)
-    networks = models.networks
-    inferer = PlanWalkInferer(networks["identity_guide"], networks["class_guide"], prior, n_points=5, amp=False)
+    inferer = PlanWalkInferer(guides(models), prior, n_points=5)
     z = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(2))
     result = inferer(z, models.generator, LABEL)
     w_a, w_b = (models.generator.mapping(z[:, end], LABEL) for end in range(2))
@@ -239,6 +260,5 @@ def test_published_settings_are_the_authors() -> None:
     assert (settings.steps, settings.learning_rate) == (500, 0.1)
     assert not settings.cosine
     assert settings.tolerance == 0.0
-    assert settings.clamped_gradient
     objective = PublishedObjective()
     assert (objective.lambda_id, objective.lambda_dist, objective.lambda_class, objective.chunk) == (0.1, 1.0, 1.0, 4)

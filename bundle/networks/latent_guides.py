@@ -1,0 +1,96 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Students of the guides that read w itself: phi(G(w)) without drawing the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bundle.networks.guides import Classifier, Guide
+from bundle.networks.weights import register_network
+
+__all__ = ["LATENT_GUIDES", "LatentGuide", "new_latent_guide"]
+
+#: The students by the names of their weight files, each with its teacher's and the width of its layers. Whose class an
+#: image shows is easily told from w; whom it resembles is not.
+LATENT_GUIDES: dict[str, tuple[str, int]] = {
+    "latent_identity": ("identity_guide", 768),
+    "latent_class": ("class_guide", 256),
+}
+
+
+class _Trunk(nn.Module):
+    """Perceptron on latents brought to mean 0 and deviation 1."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, w_dim: int, width: int, depth: int, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(w_dim))
+        self.register_buffer("deviation", torch.ones(w_dim))
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            layers += [nn.Linear(width if index else w_dim, width), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, features))
+
+    def forward(self, w: Tensor) -> Tensor:
+        return self.layers((w - self.mean) / self.deviation)
+
+
+@register_network
+class LatentGuide(Classifier):
+    """What a guide says of G(w), read from w: a perceptron predicts the guide's features, its own last layer the rest.
+
+    That layer knows every patient already; the student learns where in its space an image lies, which is smooth in
+    w and has fewer numbers than there are patients.
+
+    Args:
+        w_dim: length of w.
+        features: length of the guide's feature.
+        num_classes: identities or diagnoses.
+        identity: whether the last layer is a `NobodyHead`.
+        width: of the hidden layers.
+        depth: number of hidden layers.
+    """
+
+    trunk: _Trunk
+
+    def __init__(
+        self, w_dim: int, features: int, num_classes: int, identity: bool = False, width: int = 768, depth: int = 4
+    ) -> None:
+        super().__init__(_Trunk(w_dim, width, depth, features), features, num_classes, identity)
+        self.arguments = {
+            "w_dim": w_dim,
+            "features": features,
+            "num_classes": num_classes,
+            "identity": identity,
+            "width": width,
+            "depth": depth,
+        }
+
+    def standardise(self, w: Tensor) -> None:
+        """Takes mean and deviation from latents [N, w_dim] that are typical of what the network will be given."""
+        self.trunk.mean.copy_(w.mean(dim=0))
+        self.trunk.deviation.copy_(w.std(dim=0).clamp_min(1e-3))
+
+
+def new_latent_guide(name: str, teacher: nn.Module, w_dim: int) -> LatentGuide:
+    """Builds an untrained student that has its teacher's last layer.
+
+    Args:
+        name: one of `LATENT_GUIDES`.
+        teacher: phi.
+        w_dim: length of w.
+
+    Raises:
+        TypeError: the teacher is no `Guide`.
+    """
+    if not isinstance(teacher, Guide):
+        raise TypeError(f"Latent guides are distilled from a Guide, not from {type(teacher).__name__}.")
+    width = LATENT_GUIDES[name][1]
+    identity = bool(teacher.arguments["identity"])
+    student = LatentGuide(w_dim, teacher.head.weight.shape[1], teacher.num_classes, identity, width)
+    student.head.load_state_dict(teacher.head.state_dict())
+    return student

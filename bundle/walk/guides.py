@@ -1,0 +1,90 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the walk asks about its points: phi_id(G(w)) and phi_class(G(w)), from the image itself or from w alone."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bundle.networks.stylegan2 import Generator
+
+__all__ = ["Guides", "ImageGuides", "LatentGuides"]
+
+
+class Guides(Protocol):
+    """What is asked about points of W.
+
+    Attributes:
+        points_per_call: points to be asked about at once; bounds the memory.
+    """
+
+    points_per_call: int
+
+    def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps w [M, w_dim] to phi_id's logits [M, K] and phi_class's [M, classes], fp32, both differentiable."""
+
+
+class ImageGuides(nn.Module):
+    """The guides themselves, asked about G(w): frozen, in bf16 where autocast has it.
+
+    Args:
+        generator: G.
+        identity_guide: phi_id.
+        class_guide: phi_class.
+        clamped_gradient: let saturated pixels have no gradient, as the authors' clamp does.
+        amp: whether to compute in bf16.
+    """
+
+    points_per_call = 64
+
+    def __init__(
+        self,
+        generator: Generator,
+        identity_guide: nn.Module,
+        class_guide: nn.Module,
+        clamped_gradient: bool = False,
+        amp: bool = True,
+    ) -> None:
+        super().__init__()
+        self.synthesis = generator.synthesis
+        self.identity_guide = identity_guide
+        self.class_guide = class_guide
+        self.clamped_gradient = clamped_gradient
+        self.amp = amp
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Guides.__call__`."""
+        with torch.autocast(w.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            image = self.synthesis.unclamped(w)
+            clamped = image.clamp(-1.0, 1.0)
+            # Straight through: the guides see what is released, and saturated pixels still say where to go.
+            image = clamped if self.clamped_gradient else image + (clamped - image).detach()
+            image = image.contiguous(memory_format=torch.channels_last)
+            return self.identity_guide(image).float(), self.class_guide(image).float()
+
+
+class LatentGuides(nn.Module):
+    """The guides' students, asked about w: a thousandth of the work, and not quite the same answers.
+
+    Args:
+        identity: student of phi_id, a `bundle.networks.latent_guides.LatentGuide`.
+        classes: student of phi_class, another.
+    """
+
+    points_per_call = 4096
+
+    def __init__(self, identity: nn.Module, classes: nn.Module) -> None:
+        super().__init__()
+        self.identity = identity
+        self.classes = classes
+        self.eval().requires_grad_(False)
+
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Guides.__call__`."""
+        identity: Tensor = self.identity(w)
+        classes: Tensor = self.classes(w)
+        return identity, classes

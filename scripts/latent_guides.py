@@ -1,0 +1,250 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What configs/train_latent_guides.json runs: the guides are asked, students fitted, walked on, and corrected."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bundle.files import atomic_write
+from bundle.latent.prior import LatentPrior
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
+from bundle.networks.model_set import ModelSet
+from bundle.networks.sampling import sample_z
+from bundle.networks.weights import load_weights
+from bundle.training.latent_guides import LabelledLatents, LatentGuideTrainer, ask_guides, draw_latents
+from bundle.training.seeds import stream_seed
+from bundle.walk.guides import Guides, ImageGuides, LatentGuides
+from bundle.walk.inferer import PlanWalkInferer
+from bundle.walk.objective import class_cross_entropy, identity_divergence
+
+__all__ = ["LATENT_TEACHERS", "agreement", "train_latent_guides", "trajectories", "visited_latents"]
+
+#: Networks that the latent guides are distilled from.
+LATENT_TEACHERS = ("generator", *(teacher for teacher, _ in LATENT_GUIDES.values()))
+
+# Streams of random numbers that one seed stands for: latents where walks begin, walks to learn from, walks to be
+# measured on, latents to be measured on.
+BEGINNINGS, VISITS, TRIAL, HELD_OUT = range(4)
+# Walks of a class that go on at once, and points of a path.
+PAIRS, POINTS = 32, 10
+# Of the trial: walks of each class, and every how many steps the guides are asked.
+TRIAL_PAIRS, TRIAL_STRIDE = 16, 6
+HELD_OUT_LATENTS = 4096
+
+
+def trajectories(
+    models: ModelSet, guides: Guides, prior: LatentPrior, pairs: range, label: int, seed: int, n_points: int = POINTS
+) -> Tensor:
+    """Walks, and keeps every step.
+
+    Args:
+        models: the generator.
+        guides: what the walk asks.
+        prior: of the mapping network.
+        pairs: numbers of the pairs of end points.
+        label: their class.
+        seed: of the end points.
+        n_points: points of a path.
+
+    Returns:
+        The inner points [S + 1, P, n_points - 2, w_dim]: before each step, and at the end.
+    """
+    generator = models.generator
+    device = next(generator.parameters()).device
+    numbers = [(2 * pair + end) * generator.num_classes + label for pair in pairs for end in range(2)]
+    z = sample_z(numbers, generator.z_dim, seed).view(len(pairs), 2, -1).to(device)
+    steps: list[Tensor] = []
+    inferer = PlanWalkInferer(guides, prior, n_points, on_step=lambda points: steps.append(points.clone()))
+    path = inferer(z, generator, torch.full((len(pairs),), label, device=device))
+    return torch.stack([*steps, path["w"][:, 1:-1]])
+
+
+def visited_latents(models: ModelSet, guides: Guides, prior: LatentPrior, n_latents: int, seed: int) -> Tensor:
+    """Collects points that walks visit: of each walked point its last place, and its place at a step drawn at random.
+
+    Args:
+        models: the generator.
+        guides: what the walk asks.
+        prior: of the mapping network.
+        n_latents: how many, at least.
+        seed: of the end points and of the steps.
+
+    Returns:
+        w [N, w_dim], on the CPU.
+    """
+    classes = models.generator.num_classes
+    random = torch.Generator().manual_seed(seed)
+    found: list[Tensor] = []
+    blocks = -(-n_latents // (2 * PAIRS * (POINTS - 2)))
+    for block in tqdm(range(blocks), desc="walking to learn from it", unit="block", mininterval=5.0):
+        pairs = range(block // classes * PAIRS, (block // classes + 1) * PAIRS)
+        steps = trajectories(models, guides, prior, pairs, block % classes, seed).cpu()
+        chosen = torch.randint(0, len(steps), steps.shape[1:3], generator=random)
+        somewhere = steps.gather(0, chosen[None, :, :, None].expand(1, -1, -1, steps.shape[3]))[0]
+        found += [steps[-1].flatten(0, 1), somewhere.flatten(0, 1)]
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _asked(guides: Guides, points: Tensor, label: int) -> tuple[Tensor, Tensor]:
+    """Identity divergence and class cross-entropy of points [..., w_dim] of one class, each [...]."""
+    answers = [guides(part) for part in points.flatten(0, -2).split(guides.points_per_call)]
+    identity, classes = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    target = torch.tensor([label], device=points.device)
+    divergence, entropy = identity_divergence(identity), class_cross_entropy(classes.unsqueeze(0), target)[0]
+    return divergence.view(points.shape[:-1]).cpu(), entropy.view(points.shape[:-1]).cpu()
+
+
+def agreement(models: ModelSet, students: LatentGuides, prior: LatentPrior, seed: int) -> dict[str, float]:
+    """Walks between pairs that no training has seen, and compares what students and guides say along the way.
+
+    Args:
+        models: the generator and the guides.
+        students: what the walk asks.
+        prior: of the mapping network.
+        seed: of the end points.
+
+    Returns:
+        Of the points of all walks at every sixth step: ``rank_correlation`` (Spearman's) of the identity divergence,
+        ``rank_correlation_class`` of the class's cross-entropy; ``rank_correlation_of_a_path``, the median over paths
+        of the former; and in nats, means over points: ``identity_divergence_linear``, ``identity_divergence`` where the
+        walks end, and ``identity_divergence_promised``, the students' word for it.
+    """
+    judge = ImageGuides(models.generator, models.networks["identity_guide"], models.networks["class_guide"], amp=False)
+    answers: list[list[Tensor]] = [[], [], [], []]
+    for label in range(models.generator.num_classes):
+        steps = trajectories(models, students, prior, range(TRIAL_PAIRS), label, seed)
+        steps = steps[[*range(0, len(steps) - 1, TRIAL_STRIDE), len(steps) - 1]]
+        for kept, answer in zip(answers, (*_asked(judge, steps, label), *_asked(students, steps, label)), strict=True):
+            kept.append(answer)
+    divergence, entropy, promised, promised_entropy = (torch.cat(parts, dim=1) for parts in answers)
+    of_paths = [
+        spearmanr(divergence[:, path].flatten(), promised[:, path].flatten()).statistic
+        for path in range(divergence.shape[1])
+    ]
+    return {
+        "rank_correlation": float(spearmanr(divergence.flatten(), promised.flatten()).statistic),
+        "rank_correlation_of_a_path": statistics.median(of_paths),
+        "rank_correlation_class": float(spearmanr(entropy.flatten(), promised_entropy.flatten()).statistic),
+        "identity_divergence_linear": float(divergence[0].mean()),
+        "identity_divergence": float(divergence[-1].mean()),
+        "identity_divergence_promised": float(promised[-1].mean()),
+    }
+
+
+def train_latent_guides(
+    models: ModelSet,
+    trainers: Mapping[str, Callable[..., LatentGuideTrainer]],
+    tracking: Callable[..., Any],
+    output_dir: str,
+    n_latents: int,
+    n_visited: int,
+    rounds: int,
+    seed: int,
+    device: str | torch.device,
+) -> None:
+    """Distils the guides.
+
+    The guides are asked about latents where walks begin, and students are fitted. Then, round by round, walks on the
+    students show where these lead the optimiser; the guides are asked about those places too, and the students are
+    fitted to everything that is known (DAgger: Ross et al., AISTATS 2011). Whatever a run that was stopped has
+    finished is not done again.
+
+    Args:
+        models: generator and guides.
+        trainers: make the trainer of each of `LATENT_GUIDES`, given what only this function knows.
+        tracking: makes the handler that records a training, given the name of its run.
+        output_dir: gets ``models/latent_*``; meanwhile ``latents/`` holds what is needed to go on.
+        n_latents: latents where walks begin.
+        n_visited: latents that walks visit, in each round.
+        rounds: how often the students are corrected.
+        seed: of everything.
+        device: where to compute.
+    """
+    generator = models.generator
+    teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
+    prior = LatentPrior(generator)
+    work = Path(output_dir) / "latents"
+
+    def ask(w: Tensor, name: str, title: str) -> dict[str, Tensor]:
+        return ask_guides(generator, teachers, w, work / name, title)
+
+    unseen, _ = draw_latents(generator, range(HELD_OUT_LATENTS), stream_seed(seed, HELD_OUT))
+    held_out = ask(unseen, "held_out", "asking the guides: held out")
+    w, _ = draw_latents(generator, range(n_latents), stream_seed(seed, BEGINNINGS))
+    known = [(w.cpu(), ask(w, "beginnings", "asking the guides: where walks begin"))]
+    students: dict[str, LatentGuide] = {}
+    for number in range(rounds + 1):
+        if number > 0:
+            visit_seed = stream_seed(seed, VISITS, number)
+            w = _kept(
+                work / f"visited_{number}.pt",
+                lambda: visited_latents(models, _latent_guides(students), prior, n_visited, visit_seed),  # noqa: B023
+            )
+            known.append((w, ask(w, f"visited_{number}", f"asking the guides: where walks go, round {number}")))
+        home = Path(output_dir) if number == rounds else work / f"round_{number}"
+        for name in reversed(LATENT_GUIDES):  # the walk, by which the identity's student is measured, needs the class's
+            dataset = LabelledLatents(torch.cat([w for w, _ in known]), torch.cat([said[name] for _, said in known]))
+            trainer = trainers[name](
+                infos=models.infos,
+                dataset=dataset,
+                network=new_latent_guide(name, teachers[name], generator.w_dim),
+                examine=partial(_examine, models, prior, unseen, held_out, students, name, seed),
+                output_dir=home,
+                settings={"round": number},
+                train_handlers=[tracking(run_name=f"{name}, round {number}")],
+            )
+            trainer.run()
+            network, _ = load_weights(trainer.weights_path, device)
+            assert isinstance(network, LatentGuide)
+            students[name] = network
+    shutil.rmtree(work)
+
+
+def _latent_guides(students: Mapping[str, LatentGuide]) -> LatentGuides:
+    return LatentGuides(*(students[name] for name in LATENT_GUIDES))
+
+
+def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """Loads a tensor that an earlier run has left, or makes it and leaves it."""
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            torch.save(make(), temporary)
+    tensor: Tensor = torch.load(path, map_location="cpu", weights_only=True)
+    return tensor
+
+
+@torch.no_grad()
+def _examine(
+    models: ModelSet,
+    prior: LatentPrior,
+    unseen: Tensor,
+    held_out: Mapping[str, Tensor],
+    students: Mapping[str, LatentGuide],
+    name: str,
+    seed: int,
+    student: nn.Module,
+) -> dict[str, Any]:
+    """Measures a student on latents where walks begin, and the identity's on walks as well."""
+    assert isinstance(student, LatentGuide)
+    logits = student(unseen).cpu()
+    wanted = student.head(held_out[name].to(unseen.device).float()).cpu()
+    scores: dict[str, Any] = {"n": len(unseen)}
+    if student.arguments["identity"]:
+        divergences = [identity_divergence(values) for values in (logits, wanted)]
+        scores["rank_correlation"] = float(spearmanr(*divergences).statistic)
+        walks = agreement(models, _latent_guides({**students, name: student}), prior, stream_seed(seed, TRIAL))
+        return {"scores": {"beginnings": scores, "walks": walks}}
+    scores["agreement"] = float((logits.argmax(dim=1) == wanted.argmax(dim=1)).double().mean())
+    return {"scores": {"beginnings": scores}}
