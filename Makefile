@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help generate test benchmark lint format lock clean
+.PHONY: help generate test benchmark benchmark_training lint format lock clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-19s%s\n", $$1, $$2}' Makefile
 	@echo
 	@echo '  ARGS="--n_images 16 --seed 7" goes on to generate, ARGS="-k walk" to the tests of make test.'
 
@@ -30,8 +30,11 @@ format: $(INSTALLED)  ## Format the code and mend what lint can mend
 	$(PYTHON) -m ruff check --fix
 	$(PYTHON) -m ruff format
 
-benchmark: $(INSTALLED)  ## Print the table of training speeds
+benchmark: $(INSTALLED)  ## Print what a released image costs by three walks, and what it is worth
 	@$(PYTHON) -m scripts.benchmark $(ARGS)
+
+benchmark_training: $(INSTALLED)  ## Print the table of training speeds
+	@$(PYTHON) -m scripts.benchmark_training $(ARGS)
 
 lock:  ## Write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --quiet --extra test --universal --python-version 3.11 --no-emit-index-url \

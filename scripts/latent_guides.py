@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import statistics
 from collections.abc import Callable, Mapping
@@ -16,7 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bundle.files import atomic_write
+from bundle.files import atomic_write, write_json
 from bundle.latent.prior import LatentPrior
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
 from bundle.networks.model_set import ModelSet
@@ -41,6 +43,8 @@ PAIRS, POINTS = 32, 10
 # Of the trial: walks of each class, and every how many steps the guides are asked.
 TRIAL_PAIRS, TRIAL_STRIDE = 16, 6
 HELD_OUT_LATENTS = 4096
+# Points that the guides are asked about at once: few, so that what they compute stays in a core's cache.
+AT_ONCE = 8
 
 
 def trajectories(
@@ -99,7 +103,7 @@ def visited_latents(models: ModelSet, guides: Guides, prior: LatentPrior, n_late
 @torch.no_grad()
 def _asked(guides: Guides, points: Tensor, label: int) -> tuple[Tensor, Tensor]:
     """Identity divergence and class cross-entropy of points [..., w_dim] of one class, each [...]."""
-    answers = [guides(part) for part in points.flatten(0, -2).split(guides.points_per_call)]
+    answers = [guides(part) for part in points.flatten(0, -2).split(AT_ONCE)]
     identity, classes = (torch.cat(parts) for parts in zip(*answers, strict=True))
     target = torch.tensor([label], device=points.device)
     divergence, entropy = identity_divergence(identity), class_cross_entropy(classes.unsqueeze(0), target)[0]
@@ -176,6 +180,7 @@ def train_latent_guides(
     teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
     prior = LatentPrior(generator)
     work = Path(output_dir) / "latents"
+    cost = _Cost(work / "cost.json")
 
     def ask(w: Tensor, name: str, title: str) -> dict[str, Tensor]:
         return ask_guides(generator, teachers, w, work / name, title)
@@ -184,6 +189,7 @@ def train_latent_guides(
     held_out = ask(unseen, "held_out", "asking the guides: held out")
     w, _ = draw_latents(generator, range(n_latents), stream_seed(seed, BEGINNINGS))
     known = [(w.cpu(), ask(w, "beginnings", "asking the guides: where walks begin"))]
+    cost.keep()
     students: dict[str, LatentGuide] = {}
     for number in range(rounds + 1):
         if number > 0:
@@ -193,27 +199,56 @@ def train_latent_guides(
                 lambda: visited_latents(models, _latent_guides(students), prior, n_visited, visit_seed),  # noqa: B023
             )
             known.append((w, ask(w, f"visited_{number}", f"asking the guides: where walks go, round {number}")))
+            cost.keep()
         home = Path(output_dir) if number == rounds else work / f"round_{number}"
         for name in reversed(LATENT_GUIDES):  # the walk, by which the identity's student is measured, needs the class's
             dataset = LabelledLatents(torch.cat([w for w, _ in known]), torch.cat([said[name] for _, said in known]))
+            network = new_latent_guide(name, teachers[name], generator.w_dim)
+            if name in students:
+                network.load_state_dict(students[name].state_dict())
+            else:
+                network.standardise(dataset.w)
             trainer = trainers[name](
                 infos=models.infos,
                 dataset=dataset,
-                network=new_latent_guide(name, teachers[name], generator.w_dim),
-                examine=partial(_examine, models, prior, unseen, held_out, students, name, seed),
+                network=network,
+                examine=partial(_examine, models, prior, unseen, held_out, students, name, seed, cost),
                 output_dir=home,
                 settings={"round": number},
                 train_handlers=[tracking(run_name=f"{name}, round {number}")],
             )
             trainer.run()
-            network, _ = load_weights(trainer.weights_path, device)
-            assert isinstance(network, LatentGuide)
-            students[name] = network
+            student, _ = load_weights(trainer.weights_path, device)
+            assert isinstance(student, LatentGuide)
+            students[name] = student
+            cost.keep()
     shutil.rmtree(work)
 
 
 def _latent_guides(students: Mapping[str, LatentGuide]) -> LatentGuides:
     return LatentGuides(*(students[name] for name in LATENT_GUIDES))
+
+
+class _Cost:
+    """CPU seconds that the distillation has taken, over all runs that it took; only what was finished counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._before = float(json.loads(path.read_text())) if path.exists() else 0.0
+        self._start = self._used()
+
+    def seconds(self) -> float:
+        """All so far."""
+        return self._before + self._used() - self._start
+
+    @staticmethod
+    def _used() -> float:
+        times = os.times()  # worker processes that have ended included
+        return times.user + times.system + times.children_user + times.children_system
+
+    def keep(self) -> None:
+        """Keeps the figure for a run that goes on from here."""
+        write_json(self.path, self.seconds())
 
 
 def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
@@ -234,6 +269,7 @@ def _examine(
     students: Mapping[str, LatentGuide],
     name: str,
     seed: int,
+    cost: _Cost,
     student: nn.Module,
 ) -> dict[str, Any]:
     """Measures a student on latents where walks begin, and the identity's on walks as well."""
@@ -245,6 +281,6 @@ def _examine(
         divergences = [identity_divergence(values) for values in (logits, wanted)]
         scores["rank_correlation"] = float(spearmanr(*divergences).statistic)
         walks = agreement(models, _latent_guides({**students, name: student}), prior, stream_seed(seed, TRIAL))
-        return {"scores": {"beginnings": scores, "walks": walks}}
+        return {"scores": {"beginnings": scores, "walks": walks}, "cpu_seconds": round(cost.seconds())}
     scores["agreement"] = float((logits.argmax(dim=1) == wanted.argmax(dim=1)).double().mean())
     return {"scores": {"beginnings": scores}}

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bundle.networks.guides import Classifier, Guide
@@ -15,13 +16,13 @@ __all__ = ["LATENT_GUIDES", "LatentGuide", "new_latent_guide"]
 #: The students by the names of their weight files, each with its teacher's and the width of its layers. Whose class an
 #: image shows is easily told from w; whom it resembles is not.
 LATENT_GUIDES: dict[str, tuple[str, int]] = {
-    "latent_identity": ("identity_guide", 768),
+    "latent_identity": ("identity_guide", 1024),
     "latent_class": ("class_guide", 256),
 }
 
 
 class _Trunk(nn.Module):
-    """Perceptron on latents brought to mean 0 and deviation 1."""
+    """Perceptron on latents brought to mean 0 and deviation 1; like the means of a ReLU's output, never below 0."""
 
     mean: Tensor
     deviation: Tensor
@@ -36,7 +37,7 @@ class _Trunk(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, features))
 
     def forward(self, w: Tensor) -> Tensor:
-        return self.layers((w - self.mean) / self.deviation)
+        return F.softplus(self.layers((w - self.mean) / self.deviation), beta=2.0)
 
 
 @register_network
@@ -58,7 +59,7 @@ class LatentGuide(Classifier):
     trunk: _Trunk
 
     def __init__(
-        self, w_dim: int, features: int, num_classes: int, identity: bool = False, width: int = 768, depth: int = 4
+        self, w_dim: int, features: int, num_classes: int, identity: bool = False, width: int = 1024, depth: int = 4
     ) -> None:
         super().__init__(_Trunk(w_dim, width, depth, features), features, num_classes, identity)
         self.arguments = {

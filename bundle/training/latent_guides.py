@@ -8,6 +8,7 @@ features instead of probabilities: Romero et al., "FitNets", ICLR 2015.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -18,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from bundle.files import atomic_write
+from bundle.networks.guides import NobodyHead
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.sampling import sample_z
 from bundle.networks.stylegan2 import Generator
@@ -32,9 +34,11 @@ from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_
 __all__ = ["FeatureInferer", "LabelledLatents", "LatentGuideTrainer", "ask_guides", "draw_latents"]
 
 # Latents in a file of labels: what is lost when the labelling is killed.
-SHARD = 1024
+SHARD = 512
 # Images drawn at once.
 BATCH = 16
+# Weight of the cosines that the head takes notice of.
+NOTICED = 10.0
 
 
 @torch.no_grad()
@@ -62,13 +66,40 @@ def draw_latents(generator: Generator, numbers: Iterable[int], seed: int) -> tup
     return torch.lerp(first, second, place.unsqueeze(1).to(device)), label
 
 
-@torch.no_grad()
+class _Questions(Dataset[int]):
+    """Parts of latents that the guides have not been asked about: to take one is to ask, and to write the answers."""
+
+    def __init__(self, generator: Generator, guides: Mapping[str, nn.Module], parts: Mapping[Path, Tensor]) -> None:
+        self.generator = generator
+        self.guides = guides
+        self.parts = list(parts.items())
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> int:
+        path, w = self.parts[index]
+        device = next(self.generator.parameters()).device
+        features: dict[str, list[Tensor]] = {name: [] for name in self.guides}
+        for few in w.split(BATCH):
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                image = self.generator.synthesis(few.to(device)).contiguous(memory_format=torch.channels_last)
+                for name, guide in self.guides.items():
+                    features[name].append(guide.features(image).half().cpu())  # type: ignore[operator]
+        with atomic_write(path) as temporary:
+            torch.save({"w": w.clone(), **{name: torch.cat(values) for name, values in features.items()}}, temporary)
+        return len(w)
+
+
 def ask_guides(
     generator: Generator, guides: Mapping[str, nn.Module], w: Tensor, folder: str | os.PathLike[str], title: str
 ) -> dict[str, Tensor]:
     """Draws G(w) and keeps the features that the guides see in it, in bf16, part by part in files.
 
-    What an earlier call has left in the folder is not computed again.
+    What an earlier call has left in the folder is not computed again. On a CPU, as many processes as PyTorch has
+    threads share the work, each with one thread: faster than one with all of them, and the same bits on any machine of
+    the kind.
 
     Args:
         generator: G.
@@ -83,36 +114,26 @@ def ask_guides(
     Raises:
         TrainingError: the folder holds the labels of other latents.
     """
-    device = next(generator.parameters()).device
-    networks = [generator, *guides.values()]
-    for network in networks:
+    for network in (generator, *guides.values()):
         network.to(memory_format=torch.channels_last)
-    shards = w.cpu().split(SHARD)
+    parts = {Path(folder) / f"{number:05d}.pt": part for number, part in enumerate(w.cpu().split(SHARD))}
+    questions = _Questions(generator, guides, {path: part for path, part in parts.items() if not path.exists()})
+    workers = torch.get_num_threads() if next(generator.parameters()).device.type == "cpu" else 0
+    done = len(w) - sum(len(part) for _, part in questions.parts)
     slow = 0.5 if sys.stderr.isatty() else 60.0
-    found: dict[str, list[Tensor]] = {name: [] for name in guides}
-    with tqdm(total=len(w), unit="image", unit_scale=True, desc=title, mininterval=slow, dynamic_ncols=True) as bar:
-        for number, shard in enumerate(shards):
-            path = Path(folder) / f"{number:05d}.pt"
-            if not path.exists():
-                parts: dict[str, list[Tensor]] = {name: [] for name in guides}
-                for part in shard.split(BATCH):
-                    with torch.autocast(device.type, dtype=torch.bfloat16):
-                        image = generator.synthesis(part.to(device)).contiguous(memory_format=torch.channels_last)
-                        for name, guide in guides.items():
-                            parts[name].append(guide.features(image).half().cpu())  # type: ignore[operator]
-                    bar.update(len(part))
-                with atomic_write(path) as temporary:
-                    torch.save(
-                        {"w": shard.clone(), **{name: torch.cat(values) for name, values in parts.items()}}, temporary
-                    )
-            else:
-                bar.update(len(shard))
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if not torch.equal(content["w"], shard):
-                raise TrainingError(f"{path} holds what the guides said of other latents. Remove {folder}.")
-            for name in guides:
-                found[name].append(content[name])
-    return {name: torch.cat(values) for name, values in found.items()}
+    with tqdm(
+        total=len(w), initial=done, unit="image", unit_scale=True, desc=title, mininterval=slow, dynamic_ncols=True
+    ) as bar:
+        for number in DataLoader(questions, batch_size=None, num_workers=min(workers, len(questions))):
+            bar.update(number)
+    answers: dict[str, list[Tensor]] = {name: [] for name in guides}
+    for path, part in parts.items():
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not torch.equal(content["w"], part):
+            raise TrainingError(f"{path} holds what the guides said of other latents. Remove {folder}.")
+        for name in guides:
+            answers[name].append(content[name])
+    return {name: torch.cat(values) for name, values in answers.items()}
 
 
 class LabelledLatents(Dataset[dict[str, Tensor]]):
@@ -155,14 +176,15 @@ class LatentGuideTrainer(NetworkTrainer):
     """Trains one student on what its teacher said, and writes its weights.
 
     The student of an identity guide minimises the squared distance to its teacher's feature of length 1, of which alone
-    a `NobodyHead` takes notice; that of a class guide the squared distance of the logits, apart from what is the same
-    for all classes. The last layer is the teacher's and stays as it is.
+    a `NobodyHead` takes notice, and that of the cosines, as far as the head's answer depends on them; that of a class
+    guide the squared distance of the logits, apart from what is the same for all classes. The last layer is the
+    teacher's and stays as it is.
 
     Args:
         name: one of `LATENT_GUIDES`: the name of the weight file.
         infos: JSON of the generator and of the teacher, by name.
         dataset: latents and the teacher's features.
-        network: trained in place.
+        network: trained in place, in its own scale of latents.
         examine: measures the trained network: further entries of the weights' JSON, ``scores`` among them.
         output_dir: gets the weights, see `NetworkTrainer`.
         device: where to train.
@@ -191,7 +213,6 @@ class LatentGuideTrainer(NetworkTrainer):
     ) -> None:
         teacher = LATENT_GUIDES[name][0]
         sampler = ShuffledBatchSampler(len(dataset), batch_size, role_seed(name, seed))
-        network.standardise(dataset.w)
         super().__init__(
             name,
             {key: infos["generator"][key] for key in DATA_KEYS if key in infos["generator"]},
@@ -229,8 +250,14 @@ class LatentGuideTrainer(NetworkTrainer):
         return float((student == teacher).float().mean())
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if self.student.arguments["identity"]:
-            length = teacher.shape[1] ** 0.5  # so that features vary by about 1 each
-            return F.mse_loss(student, F.normalize(teacher) * length)
-        logits = [self.student.head(features) for features in (student, teacher)]
+        head = self.student.head
+        if isinstance(head, NobodyHead):
+            teacher = F.normalize(teacher)
+            said, wanted = head.cosine(student), head.cosine(teacher)
+            # How much of a logit depends on its cosine: d l_k / d (s cos_k), see `NobodyHead`.
+            heard = torch.sigmoid(head.scale * (wanted - head.nobody) + math.log(head.weight.shape[0]))
+            noticed = (heard * (said - wanted).square()).sum(dim=1).mean()
+            # Features of this length vary by about 1 each.
+            return F.mse_loss(student, teacher * teacher.shape[1] ** 0.5) + NOTICED * noticed
+        logits = [head(features) for features in (student, teacher)]
         return F.mse_loss(*(values - values.mean(dim=1, keepdim=True) for values in logits))
