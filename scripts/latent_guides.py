@@ -48,7 +48,7 @@ AT_ONCE = 8
 
 
 def trajectories(
-    models: ModelSet, guides: Guides, prior: LatentPrior, pairs: range, label: int, seed: int, n_points: int = POINTS
+    models: ModelSet, guides: Guides, prior: LatentPrior, pairs: range, label: int, seed: int, n_points: int
 ) -> Tensor:
     """Walks, and keeps every step.
 
@@ -93,7 +93,7 @@ def visited_latents(models: ModelSet, guides: Guides, prior: LatentPrior, n_late
     blocks = -(-n_latents // (2 * PAIRS * (POINTS - 2)))
     for block in tqdm(range(blocks), desc="walking to learn from it", unit="block", mininterval=5.0):
         pairs = range(block // classes * PAIRS, (block // classes + 1) * PAIRS)
-        steps = trajectories(models, guides, prior, pairs, block % classes, seed).cpu()
+        steps = trajectories(models, guides, prior, pairs, block % classes, seed, POINTS).cpu()
         chosen = torch.randint(0, len(steps), steps.shape[1:3], generator=random)
         somewhere = steps.gather(0, chosen[None, :, :, None].expand(1, -1, -1, steps.shape[3]))[0]
         found += [steps[-1].flatten(0, 1), somewhere.flatten(0, 1)]
@@ -110,7 +110,7 @@ def _asked(guides: Guides, points: Tensor, label: int) -> tuple[Tensor, Tensor]:
     return divergence.view(points.shape[:-1]).cpu(), entropy.view(points.shape[:-1]).cpu()
 
 
-def agreement(models: ModelSet, students: LatentGuides, prior: LatentPrior, seed: int) -> dict[str, float]:
+def agreement(models: ModelSet, students: Guides, prior: LatentPrior, seed: int) -> dict[str, float]:
     """Walks between pairs that no training has seen, and compares what students and guides say along the way.
 
     Args:
@@ -128,7 +128,7 @@ def agreement(models: ModelSet, students: LatentGuides, prior: LatentPrior, seed
     judge = ImageGuides(models.generator, models.networks["identity_guide"], models.networks["class_guide"], amp=False)
     answers: list[list[Tensor]] = [[], [], [], []]
     for label in range(models.generator.num_classes):
-        steps = trajectories(models, students, prior, range(TRIAL_PAIRS), label, seed)
+        steps = trajectories(models, students, prior, range(TRIAL_PAIRS), label, seed, POINTS)
         steps = steps[[*range(0, len(steps) - 1, TRIAL_STRIDE), len(steps) - 1]]
         for kept, answer in zip(answers, (*_asked(judge, steps, label), *_asked(students, steps, label)), strict=True):
             kept.append(answer)

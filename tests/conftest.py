@@ -12,11 +12,20 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
 
+from bundle.files import sha256_file
 from bundle.networks.guides import GateClassifier, Guide
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def cause(error: BaseException) -> BaseException:
+    """The error under those that MONAI wraps it in."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +83,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder for 32 pixels and two classes: an untrained generator, class networks that tell its classes
-    apart, untrained identity networks and a gate that recognises hardly anybody."""
+    apart, untrained identity networks, a gate that recognises hardly anybody, and students of the guides."""
     folder = tmp_path_factory.mktemp("toy") / "models"
     info = {
         "modality": "xray",
@@ -105,7 +114,40 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(networks[name](images), label).backward()
                 optimizer.step()
+        students = {
+            name: toy_student(name, generator, networks[teacher]) for name, (teacher, _) in LATENT_GUIDES.items()
+        }
     for name, network in networks.items():
         scores = {"threshold": 0.999} if name == "gate_identity" else {}
         save_weights(network, folder / f"{name}.pt", {**info, "scores": scores})
+    for name, student in students.items():
+        origin = {
+            "generator_sha256": folder / "generator.pt",
+            "teacher_sha256": folder / f"{LATENT_GUIDES[name][0]}.pt",
+        }
+        own = {
+            "training": {key: sha256_file(path) for key, path in origin.items()},
+            "scores": {"walks": {"rank_correlation": 0.5}},
+            "cpu_seconds": 9,
+        }
+        save_weights(student, folder / f"{name}.pt", {**info, **own})
     return folder
+
+
+def toy_student(name: str, generator: Generator, teacher: torch.nn.Module) -> LatentGuide:
+    """A small student of a toy guide, trained for a moment."""
+    assert isinstance(teacher, Guide)
+    teacher.eval()
+    features = teacher.head.weight.shape[1]
+    student = LatentGuide(generator.w_dim, features, teacher.num_classes, name == "latent_identity", width=32, depth=2)
+    student.head.load_state_dict(teacher.head.state_dict())
+    with torch.no_grad():
+        w = generator.mapping(torch.randn(512, generator.z_dim), torch.arange(512) % 2)
+        student.standardise(w)
+        wanted = teacher.features(generator.synthesis(w))
+    optimizer = torch.optim.Adam(student.trunk.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(student.features(w), wanted).backward()
+        optimizer.step()
+    return student

@@ -8,7 +8,10 @@ import csv
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,8 @@ from bundle.data import open_dataset
 from bundle.files import write_json
 from bundle.options import OptionError
 from bundle.walk.inferer import SETTINGS
-
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.generation import default_guides
+from tests.conftest import ROOT, cause
 
 
 def generate(models_dir: Path, output_dir: Path, **options: Any) -> None:
@@ -43,13 +46,6 @@ def digest(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def cause(error: BaseException) -> BaseException:
-    """The error under those that MONAI wraps it in."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +167,68 @@ def test_one_class_alone(toy_models: Path, tmp_path: Path) -> None:
     assert all(name.startswith("tuberculosis_") for name in names)
 
 
+def test_walk_on_the_guides_themselves(toy_models: Path, tmp_path: Path) -> None:
+    generate(toy_models, tmp_path, n_images=2, guides="image")
+    manifest = json.loads((tmp_path / "cohort" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["configuration"]["guides"] == "image"
+    assert not {"latent_identity", "latent_class"} & manifest["configuration"]["models"].keys()
+    comparison = json.loads((tmp_path / "private" / "paths.json").read_text(encoding="utf-8"))
+    assert comparison["PLAN"]["identity_divergence"] < comparison["linear"]["identity_divergence"]
+
+
+def test_students_are_asked_where_they_are_there(cohort: Path, toy_models: Path, tmp_path: Path) -> None:
+    manifest = json.loads((cohort / "cohort" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["configuration"]["guides"] == "latent"
+    assert {"latent_identity", "latent_class"} < manifest["configuration"]["models"].keys()
+    assert default_guides(str(toy_models), "balanced") == "latent"
+    assert default_guides(str(toy_models), "published") == "image"
+    shutil.copytree(toy_models, tmp_path / "models")
+    (tmp_path / "models" / "latent_class.json").unlink()
+    assert default_guides(str(tmp_path / "models"), "balanced") == "image"
+
+
+DYING = """
+import os, runpy, signal
+from bundle.cohort.judge import JudgePathd
+
+judge, paths = JudgePathd.__call__, []
+
+def judge_and_die(self, data):
+    paths.append(data["index"])
+    if os.environ["RANK"] == "1" and len(paths) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return judge(self, data)
+
+JudgePathd.__call__ = judge_and_die
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_two_processes_write_the_cohort_of_one_though_one_of_them_dies(toy_models: Path, tmp_path: Path) -> None:
+    """Processes as PyTorch's launcher starts them, one thread each."""
+    (tmp_path / "dying.py").write_text(DYING, encoding="utf-8")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+    def run(name: str, *start: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *start, "run", "generate", "--output_dir", str(tmp_path / name)]
+        command += ["--config_file", str(ROOT / "configs" / "plan.json"), "--bundle_root", str(ROOT)]
+        command += ["--models_dir", str(toy_models), "--device", "cpu", "--n_images", "40", "--n_points", "5"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    alone = run("alone", "-m", "monai.bundle")
+    assert alone.returncode == 0, alone.stderr
+    assert run("together", *launcher, str(tmp_path / "dying.py")).returncode != 0
+    assert not (tmp_path / "together" / "cohort").exists()
+    left = {path.name for path in (tmp_path / "together" / "private" / "walk").glob("pair_*.pt")}
+    assert {"pair_1_000000.pt", "pair_1_000001.pt"} <= left
+    assert "pair_1_000002.pt" not in left
+    together = run("together", *launcher, "-m", "monai.bundle")
+    assert together.returncode == 0, together.stderr
+    assert together.stdout.count("points passed the gate") == 1
+    assert digest(tmp_path / "together" / "cohort") == digest(tmp_path / "alone" / "cohort")
+
+
 def test_published_objective_runs(toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # All 500 steps would tell no more.
     monkeypatch.setitem(SETTINGS, "published", dataclasses.replace(SETTINGS["published"], steps=3))
@@ -186,6 +244,8 @@ def test_published_objective_runs(toy_models: Path, tmp_path: Path, monkeypatch:
         ({"n_points": 2}, "3"),
         ({"objective": "publish"}, "published"),
         ({"classes": "tuberculose"}, "tuberculosis"),
+        ({"guides": "latents"}, "latent"),
+        ({"guides": "latent", "objective": "published"}, "Leave guides out"),
     ],
 )
 def test_impossible_options_name_the_nearest(

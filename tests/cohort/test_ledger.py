@@ -122,3 +122,35 @@ def test_only_tensors_are_kept_and_no_half_file(tmp_path: Path) -> None:
     assert files == ["pair_1_000003.pt", "settings.json"]
     kept = torch.load(tmp_path / "private" / "walk" / "pair_1_000003.pt", weights_only=True)
     assert kept["passed"].tolist() == [True, False, False, False]
+
+
+def test_processes_are_dealt_whole_blocks_and_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, one after the other where they would wait for each other."""
+    rank = 0
+    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("ignite.distributed.get_rank", lambda: rank)
+    books = [ledger(tmp_path, {0: 20}) for _ in range(2)]  # at least three blocks of 8
+    dealt: list[list[tuple[int, int]]] = [[], []]
+    for rank, book in enumerate(books):
+        first = book.next_block()
+        assert first is not None
+        dealt[rank].append(first)
+        dealt[rank] += book._dealt
+        book._dealt.clear()
+    assert dealt == [[(0, 0), (0, 2)], [(0, 1)]]
+    for rank, blocks in enumerate(dealt):
+        for label, block in blocks:
+            for index in (2 * block, 2 * block + 1):
+                books[rank].add(label, index, record([1, 1, 1, 0], value=10 * index))
+    # 18 of 24 have passed: one more block is due, for the first of them.
+    rank = 0
+    assert books[0].next_block() == (0, 3)
+    for index in (6, 7):
+        books[0].add(0, index, record([1, 1, 1, 0], value=10 * index))
+    rank = 1
+    assert books[1].next_block() is None
+    alone = ledger(tmp_path / "alone", {0: 20})
+    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 1)
+    rank = 0
+    walk_on(alone, [1, 1, 1, 0])
+    assert [int(image[0, 0]) for image in books[1].images(0)] == [int(image[0, 0]) for image in alone.images(0)]

@@ -72,3 +72,13 @@ def test_damaged_network_is_named(models_dir: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(WeightsError, match=r"identity_guide\.pt is not the file that its JSON describes"):
         load_models(models_dir)
+
+
+@pytest.mark.parametrize(("key", "original"), [("generator_sha256", "generator"), ("teacher_sha256", "identity_guide")])
+def test_students_of_other_networks_are_refused(models_dir: Path, key: str, original: str) -> None:
+    names = (*GENERATION_NETWORKS, "latent_identity", "latent_class")
+    assert tuple(load_models(models_dir, names=names).networks) == names
+    path = models_dir / "latent_identity.json"
+    edit_json(path, training={**json.loads(path.read_text())["training"], key: "0" * 64})
+    with pytest.raises(WeightsError, match=f"latent_identity was not distilled from this {original}"):
+        load_models(models_dir, names=names)

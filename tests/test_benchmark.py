@@ -1,0 +1,121 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bundle.data import open_dataset
+from bundle.files import write_json
+from bundle.networks.embeddings import ContrastiveEmbedding
+from bundle.networks.weights import save_weights
+from bundle.walk.inferer import SETTINGS
+from scripts import benchmark
+from scripts.benchmark import ARMS, Clock, Judged, cost, difference, main, path_figure, peak_memory, quality_table
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks of three steps; nobody's memory is measured."""
+    for name, settings in SETTINGS.items():
+        monkeypatch.setitem(SETTINGS, name, dataclasses.replace(settings, steps=3))
+    monkeypatch.setattr(benchmark, "peak_memory", lambda arm, models_dir, n_points: 1234.5)
+
+
+def judged(passed: list[list[int]], walking: Clock, judging: Clock) -> Judged:
+    """Paths of one class, with what passed of them."""
+    masks = [torch.tensor(mask, dtype=torch.bool) for mask in passed]
+    return Judged([[0]], [[]], [[]], [masks], steps=[3] * len(masks), walking=walking, judging=judging)
+
+
+def test_all_that_was_done_is_spread_over_what_is_released() -> None:
+    walked = judged([[1, 0, 1], [0, 0, 1]], Clock(wall=6.0, cpu=9.0), Clock(wall=3.0, cpu=3.0))
+    assert cost(walked) == (4.0, 3.0)
+    assert all(value != value for value in cost(judged([[0]], Clock(1.0, 1.0), Clock(1.0, 1.0))))
+
+
+def test_clock_counts_what_passes_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, cpu = iter([1.0, 4.0, 10.0, 10.5]), iter([0.0, 5.0, 5.0, 6.0])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(benchmark.time, "process_time", lambda: next(cpu))
+    clock = Clock()
+    for _ in range(2):
+        with clock.running():
+            pass
+    assert (clock.wall, clock.cpu) == (3.5, 6.0)
+
+
+def test_intervals_are_of_paths() -> None:
+    values = torch.tensor([[0.0] * 50, [1.0] * 50])  # two paths, however many points
+    found = path_figure(values, is_share=False)
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    apart = difference(torch.tensor([[3.0, 1.0], [5.0, 3.0]]), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
+    assert (apart.value, apart.low, apart.high) == (1.5, 1.0, 2.0)
+
+
+def test_differences_are_of_the_pairs_that_both_walked() -> None:
+    def arm(pairs: list[int], values: list[float]) -> dict[str, Tensor]:
+        return {"pair": torch.tensor(pairs), "identity": torch.tensor(values).unsqueeze(1)}
+
+    measured = {"published": arm([0, 1], [1.0, 2.0]), "latent": arm([0, 2, 1, 3], [3.0, 100.0, 4.0, 100.0])}
+    rows = quality_table(measured, ARMS)
+    assert rows[0] == ("walk", "identity KL, real phi_id")
+    assert rows[-1] == ("latent guides less published algorithm, 2 common pairs", "2 [2, 2]")
+
+
+def test_arms_walk_between_the_same_ends_and_are_compared(
+    short: None, toy_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "benchmark.json"
+    arguments = f"--models_dir {toy_models} --output_file {file} --pairs 3 --baseline_pairs 1 --n_points 4"
+    main(arguments.split())
+    printed = capsys.readouterr().out
+    for arm in ARMS.values():
+        assert f"| {arm.title} |" in printed
+    content = json.loads(file.read_text(encoding="utf-8"))
+    columns, *rows = content["cost"]
+    assert [row[columns.index("paths")] for row in rows] == ["2", "6", "6"]
+    assert all(float(row[columns.index("CPU s")]) > 0.0 for row in rows)
+    assert {row[columns.index("peak MiB")] for row in rows} == {"1234"}
+    latent = dict(zip(columns, rows[2], strict=True))
+    spread = float(latent["with distillation, over 100"]) - float(latent["CPU s"])
+    assert spread == pytest.approx(9 / 100, rel=0.1)  # 9 CPU seconds, by the JSON
+    assert "2 common pairs" in content["quality"][-1][0]
+    assert "inner points that the students accept" in content["students"]
+
+
+def test_real_images_add_distances_and_copies(
+    short: None, toy_models: Path, tiny_dataset: Path, trunk_file: Path, tmp_path: Path
+) -> None:
+    data = open_dataset(tiny_dataset, tmp_path, resolution=32)
+    models_dir = Path(shutil.copytree(toy_models, tmp_path / "models"))
+    for path in models_dir.glob("*.json"):
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "split_sha256": data.split_sha256})
+    save_weights(ContrastiveEmbedding(1, side=32, widths=(4, 8), dimension=8), models_dir / "audit_embedding.pt", {})
+    file = tmp_path / "benchmark.json"
+    arguments = f"--models_dir {models_dir} --output_file {file} --pairs 1 --baseline_pairs 1 --n_points 4"
+    main([*arguments.split(), "--dataset_dir", str(tiny_dataset), "--trunk_file", str(trunk_file)])
+    columns, *rows = json.loads(file.read_text(encoding="utf-8"))["quality"]
+    nearest, copies = (columns.index(name) for name in ("LPIPS to the nearest real image", "copies, by the audit"))
+    for row in rows[:3]:
+        assert float(row[nearest].split(" ")[0]) > 0.0
+        assert 0.0 <= float(row[copies].split(" ")[0]) <= 100.0
+
+
+def test_memory_is_that_of_a_process_of_its_own(toy_models: Path) -> None:
+    held = torch.ones(100 * 2**20, dtype=torch.uint8)  # the measured process begins without it
+    assert 200.0 < peak_memory("latent", str(toy_models), 4) < 4000.0
+    assert int(held.sum()) == 100 * 2**20
+
+
+@pytest.mark.parametrize(("option", "least"), [("pairs", 1), ("baseline_pairs", 1), ("n_points", 3)])
+def test_impossible_options_are_refused(option: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([f"--{option}", str(least - 1)])
+    assert f"--{option} must be at least {least}" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`train_latent_guides` from end to end, as the command line runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+import torch
+
+from bundle.latent.prior import LatentPrior
+from bundle.networks.guides import Guide
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
+from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
+from bundle.networks.weights import load_weights
+from bundle.training.latent_guides import LatentGuideTrainer
+from bundle.walk.guides import ImageGuides, LatentGuides
+from bundle.walk.objective import identity_divergence
+from scripts import latent_guides
+from scripts.latent_guides import agreement, trajectories, visited_latents
+from tests.conftest import ROOT, cause
+from tests.training.conftest import Killed
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few walks, a few latents and small students."""
+    monkeypatch.setattr(latent_guides, "PAIRS", 2)
+    monkeypatch.setattr(latent_guides, "POINTS", 4)
+    monkeypatch.setattr(latent_guides, "TRIAL_PAIRS", 2)
+    monkeypatch.setattr(latent_guides, "HELD_OUT_LATENTS", 32)
+    for name, (teacher, _) in LATENT_GUIDES.items():
+        monkeypatch.setitem(LATENT_GUIDES, name, (teacher, 16))
+
+
+@pytest.fixture
+def models_dir(toy_models: Path, tmp_path: Path) -> Path:
+    """The toy models, without students."""
+    return Path(shutil.copytree(toy_models, tmp_path / "models", ignore=shutil.ignore_patterns("latent_*")))
+
+
+@pytest.fixture(scope="module")
+def models(toy_models: Path) -> ModelSet:
+    return load_models(toy_models, names=(*GENERATION_NETWORKS, *LATENT_GUIDES))
+
+
+@pytest.fixture(scope="module")
+def prior(models: ModelSet) -> LatentPrior:
+    return LatentPrior(models.generator)
+
+
+def train(models_dir: Path, output_dir: Path, **options: Any) -> None:
+    monai.bundle.run(
+        config_file=str(ROOT / "configs" / "train_latent_guides.json"),
+        bundle_root=str(ROOT),
+        models_dir=str(models_dir),
+        output_dir=str(output_dir),
+        device="cpu",
+        **{"n_latents": 64, "n_visited": 8, "rounds": 1, "max_epochs": 2, "batch_size": 16, **options},
+    )
+
+
+def students(models_dir: Path) -> LatentGuides:
+    networks = [load_weights(models_dir / f"{name}.pt")[0] for name in LATENT_GUIDES]
+    return LatentGuides(*networks)
+
+
+def test_students_are_written_and_walked_on(small: None, models_dir: Path, tmp_path: Path) -> None:
+    train(models_dir, tmp_path)
+    trained = load_models(models_dir, names=(*GENERATION_NETWORKS, *LATENT_GUIDES))
+    for name, (teacher, _) in LATENT_GUIDES.items():
+        student, guide = trained.networks[name], trained.networks[teacher]
+        assert isinstance(student, LatentGuide)
+        assert isinstance(guide, Guide)
+        torch.testing.assert_close(student.head.weight, guide.head.weight)
+        info = trained.infos[name]
+        assert info["training"]["n_latents"] == 64 + 8  # where walks begin; two places of each of 4 walked points
+        assert info["training"]["round"] == 1
+    info = trained.infos["latent_identity"]
+    assert -1.0 <= info["scores"]["beginnings"]["rank_correlation"] <= 1.0
+    assert info["scores"]["walks"]["identity_divergence"] > 0.0
+    assert info["cpu_seconds"] >= 1
+    assert 0.0 <= trained.infos["latent_class"]["scores"]["beginnings"]["agreement"] <= 1.0
+    assert not (tmp_path / "latents").exists()
+    assert str(tmp_path) not in json.dumps(info)
+
+
+def test_killed_run_goes_on_to_the_same_students(
+    small: None, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(models_dir, tmp_path / "whole")
+    saved: list[str] = []
+    save = LatentGuideTrainer.save
+
+    def save_and_die(self: LatentGuideTrainer) -> dict[str, Any]:
+        scores = save(self)
+        saved.append(self.name)
+        if len(saved) == 3:  # both of the first round, and the first of the second
+            raise Killed
+        return scores
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentGuideTrainer, "save", save_and_die)
+        with pytest.raises(RuntimeError) as caught:
+            train(models_dir, tmp_path / "killed")
+    assert isinstance(cause(caught.value), Killed)
+    asked = tmp_path / "killed" / "latents" / "beginnings" / "00000.pt"
+    before = asked.stat().st_mtime_ns
+    resumed: list[int] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **options: resumed.append(asked.stat().st_mtime_ns))
+    train(models_dir, tmp_path / "killed")
+    assert before in resumed
+    for name in LATENT_GUIDES:
+        whole, again = (
+            load_weights(tmp_path / run / "models" / f"{name}.pt")[0].state_dict() for run in ("whole", "killed")
+        )
+        assert all(torch.equal(value, again[key]) for key, value in whole.items())
+
+
+def test_trajectories_begin_on_the_line_and_end_on_the_path(models: ModelSet, prior: LatentPrior) -> None:
+    guides = LatentGuides(*(models.networks[name] for name in LATENT_GUIDES))
+    steps = trajectories(models, guides, prior, range(3), 1, seed=2, n_points=5)
+    assert steps.shape == (31, 3, 3, 8)
+    torch.testing.assert_close(steps[0, :, 0] - steps[0, :, 1], steps[0, :, 1] - steps[0, :, 2], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        first, last = (identity_divergence(guides(points.flatten(0, 1))[0]).mean() for points in (steps[0], steps[-1]))
+    assert float(last) < float(first)
+    again = trajectories(models, guides, prior, range(1, 3), 1, seed=2, n_points=5)
+    torch.testing.assert_close(again, steps[:, 1:], rtol=1e-3, atol=1e-3)
+
+
+def test_visited_latents_are_ends_of_walks_and_places_on_the_way(
+    small: None, models: ModelSet, prior: LatentPrior
+) -> None:
+    guides = LatentGuides(*(models.networks[name] for name in LATENT_GUIDES))
+    w = visited_latents(models, guides, prior, 16, seed=6)
+    assert w.shape == (16, 8)
+    for label, part in enumerate(w.split(8)):
+        steps = trajectories(models, guides, prior, range(2), label, seed=6, n_points=4)
+        torch.testing.assert_close(part[:4], steps[-1].flatten(0, 1))
+        distance = (part[4:].unsqueeze(0) - steps.flatten(1, 2)).norm(dim=2)
+        assert float(distance.amin(dim=0).max()) < 1e-5
+    assert torch.equal(visited_latents(models, guides, prior, 16, seed=6), w)
+
+
+def test_guides_agree_with_themselves(small: None, models: ModelSet, prior: LatentPrior) -> None:
+    networks = models.networks
+    itself = ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], amp=False)
+    figures = agreement(models, itself, prior, seed=1)
+    assert figures["rank_correlation"] == pytest.approx(1.0, abs=0.01)
+    assert figures["rank_correlation_class"] == pytest.approx(1.0, abs=0.01)
+    assert figures["identity_divergence"] == pytest.approx(figures["identity_divergence_promised"], rel=0.05)
