@@ -32,6 +32,7 @@ from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, mean, pati
 from bundle.cohort.judge import synthesise
 from bundle.data import ImageData
 from bundle.figures import from_uint8
+from bundle.figures.walks import save_walks
 from bundle.files import write_json
 from bundle.gate.gate import Gate
 from bundle.latent.prior import LatentPrior
@@ -46,14 +47,14 @@ from bundle.networks.weights import load_weights
 from bundle.walk.guides import Guides, ImageGuides, LatentGuides
 from bundle.walk.inferer import PlanWalkInferer
 from bundle.walk.objective import BalancedObjective, identity_divergence
-from scripts.generation import open_training_data, walk_guides
+from scripts.generation import BLOCK_POINTS, open_training_data, walk_guides
 
 __all__ = ["ARMS", "Arm", "Judged", "Walker", "main", "table"]
 
 # Cohorts over which the distillation is spread.
 COHORTS = (100, 1000, 10_000)
-# Paths in a block of the walks that take many together, and steps of a walk whose memory is measured.
-BLOCK = 8
+# Pairs of end points that an arm takes in its turn.
+TURN = 16
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,22 @@ class Arm:
         title: in the table.
         objective: see `bundle.walk.objective.OBJECTIVES`.
         guides: ``image`` or ``latent``.
-        block: paths that are walked together.
+        alone: walk one path at a time, not as many together as `generate` does.
+        steps: most steps; None for as many as the objective is given.
     """
 
     title: str
     objective: str
     guides: str
-    block: int
+    alone: bool = False
+    steps: int | None = None
 
 
 ARMS: dict[str, Arm] = {
-    "published": Arm("published algorithm", "published", "image", 1),
-    "image": Arm("batched, image space", "balanced", "image", BLOCK),
-    "latent": Arm("latent guides", "balanced", "latent", BLOCK),
+    "linear": Arm("straight line", "balanced", "latent", steps=0),
+    "published": Arm("published algorithm", "published", "image", alone=True),
+    "image": Arm("batched, image space", "balanced", "image"),
+    "latent": Arm("latent guides", "balanced", "latent"),
 }
 
 
@@ -138,6 +142,9 @@ class Walker:
         self.seed = seed
         self.guides: Guides = walk_guides(models, arm.guides, arm.objective)
         self.inferer = PlanWalkInferer(self.guides, prior, n_points, arm.objective)
+        if arm.steps is not None:
+            self.inferer.settings = dataclasses.replace(self.inferer.settings, steps=arm.steps)
+        self.block = 1 if arm.alone else max(1, BLOCK_POINTS[arm.guides] // n_points)
         self.reset()
 
     def reset(self) -> None:
@@ -148,8 +155,8 @@ class Walker:
     def walk(self, pairs: range, label: int) -> None:
         """Walks between the pairs of these numbers, block by block, and judges every point."""
         generator = self.models.generator
-        for first in range(pairs.start, pairs.stop, self.arm.block):
-            block = range(first, min(first + self.arm.block, pairs.stop))
+        for first in range(pairs.start, pairs.stop, self.block):
+            block = range(first, min(first + self.block, pairs.stop))
             numbers = [(2 * pair + end) * generator.num_classes + label for pair in block for end in range(2)]
             z = sample_z(numbers, generator.z_dim, self.seed).view(len(block), 2, -1)
             with self.judged.walking.running():
@@ -273,8 +280,8 @@ def peak_memory(arm: str, models_dir: str, n_points: int) -> float:
 def measure_memory(arm: str, models_dir: str, n_points: int) -> float:
     """Loads the networks, walks a block for three steps, draws and judges it; returns the most memory held, in MiB."""
     walker, _ = _walker(ARMS[arm], models_dir, n_points, seed=0)
-    walker.inferer.settings = dataclasses.replace(walker.inferer.settings, steps=3)
-    walker.walk(range(walker.arm.block), 0)
+    walker.inferer.settings = dataclasses.replace(walker.inferer.settings, steps=min(3, walker.inferer.settings.steps))
+    walker.walk(range(walker.block), 0)
     status = Path("/proc/self/status")
     if status.exists():  # the kernel's other figure, getrusage's, begins with what the parent process held
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
@@ -303,7 +310,7 @@ def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillatio
     for name, walker in walkers.items():
         cpu, wall = costs[name]
         steps = walker.judged.steps
-        extra = [cpu + distillation / n if walker.arm.guides == "latent" else cpu for n in COHORTS]
+        extra = [cpu + distillation / n if name == "latent" else cpu for n in COHORTS]
         rows.append(
             (
                 walker.arm.title,
@@ -311,7 +318,7 @@ def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillatio
                 f"{sum(steps) / len(steps):.0f}",
                 f"{cpu:.3g}",
                 f"{wall:.3g}",
-                f"{cpu / unit:.1f}",
+                f"{cpu / unit:.3g}",
                 f"{costs['published'][0] / cpu:.0f}" if "published" in costs else "",
                 f"{memory[name]:.0f}",
                 *(f"{value:.3g}" for value in extra),
@@ -348,8 +355,10 @@ def quality_table(measured: dict[str, dict[str, Tensor]], arms: dict[str, Arm]) 
     rows = [("walk", *(title for _, title, _ in chosen))]
     for name, values in measured.items():
         rows.append((arms[name].title, *(_text(path_figure(values[key], shared), shared) for key, _, shared in chosen)))
-    first = next(iter(measured))
-    for name, values in list(measured.items())[1:]:
+    first = "published"
+    for name, values in measured.items():
+        if name in ("linear", first):
+            continue
         common = [index for index in measured[first]["pair"].tolist() if index in values["pair"].tolist()]
         places = [[values_["pair"].tolist().index(index) for index in common] for values_ in (values, measured[first])]
         row = [f"{arms[name].title} less {arms[first].title}, {len(common)} common pairs"]
@@ -370,13 +379,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models_dir", default="models/xray", help="the networks (%(default)s)")
     parser.add_argument("--dataset_dir", default="", help="real images: adds distances to them, and copies")
     parser.add_argument("--trunk_file", default=None, help="of LPIPS; left out, torchvision downloads it")
-    parser.add_argument("--pairs", type=int, default=8, help="paths of each class (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=16, help="paths of each class (%(default)s)")
     parser.add_argument(
         "--baseline_pairs", type=int, default=2, help="the same of the published algorithm (%(default)s)"
     )
     parser.add_argument("--n_points", type=int, default=10, help="of a path, ends included (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the end points (%(default)s)")
     parser.add_argument("--output_file", default="output/benchmark.json", help="gets the figures (%(default)s)")
+    parser.add_argument("--picture", help="gets a picture of costs and paths (left out, it lies beside output_file)")
     parser.add_argument("--memory_of", choices=tuple(ARMS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     for name, least in (("pairs", 1), ("baseline_pairs", 1), ("n_points", 3), ("seed", 0)):
@@ -400,8 +410,8 @@ def run(options: argparse.Namespace) -> None:
         _warm_up(walker)
     wanted = dict.fromkeys(ARMS, options.pairs) | {"published": min(options.baseline_pairs, options.pairs)}
     turns = [
-        (name, label, range(first, min(first + BLOCK, number)))
-        for first in range(0, options.pairs, BLOCK)
+        (name, label, range(first, min(first + TURN, number)))
+        for first in range(0, options.pairs, TURN)
         for label in range(models.generator.num_classes)
         for name, number in wanted.items()
         if first < number
@@ -430,6 +440,12 @@ def run(options: argparse.Namespace) -> None:
     )
     print(f"\n{head}\n\nFor a released image:\n{table(costs)}\n\nInner points:\n{table(qualities)}\n\n{students}")
     write_json(options.output_file, {"head": head, "cost": costs, "quality": qualities, "students": students})
+    units = costs[0].index("units")
+    arms = [
+        (row[0], float(row[units]), measured[name]["identity"], from_uint8(walkers[name].judged.pixels[-1][0]))
+        for name, row in zip(walkers, costs[1:], strict=True)
+    ]
+    save_walks(arms, options.picture or Path(options.output_file).with_suffix(".png"))
 
 
 def student_figures(latent: dict[str, Tensor], trial: dict[str, float]) -> str:
@@ -450,9 +466,9 @@ def student_figures(latent: dict[str, Tensor], trial: dict[str, float]) -> str:
 
 def _warm_up(walker: Walker) -> None:
     settings = walker.inferer.settings
-    walker.inferer.settings = dataclasses.replace(settings, steps=2)
+    walker.inferer.settings = dataclasses.replace(settings, steps=min(2, settings.steps))
     for label in range(walker.models.generator.num_classes):
-        walker.walk(range(walker.arm.block), label)
+        walker.walk(range(walker.block), label)
     walker.inferer.settings = settings
     walker.reset()
 

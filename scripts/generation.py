@@ -41,6 +41,7 @@ from bundle.walk.guides import Guides, ImageGuides, LatentGuides
 from bundle.walk.inferer import SETTINGS
 
 __all__ = [
+    "BLOCK_POINTS",
     "GenerationProgress",
     "default_guides",
     "default_output_dir",
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 # Points walked at once: what a block of pairs comes to, whatever the number of points on a path. Larger blocks are
 # faster, and walk more points in vain where few images are wanted.
-BLOCK_POINTS = {"image": 40, "latent": 80}
+BLOCK_POINTS = {"image": 40, "latent": 160}
 # Pairs of each class that the private pictures show, and that walked and straight paths are compared on.
 PICTURED_PAIRS = 2
 COMPARED_PAIRS = 8
@@ -103,7 +104,7 @@ def walk_guides(models: ModelSet, guides: str, objective: str) -> Guides:
     """
     networks = models.networks
     if guides == "latent":
-        return LatentGuides(*(networks[name] for name in LATENT_GUIDES))
+        return LatentGuides(networks["latent_identity"], networks["latent_class"])
     return ImageGuides(
         models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient=objective == "published"
     )

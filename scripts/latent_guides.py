@@ -226,7 +226,7 @@ def train_latent_guides(
 
 
 def _latent_guides(students: Mapping[str, LatentGuide]) -> LatentGuides:
-    return LatentGuides(*(students[name] for name in LATENT_GUIDES))
+    return LatentGuides(students["latent_identity"], students["latent_class"])
 
 
 class _Cost:

@@ -9,12 +9,13 @@ import shutil
 from pathlib import Path
 
 from bundle.files import atomic_write, write_json
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, load_models
 from bundle.training.audit_networks import AUDIT_NETWORKS
 
 __all__ = ["MOST_BYTES", "ship"]
 
-NETWORKS = (*GENERATION_NETWORKS, "discriminator", *AUDIT_NETWORKS)
+NETWORKS = (*GENERATION_NETWORKS, *LATENT_GUIDES, "discriminator", *AUDIT_NETWORKS)
 MOST_BYTES = 25 * 1024**2
 """Size of a file that the model zoo takes without further ado."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bundle.data import open_dataset
@@ -80,14 +81,16 @@ def test_arms_walk_between_the_same_ends_and_are_compared(
         assert f"| {arm.title} |" in printed
     content = json.loads(file.read_text(encoding="utf-8"))
     columns, *rows = content["cost"]
-    assert [row[columns.index("paths")] for row in rows] == ["2", "6", "6"]
+    assert [row[columns.index("paths")] for row in rows] == ["6", "2", "6", "6"]
     assert all(float(row[columns.index("CPU s")]) > 0.0 for row in rows)
     assert {row[columns.index("peak MiB")] for row in rows} == {"1234"}
-    latent = dict(zip(columns, rows[2], strict=True))
+    latent = dict(zip(columns, rows[3], strict=True))
     spread = float(latent["with distillation, over 100"]) - float(latent["CPU s"])
     assert spread == pytest.approx(9 / 100, rel=0.1)  # 9 CPU seconds, by the JSON
     assert "2 common pairs" in content["quality"][-1][0]
     assert "inner points that the students accept" in content["students"]
+    with Image.open(file.with_suffix(".png")) as picture:
+        assert picture.width > 500
 
 
 def test_real_images_add_distances_and_copies(
@@ -103,7 +106,7 @@ def test_real_images_add_distances_and_copies(
     main([*arguments.split(), "--dataset_dir", str(tiny_dataset), "--trunk_file", str(trunk_file)])
     columns, *rows = json.loads(file.read_text(encoding="utf-8"))["quality"]
     nearest, copies = (columns.index(name) for name in ("LPIPS to the nearest real image", "copies, by the audit"))
-    for row in rows[:3]:
+    for row in rows[:4]:
         assert float(row[nearest].split(" ")[0]) > 0.0
         assert 0.0 <= float(row[copies].split(" ")[0]) <= 100.0
 

@@ -65,11 +65,6 @@ def train(models_dir: Path, output_dir: Path, **options: Any) -> None:
     )
 
 
-def students(models_dir: Path) -> LatentGuides:
-    networks = [load_weights(models_dir / f"{name}.pt")[0] for name in LATENT_GUIDES]
-    return LatentGuides(*networks)
-
-
 def test_students_are_written_and_walked_on(small: None, models_dir: Path, tmp_path: Path) -> None:
     train(models_dir, tmp_path)
     trained = load_models(models_dir, names=(*GENERATION_NETWORKS, *LATENT_GUIDES))
@@ -123,7 +118,7 @@ def test_killed_run_goes_on_to_the_same_students(
 
 
 def test_trajectories_begin_on_the_line_and_end_on_the_path(models: ModelSet, prior: LatentPrior) -> None:
-    guides = LatentGuides(*(models.networks[name] for name in LATENT_GUIDES))
+    guides = LatentGuides(models.networks["latent_identity"], models.networks["latent_class"], amp=False)
     steps = trajectories(models, guides, prior, range(3), 1, seed=2, n_points=5)
     assert steps.shape == (31, 3, 3, 8)
     torch.testing.assert_close(steps[0, :, 0] - steps[0, :, 1], steps[0, :, 1] - steps[0, :, 2], rtol=1e-4, atol=1e-4)
@@ -137,7 +132,7 @@ def test_trajectories_begin_on_the_line_and_end_on_the_path(models: ModelSet, pr
 def test_visited_latents_are_ends_of_walks_and_places_on_the_way(
     small: None, models: ModelSet, prior: LatentPrior
 ) -> None:
-    guides = LatentGuides(*(models.networks[name] for name in LATENT_GUIDES))
+    guides = LatentGuides(models.networks["latent_identity"], models.networks["latent_class"])
     w = visited_latents(models, guides, prior, 16, seed=6)
     assert w.shape == (16, 8)
     for label, part in enumerate(w.split(8)):

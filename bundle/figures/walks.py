@@ -19,7 +19,7 @@ from torch import Tensor
 from bundle.figures.grids import image_grid
 from bundle.files import atomic_write
 
-__all__ = ["path_picture", "save_course", "save_nearest"]
+__all__ = ["path_picture", "save_course", "save_nearest", "save_walks"]
 
 
 def path_picture(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
@@ -67,6 +67,40 @@ def save_nearest(
         axes.set(title=caption, xlabel="point of the path")
         axes.legend(fontsize="small")
     figure.axes[0].set_ylabel(f"LPIPS ({trunk}) to the nearest\nof {n_reals} training images")
+    _save(figure, path)
+
+
+def save_walks(arms: Sequence[tuple[str, float, Tensor, Tensor]], path: str | os.PathLike[str]) -> None:
+    """Draws what walks cost, how far they leave patients recognisable, and one path of each.
+
+    Args:
+        arms: name; cost of a released image in units of one synthesis and one check; identity divergence of all inner
+            points [P, N - 2]; images of one path [N, C, H, W] in [-1, 1], the same pair for all.
+        path: the PNG file.
+    """
+    figure = Figure(figsize=(11, 3.6 + 1.15 * len(arms)), layout="constrained")
+    heights = [3.6, *[1.15] * len(arms)]
+    top, *rows = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    cost, recognition = top.subplots(1, 2)
+    names = [name for name, *_ in arms]
+    bars = cost.barh(names, [units for _, units, _, _ in arms], color=[f"C{index}" for index in range(len(arms))])
+    cost.bar_label(bars, fmt="%.3g", padding=3)
+    cost.set(xscale="log", xlabel="cost of a released image\n(1 = one synthesis and one check)")
+    cost.invert_yaxis()
+    cost.margins(x=0.2)
+    for index, (name, _, divergence, _) in enumerate(arms):
+        places = range(2, divergence.shape[1] + 2)
+        middle, high = divergence.clamp_min(1e-6).quantile(torch.tensor([0.5, 0.95]), dim=0).tolist()
+        recognition.plot(places, middle, color=f"C{index}", label=name)
+        recognition.plot(places, high, color=f"C{index}", linestyle="dotted")
+    recognition.plot([], [], color="grey", linestyle="dotted", label="95th percentile")
+    recognition.set(yscale="log", xlabel="point of the path", ylabel="identity KL, real phi_id\n(median over paths)")
+    recognition.legend(fontsize="small")
+    for row, (name, _, _, images) in zip(rows, arms, strict=True):
+        axes = row.subplots()
+        axes.imshow(image_grid(images, columns=len(images)), cmap="gray")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set(xticks=[], yticks=[])
     _save(figure, path)
 
 

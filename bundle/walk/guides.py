@@ -73,18 +73,19 @@ class LatentGuides(nn.Module):
     Args:
         identity: student of phi_id, a `bundle.networks.latent_guides.LatentGuide`.
         classes: student of phi_class, another.
+        amp: whether to compute in bf16.
     """
 
     points_per_call = 4096
 
-    def __init__(self, identity: nn.Module, classes: nn.Module) -> None:
+    def __init__(self, identity: nn.Module, classes: nn.Module, amp: bool = True) -> None:
         super().__init__()
         self.identity = identity
         self.classes = classes
+        self.amp = amp
         self.eval().requires_grad_(False)
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guides.__call__`."""
-        identity: Tensor = self.identity(w)
-        classes: Tensor = self.classes(w)
-        return identity, classes
+        with torch.autocast(w.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            return self.identity(w).float(), self.classes(w).float()
