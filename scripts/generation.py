@@ -85,8 +85,16 @@ def default_guides(models_dir: str, objective: str) -> str:
     Returns:
         ``latent`` where the guides' students are there, else ``image``; the published algorithm knows of none.
     """
-    there = all((Path(str(models_dir)) / f"{name}.json").is_file() for name in LATENT_GUIDES)
-    return "latent" if there and objective != "published" else "image"
+    if objective == "published":
+        return "image"
+    if all((Path(str(models_dir)) / f"{name}.json").is_file() for name in LATENT_GUIDES):
+        return "latent"
+    logger.warning(
+        "%s has no latent guides: the walk asks the guides themselves, at many times the cost. "
+        "configs/train_latent_guides.json trains some.",
+        models_dir,
+    )
+    return "image"
 
 
 def generation_networks(guides: str) -> tuple[str, ...]:
