@@ -17,8 +17,10 @@ from bundle.files import write_json
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import save_weights
 from bundle.walk.inferer import SETTINGS
-from scripts import benchmark
-from scripts.benchmark import ARMS, Clock, Judged, cost, difference, main, path_figure, peak_memory, quality_table
+from scripts import benchmark, walkers
+from scripts.benchmark import main, peak_memory
+from scripts.walk_quality import difference, path_figure, quality_table
+from scripts.walkers import ARMS, Clock, Judged, cost
 
 
 @pytest.fixture
@@ -43,8 +45,8 @@ def test_all_that_was_done_is_spread_over_what_is_released() -> None:
 
 def test_clock_counts_what_passes_within(monkeypatch: pytest.MonkeyPatch) -> None:
     wall, cpu = iter([1.0, 4.0, 10.0, 10.5]), iter([0.0, 5.0, 5.0, 6.0])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(wall))
-    monkeypatch.setattr(benchmark.time, "process_time", lambda: next(cpu))
+    monkeypatch.setattr(walkers.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(walkers.time, "process_time", lambda: next(cpu))
     clock = Clock()
     for _ in range(2):
         with clock.running():
@@ -122,3 +124,13 @@ def test_impossible_options_are_refused(option: str, least: int, capsys: pytest.
     with pytest.raises(SystemExit):
         main([f"--{option}", str(least - 1)])
     assert f"--{option} must be at least {least}" in capsys.readouterr().err
+
+
+def test_models_without_students_are_refused(
+    toy_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models_dir = Path(shutil.copytree(toy_models, tmp_path / "models"))
+    (models_dir / "latent_class.pt").unlink()
+    with pytest.raises(SystemExit):
+        main(["--models_dir", str(models_dir)])
+    assert "latent_class.pt does not exist. Train it" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How good walked points are, by networks that the walk did not ask, with intervals over paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, mean, patient_draws, share
+from bundle.data import ImageData
+from bundle.figures import from_uint8
+from bundle.latent.prior import LatentPrior
+from bundle.metrics.copies import copy_threshold
+from bundle.metrics.lpips import lpips_model, nearest
+from bundle.metrics.recognition import predict
+from bundle.networks.embeddings import ContrastiveEmbedding
+from bundle.walk.guides import ImageGuides, LatentGuides
+from bundle.walk.objective import BalancedObjective, identity_divergence
+from scripts.walkers import Arm, Walker
+
+__all__ = ["MEASURES", "Judges", "difference", "path_figure", "quality", "quality_table", "student_figures"]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What says how good walked points are.
+
+    Attributes:
+        guides: phi_id and phi_class themselves, in fp32.
+        data: real images; None where there are none.
+        trunk_file: of LPIPS.
+        embedding: of the audit; None where there is none.
+    """
+
+    guides: ImageGuides
+    data: ImageData | None
+    trunk_file: str | None
+    embedding: ContrastiveEmbedding | None
+
+
+@torch.no_grad()
+def quality(walker: Walker, judges: Judges, prior: LatentPrior) -> dict[str, Tensor]:
+    """Judges an arm's inner points, each value a tensor [P, N - 2] of all paths, class by class.
+
+    ``objective`` and ``pair``, the number of the path, are [P].
+    """
+    values: dict[str, list[Tensor]] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        values.setdefault(name, []).append(value.float().cpu())
+
+    reals = near = gallery = None
+    threshold = 1.0
+    if judges.data is not None:
+        reals, near = judges.data.tensors(("train", "extra"))[0], lpips_model(judges.trunk_file)
+    if judges.embedding is not None and judges.data is not None and reals is not None:
+        gallery = predict(judges.embedding, reals)
+        held_out = predict(judges.embedding, judges.data.tensors("val")[0])
+        threshold = copy_threshold(judges.embedding.nearest(held_out, gallery)[0])
+    for label, (paths, drawn, passed) in enumerate(
+        zip(walker.judged.w, walker.judged.pixels, walker.judged.passed, strict=True)
+    ):
+        for w, pixels, through in zip(paths, drawn, passed, strict=True):
+            labels = torch.tensor([label])
+            images = from_uint8(pixels)[1:-1]
+            identity, classes = judges.guides(w[1:-1])
+            add("identity", identity_divergence(identity))
+            add(
+                "objective",
+                BalancedObjective()(
+                    w.unsqueeze(0), identity.unsqueeze(0), classes.unsqueeze(0), labels, prior(w[None, 1:-1], labels)
+                )["loss"][0],
+            )
+            gate = walker.gate
+            add("gate_identity", gate.gate_identity(images).softmax(dim=1).amax(dim=1))
+            verdict = gate(images, label)
+            add("recognised", verdict.recognised)
+            add("labelled", ~verdict.mislabelled)
+            add("passed", through[1:-1])
+            if isinstance(walker.guides, LatentGuides):
+                promised, promised_class = walker.guides(w[1:-1])
+                likely = promised.softmax(dim=1).amax(dim=1) <= gate.threshold
+                add("accepted", likely & (promised_class.argmax(dim=1) == label))
+                add("promised", identity_divergence(promised))
+            if near is not None and reals is not None:
+                add("nearest", nearest(images, reals, near))
+            if judges.embedding is not None and gallery is not None:
+                add("copy", judges.embedding.nearest(predict(judges.embedding, images), gallery)[0] > threshold)
+    classes = walker.models.generator.num_classes
+    pairs = [pair * classes + label for label, numbers in enumerate(walker.judged.pairs) for pair in numbers]
+    return {"pair": torch.tensor(pairs), **{name: torch.stack(parts) for name, parts in values.items()}}
+
+
+#: Columns of the table of quality: name of the measure, title, and whether it is a share.
+MEASURES: tuple[tuple[str, str, bool], ...] = (
+    ("objective", "objective, real guides", False),
+    ("identity", "identity KL, real phi_id", False),
+    ("gate_identity", "gate_identity's highest probability", False),
+    ("recognised", "recognised by the gate", True),
+    ("labelled", "label kept, by the gate", True),
+    ("passed", "released", True),
+    ("nearest", "LPIPS to the nearest real image", False),
+    ("copy", "copies, by the audit", True),
+)
+
+
+def path_figure(values: Tensor, is_share: bool) -> Figure:
+    """Mean of values [P], or [P, n], with the interval of paths drawn anew."""
+    paths = torch.arange(len(values)).repeat_interleave(values[0].numel())
+    draws = patient_draws(paths, DRAWS, seed=0)
+    flat = values.flatten()
+    return share(flat.bool(), draws) if is_share else figure(mean(flat), bootstrap(flat, draws, mean), len(flat))
+
+
+def difference(first: Tensor, second: Tensor) -> Figure:
+    """Mean over paths of first less second, [P] or [P, n] of the same pairs, with its interval."""
+    per_path = (first - second).flatten(1).mean(dim=1) if first.ndim > 1 else first - second
+    return path_figure(per_path, is_share=False)
+
+
+def _text(value: Figure, is_share: bool) -> str:
+    factor, unit = (100.0, " %") if is_share else (1.0, "")
+    return f"{factor * value.value:.3g}{unit} [{factor * value.low:.3g}, {factor * value.high:.3g}]"
+
+
+def quality_table(measured: dict[str, dict[str, Tensor]], arms: dict[str, Arm]) -> list[tuple[str, ...]]:
+    """Rows of how good the inner points of each arm are, and of the differences on the pairs that all arms walked."""
+    chosen = [measure for measure in MEASURES if measure[0] in next(iter(measured.values()))]
+    rows = [("walk", *(title for _, title, _ in chosen))]
+    for name, values in measured.items():
+        rows.append((arms[name].title, *(_text(path_figure(values[key], shared), shared) for key, _, shared in chosen)))
+    first = "published"
+    for name, values in measured.items():
+        if name in ("linear", first):
+            continue
+        common = [index for index in measured[first]["pair"].tolist() if index in values["pair"].tolist()]
+        places = [[values_["pair"].tolist().index(index) for index in common] for values_ in (values, measured[first])]
+        row = [f"{arms[name].title} less {arms[first].title}, {len(common)} common pairs"]
+        for key, _, shared in chosen:
+            both = [part[key][place] for part, place in zip((values, measured[first]), places, strict=True)]
+            row.append(_text(difference(both[0], both[1]), shared))
+        rows.append(tuple(row))
+    return rows
+
+
+def student_figures(latent: dict[str, Tensor], trial: dict[str, float]) -> str:
+    """Says in words how far the students can be trusted."""
+    accepted = latent["accepted"].bool()
+    draws = patient_draws(
+        torch.arange(len(accepted)).repeat_interleave(accepted.shape[1])[accepted.flatten()], DRAWS, 0
+    )
+    passed = share(latent["passed"].bool().flatten()[accepted.flatten()], draws)
+    correlation = spearmanr(latent["identity"].flatten(), latent["promised"].flatten()).statistic
+    return (
+        f"Of {int(accepted.sum())} inner points that the students accept, {_text(passed, True)} pass the gate. Where "
+        f"the walks end, the students promise an identity KL of {float(latent['promised'].mean()):.3g} and the guide "
+        f"says {float(latent['identity'].mean()):.3g} (rank correlation {correlation:.2f}); over whole trajectories "
+        f"the rank correlation is {trial['rank_correlation']:.2f}, by the weights' JSON."
+    )

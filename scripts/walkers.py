@@ -1,0 +1,162 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to walk, each timed: what the benchmark compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bundle.cohort.judge import synthesise
+from bundle.figures import from_uint8
+from bundle.gate.gate import Gate
+from bundle.latent.prior import LatentPrior
+from bundle.networks.latent_guides import LATENT_GUIDES
+from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
+from bundle.networks.sampling import sample_z
+from bundle.walk.guides import Guides
+from bundle.walk.inferer import PlanWalkInferer
+from scripts.generation import BLOCK_POINTS, walk_guides
+
+__all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost", "open_walker"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to walk.
+
+    Attributes:
+        title: in the table.
+        objective: see `bundle.walk.objective.OBJECTIVES`.
+        guides: ``image`` or ``latent``.
+        alone: walk one path at a time, not as many together as `generate` does.
+        steps: most steps; None for as many as the objective is given.
+    """
+
+    title: str
+    objective: str
+    guides: str
+    alone: bool = False
+    steps: int | None = None
+
+
+ARMS: dict[str, Arm] = {
+    "linear": Arm("straight line", "balanced", "latent", steps=0),
+    "published": Arm("published algorithm", "published", "image", alone=True),
+    "image": Arm("batched, image space", "balanced", "image"),
+    "latent": Arm("latent guides", "balanced", "latent"),
+}
+
+
+@dataclass
+class Clock:
+    """Seconds of wall and of CPU time, of all cores together."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Adds what passes within."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall += time.perf_counter() - wall
+        self.cpu += time.process_time() - cpu
+
+
+@dataclass
+class Judged:
+    """What an arm has walked, drawn and judged.
+
+    Attributes:
+        pairs: numbers of the paths, by class.
+        w: their points [N, w_dim], by class.
+        pixels: their images, uint8, by class.
+        passed: what the gate let pass, [N], by class.
+        steps: steps that each path took.
+        walking: time of the walks.
+        judging: time of synthesis and gate.
+    """
+
+    pairs: list[list[int]]
+    w: list[list[Tensor]]
+    pixels: list[list[Tensor]]
+    passed: list[list[Tensor]]
+    steps: list[int] = field(default_factory=list)
+    walking: Clock = field(default_factory=Clock)
+    judging: Clock = field(default_factory=Clock)
+
+
+class Walker:
+    """Walks, draws and judges by one arm.
+
+    Args:
+        models: networks.
+        prior: of the generator's mapping network.
+        gate: judges.
+        arm: how to walk.
+        n_points: points of a path.
+        seed: of the end points.
+    """
+
+    def __init__(self, models: ModelSet, prior: LatentPrior, gate: Gate, arm: Arm, n_points: int, seed: int) -> None:
+        self.models = models
+        self.gate = gate
+        self.arm = arm
+        self.seed = seed
+        self.guides: Guides = walk_guides(models, arm.guides, arm.objective)
+        self.inferer = PlanWalkInferer(self.guides, prior, n_points, arm.objective)
+        if arm.steps is not None:
+            self.inferer.settings = dataclasses.replace(self.inferer.settings, steps=arm.steps)
+        self.block = 1 if arm.alone else max(1, BLOCK_POINTS[arm.guides] // n_points)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what has been walked."""
+        classes = range(self.models.generator.num_classes)
+        self.judged = Judged([[] for _ in classes], [[] for _ in classes], [[] for _ in classes], [[] for _ in classes])
+
+    def walk(self, pairs: range, label: int) -> None:
+        """Walks between the pairs of these numbers, block by block, and judges every point."""
+        generator = self.models.generator
+        for first in range(pairs.start, pairs.stop, self.block):
+            block = range(first, min(first + self.block, pairs.stop))
+            numbers = [(2 * pair + end) * generator.num_classes + label for pair in block for end in range(2)]
+            z = sample_z(numbers, generator.z_dim, self.seed).view(len(block), 2, -1)
+            with self.judged.walking.running():
+                path = self.inferer(z, generator, torch.full((len(block),), label))
+            self.judged.steps += [path["course"].shape[1]] * len(block)
+            for pair, w in zip(block, path["w"], strict=True):
+                with self.judged.judging.running():
+                    pixels = synthesise(generator, w)
+                    passed = self.gate(from_uint8(pixels), label).passed
+                self.judged.pairs[label].append(pair)
+                self.judged.w[label].append(w)
+                self.judged.pixels[label].append(pixels)
+                self.judged.passed[label].append(passed)
+
+
+def open_walker(arm: Arm, models_dir: str, n_points: int, seed: int) -> tuple[Walker, LatentPrior]:
+    """Loads the networks of a folder and makes a walker of an arm; returns the prior as well."""
+    models = load_models(models_dir, names=(*GENERATION_NETWORKS, *(LATENT_GUIDES if arm.guides == "latent" else ())))
+    prior = LatentPrior(models.generator)
+    threshold = models.infos["gate_identity"]["scores"]["threshold"]
+    gate = Gate(models.networks["gate_identity"], models.networks["gate_class"], threshold)
+    return Walker(models, prior, gate, arm, n_points, seed), prior
+
+
+def cost(judged: Judged) -> tuple[float, float]:
+    """CPU and wall seconds for a released image: walk, synthesis and gate, of the points that did not pass as well."""
+    released = sum(int(passed.sum()) for parts in judged.passed for passed in parts)
+    if not released:
+        return float("nan"), float("nan")
+    return (
+        (judged.walking.cpu + judged.judging.cpu) / released,
+        (judged.walking.wall + judged.judging.wall) / released,
+    )
