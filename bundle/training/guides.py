@@ -120,10 +120,12 @@ class ShuffledBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         number = self.start
+        order = torch.empty(0)
         while True:
             epoch, batch = divmod(number, len(self))
-            random = torch.Generator().manual_seed(stream_seed(self.seed, ORDER, epoch))
-            order = torch.randperm(self.n_images, generator=random)
+            if batch == 0 or number == self.start:
+                random = torch.Generator().manual_seed(stream_seed(self.seed, ORDER, epoch))
+                order = torch.randperm(self.n_images, generator=random)
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             number += 1
 

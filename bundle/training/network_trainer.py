@@ -149,6 +149,7 @@ class NetworkTrainer(SupervisedTrainer):
         checkpoint_epochs: epochs between two checkpoints.
         inferer: calls the network.
         train_handlers: further Ignite handlers.
+        collate_fn: puts a batch together, see `torch.utils.data.DataLoader`; None stacks its items.
 
     Raises:
         TrainingError: the weights of another training are in the way.
@@ -174,6 +175,7 @@ class NetworkTrainer(SupervisedTrainer):
         checkpoint_epochs: int = 5,
         inferer: Inferer | None = None,
         train_handlers: Sequence[Any] | None = None,
+        collate_fn: Callable[[Any], Any] | None = None,
     ) -> None:
         network = network.to(memory_format=torch.channels_last).requires_grad_(True)
         network.to(device)
@@ -189,7 +191,7 @@ class NetworkTrainer(SupervisedTrainer):
         super().__init__(
             device=device,
             max_epochs=max_epochs,
-            train_data_loader=DataLoader(dataset, batch_sampler=cast(Any, sampler)),
+            train_data_loader=DataLoader(dataset, batch_sampler=cast(Any, sampler), collate_fn=collate_fn),
             epoch_length=epoch_length,
             network=network,
             optimizer=optimizer,
