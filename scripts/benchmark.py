@@ -31,7 +31,7 @@ from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import WeightsError, load_weights
 from bundle.walk.guides import ImageGuides
 from scripts.generation import open_training_data
-from scripts.walk_quality import Judges, quality, quality_table, student_figures
+from scripts.walk_quality import RealImages, quality, quality_table, student_figures
 from scripts.walkers import ARMS, Walker, cost, open_walker
 
 __all__ = ["cost_table", "main", "measure_memory", "peak_memory", "table"]
@@ -155,8 +155,8 @@ def run(options: argparse.Namespace) -> None:
         network, _ = load_weights(Path(options.models_dir) / "audit_embedding.pt")
         assert isinstance(network, ContrastiveEmbedding)
         embedding = network
-    judges = Judges(guides, data, options.trunk_file, embedding)
-    measured = {name: quality(walker, judges, prior) for name, walker in walkers.items()}
+    real_images = None if data is None else RealImages(data, options.trunk_file, embedding)
+    measured = {name: quality(walker, guides, prior, real_images) for name, walker in walkers.items()}
     memory = {name: peak_memory(name, options.models_dir, options.n_points) for name in ARMS}
     costs = cost_table(walkers, memory, models.infos["latent_identity"]["cpu_seconds"])
     qualities = quality_table(measured, ARMS)

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -22,52 +20,63 @@ from bundle.walk.guides import ImageGuides, LatentGuides
 from bundle.walk.objective import BalancedObjective, identity_divergence
 from scripts.walkers import Arm, Walker
 
-__all__ = ["MEASURES", "Judges", "difference", "path_figure", "quality", "quality_table", "student_figures"]
+__all__ = ["MEASURES", "RealImages", "difference", "path_figure", "quality", "quality_table", "student_figures"]
 
 
-@dataclass(frozen=True)
-class Judges:
-    """What says how good walked points are.
+class RealImages:
+    """Holds images against the real ones behind a generator.
 
-    Attributes:
-        guides: phi_id and phi_class themselves, in fp32.
-        data: real images; None where there are none.
+    Args:
+        data: the real images.
         trunk_file: of LPIPS.
-        embedding: of the audit; None where there is none.
+        embedding: of the audit; None leaves copies out.
     """
 
-    guides: ImageGuides
-    data: ImageData | None
-    trunk_file: str | None
-    embedding: ContrastiveEmbedding | None
+    def __init__(self, data: ImageData, trunk_file: str | None, embedding: ContrastiveEmbedding | None) -> None:
+        self.reals = data.tensors(("train", "extra"))[0]
+        self.distance = lpips_model(trunk_file)
+        self.embedding = embedding
+        if embedding is not None:
+            self.gallery = predict(embedding, self.reals)
+            held_out = predict(embedding, data.tensors("val")[0])
+            self.threshold = copy_threshold(embedding.nearest(held_out, self.gallery)[0])
+
+    def measure(self, images: Tensor) -> dict[str, Tensor]:
+        """Measures images [M, C, H, W]: LPIPS to the ``nearest`` real image, and whether it is a ``copy``, each [M]."""
+        found = {"nearest": nearest(images, self.reals, self.distance)}
+        if self.embedding is not None:
+            found["copy"] = self.embedding.nearest(predict(self.embedding, images), self.gallery)[0] > self.threshold
+        return found
 
 
 @torch.no_grad()
-def quality(walker: Walker, judges: Judges, prior: LatentPrior) -> dict[str, Tensor]:
+def quality(
+    walker: Walker, guides: ImageGuides, prior: LatentPrior, real_images: RealImages | None
+) -> dict[str, Tensor]:
     """Judges an arm's inner points, each value a tensor [P, N - 2] of all paths, class by class.
 
     ``objective`` and ``pair``, the number of the path, are [P].
+
+    Args:
+        walker: what has walked.
+        guides: phi_id and phi_class themselves, in fp32.
+        prior: of the generator's mapping network.
+        real_images: adds distances to them; None leaves these out.
     """
     values: dict[str, list[Tensor]] = {}
 
     def add(name: str, value: Tensor) -> None:
         values.setdefault(name, []).append(value.float().cpu())
 
-    reals = near = gallery = None
-    threshold = 1.0
-    if judges.data is not None:
-        reals, near = judges.data.tensors(("train", "extra"))[0], lpips_model(judges.trunk_file)
-    if judges.embedding is not None and judges.data is not None and reals is not None:
-        gallery = predict(judges.embedding, reals)
-        held_out = predict(judges.embedding, judges.data.tensors("val")[0])
-        threshold = copy_threshold(judges.embedding.nearest(held_out, gallery)[0])
+    shown: list[Tensor] = []
     for label, (paths, drawn, passed) in enumerate(
         zip(walker.judged.w, walker.judged.pixels, walker.judged.passed, strict=True)
     ):
         for w, pixels, through in zip(paths, drawn, passed, strict=True):
             labels = torch.tensor([label])
             images = from_uint8(pixels)[1:-1]
-            identity, classes = judges.guides(w[1:-1])
+            shown.append(images)
+            identity, classes = guides(w[1:-1])
             add("identity", identity_divergence(identity))
             add(
                 "objective",
@@ -86,13 +95,13 @@ def quality(walker: Walker, judges: Judges, prior: LatentPrior) -> dict[str, Ten
                 likely = promised.softmax(dim=1).amax(dim=1) <= gate.threshold
                 add("accepted", likely & (promised_class.argmax(dim=1) == label))
                 add("promised", identity_divergence(promised))
-            if near is not None and reals is not None:
-                add("nearest", nearest(images, reals, near))
-            if judges.embedding is not None and gallery is not None:
-                add("copy", judges.embedding.nearest(predict(judges.embedding, images), gallery)[0] > threshold)
+    measured = {name: torch.stack(parts) for name, parts in values.items()}
+    if real_images is not None:
+        for name, value in real_images.measure(torch.cat(shown)).items():
+            measured[name] = value.float().view(len(shown), -1)
     classes = walker.models.generator.num_classes
     pairs = [pair * classes + label for label, numbers in enumerate(walker.judged.pairs) for pair in numbers]
-    return {"pair": torch.tensor(pairs), **{name: torch.stack(parts) for name, parts in values.items()}}
+    return {"pair": torch.tensor(pairs), **measured}
 
 
 #: Columns of the table of quality: name of the measure, title, and whether it is a share.
