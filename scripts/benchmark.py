@@ -64,7 +64,7 @@ def measure_memory(arm: str, models_dir: str, n_points: int) -> float:
 def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillation: float) -> list[tuple[str, ...]]:
     """Rows of what a released image costs by each arm; the first row names the columns."""
     judged = [walker.judged for walker in walkers.values()]
-    points = sum(passed.numel() for one in judged for parts in one.passed for passed in parts)
+    points = sum(verdict.passed.numel() for one in judged for parts in one.verdicts for verdict in parts)
     unit = sum(one.judging.cpu for one in judged) / points
     costs = {name: cost(walker.judged) for name, walker in walkers.items()}
     spread = [f"with distillation, over {n}" for n in COHORTS]

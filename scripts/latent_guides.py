@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.files import atomic_write, write_json
+from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
 from bundle.networks.model_set import ModelSet
-from bundle.networks.sampling import sample_z
 from bundle.networks.weights import load_weights
 from bundle.training.latent_guides import LabelledLatents, LatentGuideTrainer, ask_guides, draw_latents
 from bundle.training.seeds import stream_seed
@@ -66,8 +66,7 @@ def trajectories(
     """
     generator = models.generator
     device = next(generator.parameters()).device
-    numbers = [(2 * pair + end) * generator.num_classes + label for pair in pairs for end in range(2)]
-    z = sample_z(numbers, generator.z_dim, seed).view(len(pairs), 2, -1).to(device)
+    z = pair_latents(pairs, label, generator.z_dim, generator.num_classes, seed).to(device)
     steps: list[Tensor] = []
     inferer = PlanWalkInferer(guides, prior, n_points, on_step=lambda points: steps.append(points.clone()))
     path = inferer(z, generator, torch.full((len(pairs),), label, device=device))
@@ -200,14 +199,15 @@ def train_latent_guides(
             )
             known.append((w, ask(w, f"visited_{number}", f"asking the guides: where walks go, round {number}")))
             cost.keep()
+        latents = torch.cat([w for w, _ in known])
         home = Path(output_dir) if number == rounds else work / f"round_{number}"
         for name in reversed(LATENT_GUIDES):  # the walk, by which the identity's student is measured, needs the class's
-            dataset = LabelledLatents(torch.cat([w for w, _ in known]), torch.cat([said[name] for _, said in known]))
+            dataset = LabelledLatents(latents, torch.cat([said[name] for _, said in known]))
             network = new_latent_guide(name, teachers[name], generator.w_dim)
             if name in students:
                 network.load_state_dict(students[name].state_dict())
             else:
-                network.standardise(dataset.w)
+                network.standardise(latents)
             trainer = trainers[name](
                 infos=models.infos,
                 dataset=dataset,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, mean, patient_draws, share
 from bundle.data import ImageData
+from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.figures import from_uint8
 from bundle.latent.prior import LatentPrior
 from bundle.metrics.copies import copy_threshold
@@ -33,7 +34,7 @@ class RealImages:
     """
 
     def __init__(self, data: ImageData, trunk_file: str | None, embedding: ContrastiveEmbedding | None) -> None:
-        self.reals = data.tensors(("train", "extra"))[0]
+        self.reals = data.tensors(IDENTITY_SPLITS)[0]
         self.distance = lpips_model(trunk_file)
         self.embedding = embedding
         if embedding is not None:
@@ -69,10 +70,10 @@ def quality(
         values.setdefault(name, []).append(value.float().cpu())
 
     shown: list[Tensor] = []
-    for label, (paths, drawn, passed) in enumerate(
-        zip(walker.judged.w, walker.judged.pixels, walker.judged.passed, strict=True)
+    for label, (paths, drawn, verdicts) in enumerate(
+        zip(walker.judged.w, walker.judged.pixels, walker.judged.verdicts, strict=True)
     ):
-        for w, pixels, through in zip(paths, drawn, passed, strict=True):
+        for w, pixels, verdict in zip(paths, drawn, verdicts, strict=True):
             labels = torch.tensor([label])
             images = from_uint8(pixels)[1:-1]
             shown.append(images)
@@ -86,10 +87,9 @@ def quality(
             )
             gate = walker.gate
             add("gate_identity", gate.gate_identity(images).softmax(dim=1).amax(dim=1))
-            verdict = gate(images, label)
-            add("recognised", verdict.recognised)
-            add("labelled", ~verdict.mislabelled)
-            add("passed", through[1:-1])
+            add("recognised", verdict.recognised[1:-1])
+            add("labelled", ~verdict.mislabelled[1:-1])
+            add("passed", verdict.passed[1:-1])
             if isinstance(walker.guides, LatentGuides):
                 promised, promised_class = walker.guides(w[1:-1])
                 likely = promised.softmax(dim=1).amax(dim=1) <= gate.threshold

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from bundle.cohort.judge import synthesise
 from bundle.figures import from_uint8
-from bundle.gate.gate import Gate
+from bundle.gate.gate import Gate, Verdict
+from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
-from bundle.networks.latent_guides import LATENT_GUIDES
-from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
-from bundle.networks.sampling import sample_z
+from bundle.networks.model_set import ModelSet, load_models
 from bundle.walk.guides import Guides
 from bundle.walk.inferer import PlanWalkInferer
-from scripts.generation import BLOCK_POINTS, walk_guides
+from scripts.generation import BLOCK_POINTS, generation_networks, walk_guides
 
 __all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost", "open_walker"]
 
@@ -78,7 +77,7 @@ class Judged:
         pairs: numbers of the paths, by class.
         w: their points [N, w_dim], by class.
         pixels: their images, uint8, by class.
-        passed: what the gate let pass, [N], by class.
+        verdicts: the gate's word on them, by class.
         steps: steps that each path took.
         walking: time of the walks.
         judging: time of synthesis and gate.
@@ -87,7 +86,7 @@ class Judged:
     pairs: list[list[int]]
     w: list[list[Tensor]]
     pixels: list[list[Tensor]]
-    passed: list[list[Tensor]]
+    verdicts: list[list[Verdict]]
     steps: list[int] = field(default_factory=list)
     walking: Clock = field(default_factory=Clock)
     judging: Clock = field(default_factory=Clock)
@@ -127,24 +126,23 @@ class Walker:
         generator = self.models.generator
         for first in range(pairs.start, pairs.stop, self.block):
             block = range(first, min(first + self.block, pairs.stop))
-            numbers = [(2 * pair + end) * generator.num_classes + label for pair in block for end in range(2)]
-            z = sample_z(numbers, generator.z_dim, self.seed).view(len(block), 2, -1)
+            z = pair_latents(block, label, generator.z_dim, generator.num_classes, self.seed)
             with self.judged.walking.running():
                 path = self.inferer(z, generator, torch.full((len(block),), label))
             self.judged.steps += [path["course"].shape[1]] * len(block)
             for pair, w in zip(block, path["w"], strict=True):
                 with self.judged.judging.running():
                     pixels = synthesise(generator, w)
-                    passed = self.gate(from_uint8(pixels), label).passed
+                    verdict = self.gate(from_uint8(pixels), label)
                 self.judged.pairs[label].append(pair)
                 self.judged.w[label].append(w)
                 self.judged.pixels[label].append(pixels)
-                self.judged.passed[label].append(passed)
+                self.judged.verdicts[label].append(verdict)
 
 
 def open_walker(arm: Arm, models_dir: str, n_points: int, seed: int) -> tuple[Walker, LatentPrior]:
     """Loads the networks of a folder and makes a walker of an arm; returns the prior as well."""
-    models = load_models(models_dir, names=(*GENERATION_NETWORKS, *(LATENT_GUIDES if arm.guides == "latent" else ())))
+    models = load_models(models_dir, names=generation_networks(arm.guides))
     prior = LatentPrior(models.generator)
     threshold = models.infos["gate_identity"]["scores"]["threshold"]
     gate = Gate(models.networks["gate_identity"], models.networks["gate_class"], threshold)
@@ -153,7 +151,7 @@ def open_walker(arm: Arm, models_dir: str, n_points: int, seed: int) -> tuple[Wa
 
 def cost(judged: Judged) -> tuple[float, float]:
     """CPU and wall seconds for a released image: walk, synthesis and gate, of the points that did not pass as well."""
-    released = sum(int(passed.sum()) for parts in judged.passed for passed in parts)
+    released = sum(int(verdict.passed.sum()) for parts in judged.verdicts for verdict in parts)
     if not released:
         return float("nan"), float("nan")
     return (

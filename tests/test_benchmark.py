@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bundle.data import open_dataset
 from bundle.files import write_json
+from bundle.gate.gate import Verdict
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import save_weights
 from bundle.walk.inferer import SETTINGS
@@ -34,7 +35,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(passed: list[list[int]], walking: Clock, judging: Clock) -> Judged:
     """Paths of one class, with what passed of them."""
     masks = [torch.tensor(mask, dtype=torch.bool) for mask in passed]
-    return Judged([[0]], [[]], [[]], [masks], steps=[3] * len(masks), walking=walking, judging=judging)
+    verdicts = [Verdict(mask, ~mask, torch.zeros_like(mask)) for mask in masks]
+    return Judged([[0]], [[]], [[]], [verdicts], steps=[3] * len(masks), walking=walking, judging=judging)
 
 
 def test_all_that_was_done_is_spread_over_what_is_released() -> None:

@@ -4,14 +4,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from bundle.networks.sampling import sample_z
 
-__all__ = ["PairBlocks"]
+__all__ = ["PairBlocks", "pair_latents"]
+
+
+def pair_latents(pairs: Iterable[int], label: int, z_dim: int, num_classes: int, seed: int) -> Tensor:
+    """Draws the end points of pairs of one class; those of a pair depend on its number, class and seed alone.
+
+    Args:
+        pairs: numbers within the class.
+        label: the class.
+        z_dim: length of z.
+        num_classes: number of labels.
+        seed: of all pairs.
+
+    Returns:
+        z [P, 2, z_dim].
+    """
+    numbers = [(2 * pair + end) * num_classes + label for pair in pairs for end in range(2)]
+    return sample_z(numbers, z_dim, seed).view(-1, 2, z_dim)
 
 
 class PairBlocks(IterableDataset[dict[str, Any]]):
@@ -48,6 +66,7 @@ class PairBlocks(IterableDataset[dict[str, Any]]):
         """Yields dictionaries of ``latent`` [2, z_dim], ``label`` and ``index``."""
         while (wanted := self.next_block()) is not None:
             label, block = wanted
-            for index in range(block * self.block_size, (block + 1) * self.block_size):
-                numbers = [end * self.num_classes + label for end in (2 * index, 2 * index + 1)]
-                yield {"latent": sample_z(numbers, self.z_dim, self.seed), "label": label, "index": index}
+            indices = range(block * self.block_size, (block + 1) * self.block_size)
+            latents = pair_latents(indices, label, self.z_dim, self.num_classes, self.seed)
+            for index, latent in zip(indices, latents, strict=True):
+                yield {"latent": latent, "label": label, "index": index}
