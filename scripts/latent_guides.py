@@ -73,6 +73,13 @@ def trajectories(
     return torch.stack([*steps, path["w"][:, 1:-1]])
 
 
+def _visited(n_latents: int) -> tuple[int, int]:
+    """Blocks of walks that leave at least so many latents, two of each point that moves; and how many they leave."""
+    of_a_block = 2 * PAIRS * (POINTS - 2)
+    blocks = -(-n_latents // of_a_block)
+    return blocks, blocks * of_a_block
+
+
 def visited_latents(models: ModelSet, guides: Guides, prior: LatentPrior, n_latents: int, seed: int) -> Tensor:
     """Collects points that walks visit: of each walked point its last place, and its place at a step drawn at random.
 
@@ -89,7 +96,7 @@ def visited_latents(models: ModelSet, guides: Guides, prior: LatentPrior, n_late
     classes = models.generator.num_classes
     random = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []
-    blocks = -(-n_latents // (2 * PAIRS * (POINTS - 2)))
+    blocks, _ = _visited(n_latents)
     for block in tqdm(range(blocks), desc="walking to learn from it", unit="block", mininterval=5.0):
         pairs = range(block // classes * PAIRS, (block // classes + 1) * PAIRS)
         steps = trajectories(models, guides, prior, pairs, block % classes, seed, POINTS).cpu()
@@ -179,6 +186,29 @@ def train_latent_guides(
     teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
     prior = LatentPrior(generator)
     work = Path(output_dir) / "latents"
+
+    def trainer_of(
+        name: str, number: int, dataset: LabelledLatents, network: LatentGuide, **options: Any
+    ) -> LatentGuideTrainer:
+        home = Path(output_dir) if number == rounds else work / f"round_{number}"
+        return trainers[name](
+            infos=models.infos,
+            dataset=dataset,
+            network=network,
+            output_dir=home,
+            settings={"round": number},
+            train_handlers=[tracking(run_name=f"{name}, round {number}")],
+            **options,
+        )
+
+    # Whether these students are there, or those of another training, is told by the number of their latents.
+    number_of_latents = n_latents + rounds * _visited(n_visited)[1]
+    unasked = LabelledLatents(*[torch.zeros(1, 1).expand(number_of_latents, 1)] * 2)
+    untrained = {name: new_latent_guide(name, teachers[name], generator.w_dim) for name in LATENT_GUIDES}
+    if all(trainer_of(name, rounds, unasked, network, examine=dict).is_saved for name, network in untrained.items()):
+        print(f"{output_dir}/models has these students, complete and as they were written. Nothing to train.")
+        shutil.rmtree(work, ignore_errors=True)
+        return
     cost = _Cost(work / "cost.json")
 
     def ask(w: Tensor, name: str, title: str) -> dict[str, Tensor]:
@@ -200,7 +230,6 @@ def train_latent_guides(
             known.append((w, ask(w, f"visited_{number}", f"asking the guides: where walks go, round {number}")))
             cost.keep()
         latents = torch.cat([w for w, _ in known])
-        home = Path(output_dir) if number == rounds else work / f"round_{number}"
         for name in reversed(LATENT_GUIDES):  # the walk, by which the identity's student is measured, needs the class's
             dataset = LabelledLatents(latents, torch.cat([said[name] for _, said in known]))
             network = new_latent_guide(name, teachers[name], generator.w_dim)
@@ -208,15 +237,8 @@ def train_latent_guides(
                 network.load_state_dict(students[name].state_dict())
             else:
                 network.standardise(latents)
-            trainer = trainers[name](
-                infos=models.infos,
-                dataset=dataset,
-                network=network,
-                examine=partial(_examine, models, prior, unseen, held_out, students, name, seed, cost),
-                output_dir=home,
-                settings={"round": number},
-                train_handlers=[tracking(run_name=f"{name}, round {number}")],
-            )
+            examine = partial(_examine, models, prior, unseen, held_out, students, name, seed, cost)
+            trainer = trainer_of(name, number, dataset, network, examine=examine)
             trainer.run()
             student, _ = load_weights(trainer.weights_path, device)
             assert isinstance(student, LatentGuide)

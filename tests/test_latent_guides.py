@@ -85,6 +85,18 @@ def test_students_are_written_and_walked_on(small: None, models_dir: Path, tmp_p
     assert str(tmp_path) not in json.dumps(info)
 
 
+def test_finished_training_asks_nothing_again(
+    small: None, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(models_dir, tmp_path)
+    monkeypatch.setattr(latent_guides, "ask_guides", lambda *_: pytest.fail("the guides were asked again"))
+    train(models_dir, tmp_path)
+    assert "Nothing to train" in capsys.readouterr().out
+    with pytest.raises(RuntimeError) as caught:
+        train(models_dir, tmp_path, n_visited=9)
+    assert "was trained with n_latents = 72, now it is 80" in str(cause(caught.value))
+
+
 def test_killed_run_goes_on_to_the_same_students(
     small: None, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ def draw_latents(generator: Generator, numbers: Iterable[int], seed: int) -> tup
         for end in range(2)
     )
     # The golden ratio spreads the places on the lines evenly, whichever numbers are asked for.
-    place = (number * 0.6180339887498949).frac().float()
+    place = (number.double() * 0.6180339887498949).frac().float()
     place[number // generator.num_classes % 2 == 0] = 0.0
     return torch.lerp(first, second, place.unsqueeze(1).to(device)), label
 
