@@ -20,6 +20,8 @@ __all__ = ["CohortError", "WalkLedger"]
 
 # Blocks that are walked for a class beyond what it would take if every point passed, times this, before giving up.
 PATIENCE = 10
+# What the gate says of each point.
+VERDICT = ("passed", "recognised", "mislabelled")
 
 
 class CohortError(ValueError):
@@ -53,7 +55,7 @@ class WalkLedger:
         self.quotas = quotas
         self.n_points = n_points
         self.block_size = block_size
-        self._passed: dict[tuple[int, int], int] = {}
+        self._counts: dict[tuple[int, int], dict[str, int]] = {}
         self._dealt: list[tuple[int, int]] = []
 
     def open(self) -> None:
@@ -81,8 +83,8 @@ class WalkLedger:
         for path in sorted(self.folder.glob("pair_*.pt")):
             _, label, index = path.stem.split("_")
             pair = int(label), int(index)
-            if pair not in self._passed:
-                self._passed[pair] = int(self._read(*pair)["passed"].sum())
+            if pair not in self._counts:
+                self._counts[pair] = _counted(self._read(*pair))
 
     def next_block(self) -> tuple[int, int] | None:
         """Returns the class and number of the block that this process is to walk next, or None.
@@ -113,8 +115,8 @@ class WalkLedger:
             passed, known, block = 0, 0, 0
             while passed < quota:
                 pairs = [(label, index) for index in self._indices(block)]
-                if all(pair in self._passed for pair in pairs):
-                    number = sum(self._passed[pair] for pair in pairs)
+                if all(pair in self._counts for pair in pairs):
+                    number = sum(self._counts[pair]["passed"] for pair in pairs)
                     known += number
                     passed += number
                 else:
@@ -135,16 +137,12 @@ class WalkLedger:
         """
         with atomic_write(self._path(label, index)) as temporary:
             torch.save(record, temporary)
-        self._passed[label, index] = int(record["passed"].sum())
+        self._counts[label, index] = _counted(record)
 
     def records(self, label: int) -> Iterator[dict[str, Tensor]]:
         """Yields the outcomes of the blocks that the class's images come from, in the order of the pairs."""
-        passed, block = 0, 0
-        while passed < self.quotas[label]:
-            for index in self._indices(block):
-                yield self._read(label, index)
-                passed += self._passed[label, index]
-            block += 1
+        for index in self._taken(label):
+            yield self._read(label, index)
 
     def images(self, label: int) -> Iterator[Tensor]:
         """Yields the images of a class that leave, uint8 [H, W] or [H, W, 3], as many as are wanted."""
@@ -158,19 +156,14 @@ class WalkLedger:
 
     def counts(self, label: int) -> dict[str, int]:
         """Sums the gate's verdicts over the class's pairs."""
-        keys = ("passed", "recognised", "mislabelled")
-        sums = {"judged": 0, **dict.fromkeys(keys, 0)}
-        for record in self.records(label):
-            sums["judged"] += len(record["passed"])
-            for key in keys:
-                sums[key] += int(record[key].sum())
-        return sums
+        counts = [self._counts[label, index] for index in self._taken(label)]
+        return {key: sum(pair[key] for pair in counts) for key in ("judged", *VERDICT)}
 
     def done(self) -> tuple[int, int]:
         """Images that have passed so far, at most the quota of each class, and images wanted."""
         passed = dict.fromkeys(self.quotas, 0)
-        for (label, _), number in self._passed.items():
-            passed[label] = passed.get(label, 0) + number
+        for (label, _), counts in self._counts.items():
+            passed[label] += counts["passed"]
         return sum(min(passed[label], quota) for label, quota in self.quotas.items()), sum(self.quotas.values())
 
     def _check_patience(self, label: int, quota: int, block: int, passed: int) -> None:
@@ -183,6 +176,15 @@ class WalkLedger:
                 f"the counts of gate_identity and gate_class in {self.folder}, train longer or ask for fewer images."
             )
 
+    def _taken(self, label: int) -> Iterator[int]:
+        """Yields the numbers of the pairs that the class's images come from: whole blocks, until there are enough."""
+        passed, block = 0, 0
+        while passed < self.quotas[label]:
+            for index in self._indices(block):
+                yield index
+                passed += self._counts[label, index]["passed"]
+            block += 1
+
     def _indices(self, block: int) -> Sequence[int]:
         return range(block * self.block_size, (block + 1) * self.block_size)
 
@@ -192,3 +194,8 @@ class WalkLedger:
     def _read(self, label: int, index: int) -> dict[str, Tensor]:
         record: dict[str, Tensor] = torch.load(self._path(label, index), map_location="cpu", weights_only=True)
         return record
+
+
+def _counted(record: dict[str, Tensor]) -> dict[str, int]:
+    """Sums the gate's verdicts on a pair."""
+    return {"judged": len(record["passed"]), **{key: int(record[key].sum()) for key in VERDICT}}

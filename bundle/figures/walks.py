@@ -79,8 +79,7 @@ def save_walks(arms: Sequence[tuple[str, float, Tensor, Tensor]], path: str | os
         path: the PNG file.
     """
     figure = Figure(figsize=(11, 3.6 + 1.15 * len(arms)), layout="constrained")
-    heights = [3.6, *[1.15] * len(arms)]
-    top, *rows = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.6, 1.15 * len(arms)])[:, 0]
     cost, recognition = top.subplots(1, 2)
     names = [name for name, *_ in arms]
     bars = cost.barh(names, [units for _, units, _, _ in arms], color=[f"C{index}" for index in range(len(arms))])
@@ -88,16 +87,17 @@ def save_walks(arms: Sequence[tuple[str, float, Tensor, Tensor]], path: str | os
     cost.set(xscale="log", xlabel="cost of a released image\n(1 = one synthesis and one check)")
     cost.invert_yaxis()
     cost.margins(x=0.2)
-    for index, (name, _, divergence, _) in enumerate(arms):
+    for index, (_, _, divergence, _) in enumerate(arms):  # in the colours of the bars
         places = range(2, divergence.shape[1] + 2)
         middle, high = divergence.clamp_min(1e-6).quantile(torch.tensor([0.5, 0.95]), dim=0).tolist()
-        recognition.plot(places, middle, color=f"C{index}", label=name)
+        recognition.plot(places, middle, color=f"C{index}")
         recognition.plot(places, high, color=f"C{index}", linestyle="dotted")
-    recognition.plot([], [], color="grey", linestyle="dotted", label="95th percentile")
-    recognition.set(yscale="log", xlabel="point of the path", ylabel="identity KL, real phi_id\n(median over paths)")
-    recognition.legend(fontsize="small")
-    for row, (name, _, _, images) in zip(rows, arms, strict=True):
-        axes = row.subplots()
+    for label, style in (("median over paths", "solid"), ("95th percentile", "dotted")):
+        recognition.plot([], [], color="grey", linestyle=style, label=label)
+    recognition.set(yscale="log", xlabel="point of the path", ylabel="identity KL, real phi_id")
+    recognition.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    rows = bottom.subplots(len(arms), 1, squeeze=False)[:, 0]
+    for axes, (name, _, _, images) in zip(rows, arms, strict=True):
         axes.imshow(image_grid(images, columns=len(images)), cmap="gray")
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         axes.set(xticks=[], yticks=[])
