@@ -29,8 +29,10 @@ from bundle.figures.walks import save_walks
 from bundle.files import write_json
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import WeightsError, load_weights
+from bundle.training.seeds import stream_seed
 from bundle.walk.guides import ImageGuides
 from scripts.generation import open_training_data
+from scripts.latent_guides import TRIAL, agreement
 from scripts.walk_quality import RealImages, quality, quality_table, student_figures
 from scripts.walkers import ARMS, Walker, cost, open_walker
 
@@ -40,6 +42,8 @@ __all__ = ["cost_table", "main", "measure_memory", "peak_memory", "table"]
 COHORTS = (100, 1000, 10_000)
 # Pairs of end points that an arm takes in its turn.
 TURN = 16
+# Sets of walks on which students and guides are compared.
+TRIALS = 5
 
 
 def peak_memory(arm: str, models_dir: str, n_points: int) -> float:
@@ -160,7 +164,10 @@ def run(options: argparse.Namespace) -> None:
     memory = {name: peak_memory(name, options.models_dir, options.n_points) for name in ARMS}
     costs = cost_table(walkers, memory, models.infos["latent_identity"]["cpu_seconds"])
     qualities = quality_table(measured, ARMS)
-    students = student_figures(measured["latent"], models.infos["latent_identity"]["scores"]["walks"])
+    seeds = tqdm(range(options.seed, options.seed + TRIALS), desc="asking students and guides", unit="seed")
+    students = student_figures(
+        measured["latent"], [agreement(models, latent.guides, prior, stream_seed(seed, TRIAL)) for seed in seeds]
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     head = (
         f"{models.generator.arguments['resolution']} px, {options.n_points} points a path, seed {options.seed}; "

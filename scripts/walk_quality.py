@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -156,8 +159,13 @@ def quality_table(measured: dict[str, dict[str, Tensor]], arms: dict[str, Arm]) 
     return rows
 
 
-def student_figures(latent: dict[str, Tensor], trial: dict[str, float]) -> str:
-    """Says in words how far the students can be trusted."""
+def student_figures(latent: dict[str, Tensor], trials: Sequence[dict[str, float]]) -> str:
+    """Says in words how far the students can be trusted.
+
+    Args:
+        latent: quality of what was walked on them.
+        trials: what `scripts.latent_guides.agreement` found by several seeds.
+    """
     accepted = latent["accepted"].bool()
     draws = patient_draws(
         torch.arange(len(accepted)).repeat_interleave(accepted.shape[1])[accepted.flatten()], DRAWS, 0
@@ -167,6 +175,12 @@ def student_figures(latent: dict[str, Tensor], trial: dict[str, float]) -> str:
     return (
         f"Of {int(accepted.sum())} inner points that the students accept, {_text(passed, True)} pass the gate. Where "
         f"the walks end, the students promise an identity KL of {float(latent['promised'].mean()):.3g} and the guide "
-        f"says {float(latent['identity'].mean()):.3g} (rank correlation {correlation:.2f}); over whole trajectories "
-        f"the rank correlation is {trial['rank_correlation']:.2f}, by the weights' JSON."
+        f"says {float(latent['identity'].mean()):.3g} (rank correlation {correlation:.2f}). Over whole trajectories, "
+        f"the rank correlation of student and guide is {_spread(trials, 'rank_correlation')} for the identity and "
+        f"{_spread(trials, 'rank_correlation_class')} for the class (mean +- standard deviation, {len(trials)} seeds)."
     )
+
+
+def _spread(trials: Sequence[dict[str, float]], key: str) -> str:
+    values = [trial[key] for trial in trials]
+    return f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}"

@@ -18,9 +18,9 @@ from bundle.gate.gate import Verdict
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import save_weights
 from bundle.walk.inferer import SETTINGS
-from scripts import benchmark, walkers
+from scripts import benchmark, latent_guides, walkers
 from scripts.benchmark import main, peak_memory
-from scripts.walk_quality import difference, path_figure, quality_table
+from scripts.walk_quality import difference, path_figure, quality_table, student_figures
 from scripts.walkers import ARMS, Clock, Judged, cost
 
 
@@ -30,6 +30,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, settings in SETTINGS.items():
         monkeypatch.setitem(SETTINGS, name, dataclasses.replace(settings, steps=3))
     monkeypatch.setattr(benchmark, "peak_memory", lambda arm, models_dir, n_points: 1234.5)
+    monkeypatch.setattr(benchmark, "TRIALS", 2)
+    monkeypatch.setattr(latent_guides, "TRIAL_PAIRS", 2)
 
 
 def judged(passed: list[list[int]], walking: Clock, judging: Clock) -> Judged:
@@ -64,6 +66,20 @@ def test_intervals_are_of_paths() -> None:
     assert (apart.value, apart.low, apart.high) == (1.5, 1.0, 2.0)
 
 
+def test_students_are_compared_with_the_guides_by_several_seeds() -> None:
+    latent = {
+        "accepted": torch.tensor([[1.0, 1.0], [0.0, 1.0]]),
+        "passed": torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
+        "identity": torch.tensor([[0.1, 0.2], [0.3, 0.4]]),
+        "promised": torch.tensor([[0.4, 0.3], [0.2, 0.1]]),
+    }
+    trials = [{"rank_correlation": value, "rank_correlation_class": 1.0} for value in (0.8, 0.9, 1.0)]
+    told = student_figures(latent, trials)
+    assert told.startswith("Of 3 inner points that the students accept, 66.7 %")
+    assert "promise an identity KL of 0.25 and the guide says 0.25 (rank correlation -1.00)" in told
+    assert "0.900 +- 0.100 for the identity and 1.000 +- 0.000 for the class" in told
+
+
 def test_differences_are_of_the_pairs_that_both_walked() -> None:
     def arm(pairs: list[int], values: list[float]) -> dict[str, Tensor]:
         return {"pair": torch.tensor(pairs), "identity": torch.tensor(values).unsqueeze(1)}
@@ -93,6 +109,7 @@ def test_arms_walk_between_the_same_ends_and_are_compared(
     assert spread == pytest.approx(9 / 100, rel=0.1)  # 9 CPU seconds, by the JSON
     assert "2 common pairs" in content["quality"][-1][0]
     assert "inner points that the students accept" in content["students"]
+    assert "standard deviation, 2 seeds" in content["students"]
     with Image.open(file.with_suffix(".png")) as picture:
         assert picture.width > 500
 
