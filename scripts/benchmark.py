@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from bundle.allocator import keep_freed_memory
 from bundle.cohort.ledger import CohortError
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
@@ -133,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Walks by every arm, block by block in turn, and prints both tables."""
+    keep_freed_memory()
     latent, prior = open_walker(ARMS["latent"], options.models_dir, options.n_points, options.seed)
     models = latent.models
     walkers = {

@@ -23,6 +23,7 @@ from monai.engines import SupervisedEvaluator
 from torch import Tensor
 from tqdm import tqdm
 
+from bundle.allocator import keep_freed_memory
 from bundle.cohort.comparison import compare_paths, comparison_table
 from bundle.cohort.datasheet import datasheet
 from bundle.cohort.judge import synthesise
@@ -293,7 +294,7 @@ def generate(
 ) -> None:
     """Makes a cohort, goes on with a broken-off one, or verifies a complete one.
 
-    Of several processes, all walk, and the first writes the cohort.
+    Of several processes, all walk and write images, and the first does the rest.
 
     Args:
         evaluator: walks the pairs that the ledger asks for, and gives their outcome to the ledger.
@@ -307,6 +308,7 @@ def generate(
     Raises:
         CohortError: the folder holds another run's cohort, or a damaged one, or hardly anything passes the gate.
     """
+    keep_freed_memory()
     cohort = Path(output_dir) / "cohort"
     is_first = idist.get_rank() == 0
     if cohort.exists():
@@ -322,13 +324,14 @@ def generate(
     ledger.open()
     if ledger.due():
         evaluator.run()
-    if not is_first:
-        return
-    _look_at_paths(ledger, models, gate, Path(output_dir) / "private", data, trunk_file)
+    if is_first:
+        _look_at_paths(ledger, models, gate, Path(output_dir) / "private", data, trunk_file)
     manifest = _manifest(ledger, models)
     licence = str(models.infos["generator"].get("licence", "Not stated by whoever trained the networks."))
     images = ((label, image) for label in ledger.quotas for image in ledger.images(label))
     write_cohort(cohort, images, models.class_names, manifest, datasheet(manifest, licence))
+    if not is_first:
+        return
     judged = sum(counts["judged"] for counts in manifest["gate"].values())
     passed = sum(counts["passed"] for counts in manifest["gate"].values())
     print(

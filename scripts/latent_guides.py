@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bundle.allocator import keep_freed_memory
 from bundle.files import atomic_write, write_json
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
@@ -182,6 +183,7 @@ def train_latent_guides(
         seed: of everything.
         device: where to compute.
     """
+    keep_freed_memory()
     generator = models.generator
     teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
     prior = LatentPrior(generator)

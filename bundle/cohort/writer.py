@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from PIL import Image
 from torch import Tensor
@@ -39,6 +40,8 @@ def write_cohort(
 ) -> None:
     """Writes a cohort under a temporary name and gives it its own when it is complete.
 
+    Of several processes, each writes its share of the images, and the first all else.
+
     Args:
         cohort_dir: the folder; it must not exist.
         images: pairs of label and image, uint8 [H, W] or [H, W, 3], one class after the other.
@@ -50,28 +53,28 @@ def write_cohort(
         CohortError: there is something under that name.
     """
     target = Path(cohort_dir)
-    if target.exists():
-        raise CohortError(f"{target} exists and is not overwritten. Name another output_dir, or remove that folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left_behind in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(left_behind)  # of a run that was killed while it wrote
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    rank, processes = idist.get_rank(), idist.get_world_size()
+    temporary = Path(str(idist.broadcast(_temporary_folder(target) if rank == 0 else "")))
     try:
-        temporary.chmod(0o755)
-        (temporary / "images").mkdir()
         numbers = [0] * len(class_names)
         sheet: list[list[Tensor]] = [[] for _ in class_names]
-        with open(temporary / "labels.csv", "w", newline="", encoding="utf-8") as stream:
-            rows = csv.writer(stream, lineterminator="\n")
-            rows.writerow(["image", "label", "label_name"])
-            for label, pixels in images:
-                numbers[label] += 1
-                name = f"images/{class_names[label]}_{numbers[label]:06d}.png"
+        rows: list[tuple[str, int, str]] = []
+        for label, pixels in images:
+            numbers[label] += 1
+            name = f"images/{class_names[label]}_{numbers[label]:06d}.png"
+            if len(rows) % processes == rank:
                 # Neighbouring pixels of a radiograph are alike, strings of them hardly ever: smaller and twice as fast.
                 Image.fromarray(pixels.contiguous().numpy()).save(temporary / name, compress_type=zlib.Z_RLE)
-                rows.writerow([name, label, class_names[label]])
-                if len(sheet[label]) < SHEET_ROWS * SHEET_COLUMNS:
-                    sheet[label].append(pixels)
+            rows.append((name, label, class_names[label]))
+            if len(sheet[label]) < SHEET_ROWS * SHEET_COLUMNS:
+                sheet[label].append(pixels)
+        idist.barrier()
+        if rank > 0:
+            return
+        with open(temporary / "labels.csv", "w", newline="", encoding="utf-8") as stream:
+            table = csv.writer(stream, lineterminator="\n")
+            table.writerow(["image", "label", "label_name"])
+            table.writerows(rows)
         _contact_sheet(sheet, class_names).save(temporary / "contact_sheet.png", optimize=True)
         (temporary / "datasheet.md").write_text(datasheet, encoding="utf-8")
         files = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
@@ -81,7 +84,20 @@ def write_cohort(
         )
         temporary.replace(target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_folder(target: Path) -> str:
+    if target.exists():
+        raise CohortError(f"{target} exists and is not overwritten. Name another output_dir, or remove that folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left_behind in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(left_behind)  # of a run that was killed while it wrote
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary.chmod(0o755)
+    (temporary / "images").mkdir()
+    return str(temporary)
 
 
 def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
