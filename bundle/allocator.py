@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
 
     Images are drawn a few at a time, so that the same megabytes come and go thousands of times. Whether glibc returns
     them each time depends on what happens to lie at the top of the heap; where it does, the kernel has to clear every
-    page anew, which takes a fifth of the time.
+    page anew: millions of them for a large cohort.
 
     Returns:
         Whether there is a glibc and it agreed; elsewhere, nothing is changed.
