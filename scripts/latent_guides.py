@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,19 +139,31 @@ def agreement(models: ModelSet, students: Guides, prior: LatentPrior, seed: int)
         steps = steps[[*range(0, len(steps) - 1, TRIAL_STRIDE), len(steps) - 1]]
         for kept, answer in zip(answers, (*_asked(judge, steps, label), *_asked(students, steps, label)), strict=True):
             kept.append(answer)
-    divergence, entropy, promised, promised_entropy = (torch.cat(parts, dim=1) for parts in answers)
+    # Of each class; the walks of one may settle sooner than those of another.
+    divergence, entropy, promised, promised_entropy = answers
     of_paths = [
-        spearmanr(divergence[:, path].flatten(), promised[:, path].flatten()).statistic
-        for path in range(divergence.shape[1])
+        spearmanr(said[:, path].flatten(), heard[:, path].flatten()).statistic
+        for said, heard in zip(divergence, promised, strict=True)
+        for path in range(said.shape[1])
     ]
     return {
-        "rank_correlation": float(spearmanr(divergence.flatten(), promised.flatten()).statistic),
+        "rank_correlation": _correlation(divergence, promised),
         "rank_correlation_of_a_path": statistics.median(of_paths),
-        "rank_correlation_class": float(spearmanr(entropy.flatten(), promised_entropy.flatten()).statistic),
-        "identity_divergence_linear": float(divergence[0].mean()),
-        "identity_divergence": float(divergence[-1].mean()),
-        "identity_divergence_promised": float(promised[-1].mean()),
+        "rank_correlation_class": _correlation(entropy, promised_entropy),
+        "identity_divergence_linear": _mean_at(0, divergence),
+        "identity_divergence": _mean_at(-1, divergence),
+        "identity_divergence_promised": _mean_at(-1, promised),
     }
+
+
+def _correlation(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Spearman's, of all values of all classes."""
+    return float(spearmanr(*(torch.cat([part.flatten() for part in parts]) for parts in (first, second))).statistic)
+
+
+def _mean_at(step: int, values: Sequence[Tensor]) -> float:
+    """Mean over classes, paths and points of values [steps, P, n] of each class, at one step."""
+    return float(torch.stack([part[step] for part in values]).mean())
 
 
 def train_latent_guides(

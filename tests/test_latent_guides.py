@@ -162,3 +162,17 @@ def test_guides_agree_with_themselves(small: None, models: ModelSet, prior: Late
     assert figures["rank_correlation"] == pytest.approx(1.0, abs=0.01)
     assert figures["rank_correlation_class"] == pytest.approx(1.0, abs=0.01)
     assert figures["identity_divergence"] == pytest.approx(figures["identity_divergence_promised"], rel=0.05)
+
+
+def test_walks_of_one_class_may_settle_sooner(
+    small: None, models: ModelSet, prior: LatentPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guides = ImageGuides(models.generator, models.networks["identity_guide"], models.networks["class_guide"])
+    whole = latent_guides.trajectories
+
+    def shorter(models: ModelSet, guides: ImageGuides, prior: LatentPrior, pairs: range, label: int, *rest: int) -> Any:
+        steps = whole(models, guides, prior, pairs, label, *rest)
+        return steps[: len(steps) - 8 * label]
+
+    monkeypatch.setattr(latent_guides, "trajectories", shorter)
+    assert agreement(models, guides, prior, seed=3)["rank_correlation"] > 0.9
