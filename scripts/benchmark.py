@@ -123,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, least in (("pairs", 1), ("baseline_pairs", 1), ("n_points", 3), ("seed", 0)):
         if getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}, not {getattr(options, name)}.")
+    keep_freed_memory()  # as `generate` does
     if options.memory_of:
         print(measure_memory(options.memory_of, options.models_dir, options.n_points))
         return
@@ -134,7 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Walks by every arm, block by block in turn, and prints both tables."""
-    keep_freed_memory()
     latent, prior = open_walker(ARMS["latent"], options.models_dir, options.n_points, options.seed)
     models = latent.models
     walkers = {

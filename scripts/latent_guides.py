@@ -142,9 +142,9 @@ def agreement(models: ModelSet, students: Guides, prior: LatentPrior, seed: int)
     # Of each class; the walks of one may settle sooner than those of another.
     divergence, entropy, promised, promised_entropy = answers
     of_paths = [
-        spearmanr(said[:, path].flatten(), heard[:, path].flatten()).statistic
-        for said, heard in zip(divergence, promised, strict=True)
-        for path in range(said.shape[1])
+        spearmanr(guide[:, path].flatten(), student[:, path].flatten()).statistic
+        for guide, student in zip(divergence, promised, strict=True)
+        for path in range(guide.shape[1])
     ]
     return {
         "rank_correlation": _correlation(divergence, promised),
@@ -217,7 +217,8 @@ def train_latent_guides(
 
     # Whether these students are there, or those of another training, is told by the number of their latents.
     number_of_latents = n_latents + rounds * _visited(n_visited)[1]
-    unasked = LabelledLatents(*[torch.zeros(1, 1).expand(number_of_latents, 1)] * 2)
+    nothing = torch.zeros(1, 1).expand(number_of_latents, 1)
+    unasked = LabelledLatents(nothing, nothing)
     untrained = {name: new_latent_guide(name, teachers[name], generator.w_dim) for name in LATENT_GUIDES}
     if all(trainer_of(name, rounds, unasked, network, examine=dict).is_saved for name, network in untrained.items()):
         print(f"{output_dir}/models has these students, complete and as they were written. Nothing to train.")

@@ -11,7 +11,7 @@ import pytest
 from bundle import allocator
 from bundle.allocator import keep_freed_memory
 
-# A process of its own: the setting cannot be taken back. It frees 24 MiB at the top of the heap, time after time.
+# A process of its own: the setting cannot be taken back. It frees 48 MiB at the top of the heap, time after time.
 PROGRAM = """
 import ctypes, resource, sys
 from bundle.allocator import keep_freed_memory

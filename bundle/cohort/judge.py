@@ -63,9 +63,7 @@ class JudgePathd(Transform):
             "w": path["w"],
             "w_linear": path["w_linear"],
             "course": path["course"],
-            "passed": verdict.passed,
-            "recognised": verdict.recognised,
-            "mislabelled": verdict.mislabelled,
+            **vars(verdict),
         }
         self.ledger.add(label, index, {key: value.detach().cpu().clone() for key, value in record.items()})
         return {**data, "passed": verdict.passed}

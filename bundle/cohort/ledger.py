@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from bundle.files import atomic_write, write_json
+from bundle.gate.gate import Verdict
 
 __all__ = ["CohortError", "WalkLedger"]
 
 # Blocks that are walked for a class beyond what it would take if every point passed, times this, before giving up.
 PATIENCE = 10
 # What the gate says of each point.
-VERDICT = ("passed", "recognised", "mislabelled")
+VERDICT = tuple(field.name for field in dataclasses.fields(Verdict))
 
 
 class CohortError(ValueError):
