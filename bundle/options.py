@@ -33,6 +33,7 @@ __all__ = [
     "File",
     "Folder",
     "Integer",
+    "Integers",
     "Kind",
     "Number",
     "OptionError",
@@ -75,6 +76,21 @@ class Integer:
         near = _as_number(value)
         nearest = "" if near is None else f" The nearest is {min(max(round(near), self.least), self.most)}."
         return f"must be a whole number {bounds}, not {value!r}.{nearest}"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Different whole numbers from ``least`` to ``most``, in a list or alone."""
+
+    least: int
+    most: int = 2**63 - 1
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if not values or len(set(map(str, values))) < len(values):
+            return f"must name at least one whole number and none twice, as in [0, 1], not {value!r}."
+        return next(filter(None, map(Integer(self.least, self.most).problem, values)), None)
 
 
 @dataclass(frozen=True)

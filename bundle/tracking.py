@@ -9,14 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
 
-__all__ = ["Tracking", "tracking_uri"]
+__all__ = ["ChildRuns", "Tracking", "tracking_uri"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,3 +115,46 @@ class Tracking(MLFlowHandler):
         if new:
             self._log_metrics(new, step=engine.state.iteration)
             self._recorded.update(new)
+
+
+class ChildRuns:
+    """Records each arm and seed of an evaluation as a run of its own, below the run of the whole.
+
+    An engine says what it has measured in an iteration by ``state.output``: ``arm``, ``seed`` and ``metrics``; the arm
+    is empty where there is nothing to record. A child that an earlier run has recorded stays as it is.
+
+    Args:
+        parent: records the whole; attached to the engine before this handler.
+    """
+
+    def __init__(self, parent: Tracking) -> None:
+        self.parent = parent
+        self._done: set[str] = set()
+
+    def attach(self, engine: Engine) -> None:
+        """Registers the events, where anything is recorded at all."""
+        if self.parent._available and idist.get_rank() == 0:
+            engine.add_event_handler(Events.STARTED, self._find)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._record)
+
+    def _find(self, engine: Engine) -> None:
+        client, run = self.parent.client, cast(Any, self.parent.cur_run)
+        known = client.search_runs(
+            [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and status = 'FINISHED'"
+        )
+        self._done = {child.info.run_name for child in known}
+
+    def _record(self, engine: Engine) -> None:
+        output = cast(Mapping[str, Any], engine.state.output)
+        name = f"{output['arm']}, seed {output['seed']}"
+        if not output["arm"] or name in self._done:
+            return
+        client, run = self.parent.client, cast(Any, self.parent.cur_run)
+        tags = {"mlflow.parentRunId": run.info.run_id}
+        child = client.create_run(run.info.experiment_id, run_name=name, tags=tags).info.run_id
+        for key in ("arm", "seed"):
+            client.log_param(child, key, output[key])
+        for key, value in output["metrics"].items():
+            client.log_metric(child, key, value)
+        client.set_terminated(child)
+        self._done.add(name)

@@ -10,6 +10,8 @@ from bundle.data import check_data as check_data
 from bundle.data import get_modality as get_modality
 from bundle.data import open_dataset as open_dataset
 from bundle.data import print_shortcut as print_shortcut
+from bundle.evaluation.engine import EvaluationEngine as EvaluationEngine
+from bundle.evaluation.utility import ClassifierSettings as ClassifierSettings
 from bundle.gate.gate import Gate as Gate
 from bundle.latent.pairs import PairBlocks as PairBlocks
 from bundle.latent.prior import LatentPrior as LatentPrior
@@ -19,6 +21,7 @@ from bundle.networks.model_set import load_models as load_models
 from bundle.networks.projected import ProjectedDiscriminator as ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator as Discriminator
 from bundle.networks.stylegan2 import Generator as Generator
+from bundle.tracking import ChildRuns as ChildRuns
 from bundle.tracking import Tracking as Tracking
 from bundle.tracking import tracking_uri as tracking_uri
 from bundle.training.audit_networks import AuditTrainer as AuditTrainer
@@ -45,6 +48,10 @@ from scripts.auditing import audit_networks as audit_networks
 from scripts.auditing import default_audit_dir as default_audit_dir
 from scripts.auditing import open_audit_data as open_audit_data
 from scripts.auditing import train_audit as train_audit
+from scripts.evaluation import PoolMaker as PoolMaker
+from scripts.evaluation import evaluate as evaluate
+from scripts.evaluation import evaluation_models as evaluation_models
+from scripts.evaluation import image_quotas as image_quotas
 from scripts.generation import GenerationProgress as GenerationProgress
 from scripts.generation import default_guides as default_guides
 from scripts.generation import default_output_dir as default_output_dir

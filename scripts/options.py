@@ -10,13 +10,14 @@ from typing import Any
 import bundle.options
 from bundle.audit.images import PREPROCESSING
 from bundle.data import LAYOUTS, MODALITIES
-from bundle.options import Choice, Device, File, Folder, Integer, Kind, Number, OutputFolder
+from bundle.options import Choice, Device, File, Folder, Integer, Integers, Kind, Number, OutputFolder
 from bundle.training.discriminators import DISCRIMINATORS
 from bundle.walk.objective import OBJECTIVES
 
 __all__ = ["KINDS", "check_options"]
 
 KINDS: dict[str, Kind] = {
+    "audit_dir": Folder(),
     "augment": Choice(("adaptive", "fixed")),
     "augment_kimg": Number(above=0),
     "augment_p": Number(above=0, most=1, or_equal=True),
@@ -34,6 +35,8 @@ KINDS: dict[str, Kind] = {
     "init_from": File(),
     "layout": Choice(("auto", *LAYOUTS)),
     "learning_rate": Number(above=0),
+    "long_pairs": Integer(1),
+    "long_points": Integer(3),
     "max_epochs": Integer(1),
     "measure_kimg": Number(above=0),
     "modality": Choice(tuple(MODALITIES)),
@@ -42,13 +45,16 @@ KINDS: dict[str, Kind] = {
     "n_latents": Integer(1),
     "n_points": Integer(3),
     "n_seeds": Integer(1),
+    "n_shadows": Choice(tuple(range(4, 257, 2))),
     "n_visited": Integer(1),
     "objective": Choice(tuple(OBJECTIVES)),
     "output_dir": OutputFolder(),
     "projection_file": File(),
+    "published_pairs": Integer(0),
     "resolution": Choice((32, 64, 128, 256, 512)),
     "rounds": Integer(0),
     "seed": Integer(0, 2**32 - 1),
+    "seeds": Integers(0, 2**32 - 1),
     "total_kimg": Number(above=0),
     "trunk_file": File(),
     "variety": Number(above=0, or_equal=True),

@@ -33,7 +33,7 @@ from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, half_sampl
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.distribution import frechet_distance, kid
 
-__all__ = ["COLUMNS", "HALVES", "Assessment", "Figures", "assess"]
+__all__ = ["COLUMNS", "HALVES", "Assessment", "Figures", "assess", "measure"]
 
 #: Whose figure it is: the cohort's, that of images that are nobody's copy, that of images that all are.
 COLUMNS = ("cohort", "test", "training")
@@ -81,17 +81,9 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
         class_names: of the labels.
         seed: of all draws.
     """
-    threshold = copy_threshold(distances.read(EMBEDDING)["val_alike"])
+    threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_alike"])
     sides = distances.sides(seed)
-    figures = {
-        **_of_images(sides, threshold),
-        **_authenticity(distances, sides),
-        **_reidentification(distances, sides),
-        **_of_sets(distances, seed),
-        **_whole_attack(distances, seed),
-        **_fidelity(distances, threshold, {}, seed),
-        "variety": _variety(distances, seed),
-    }
+    figures = measure(distances, sides, seed)
     copies = {name: exceeds(sides[name].alike, threshold).double() for name in ("cohort", "test")}
     rates = {name: bootstrap(marked, sides[name].draws, mean) for name, marked in copies.items()}
     per_class = {}
@@ -112,6 +104,26 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
         threshold=threshold,
         quantiles=_quantiles(distances, sides),
     )
+
+
+def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Figures:
+    """Computes every measure of `bundle.audit.catalogue` in every column.
+
+    Args:
+        distances: all steps of it have been run.
+        sides: of it.
+        seed: of all draws.
+    """
+    threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_alike"])
+    return {
+        **_of_images(sides, threshold),
+        **_authenticity(distances, sides),
+        **_reidentification(distances, sides),
+        **_of_sets(distances, seed),
+        **_whole_attack(distances, seed),
+        **_fidelity(distances, threshold, {}, seed),
+        "variety": _variety(distances, seed),
+    }
 
 
 def _percentile(values: Tensor, side: Side) -> Figure:
@@ -144,7 +156,7 @@ def _of_images(sides: dict[str, Side], threshold: float) -> Figures:
 
 
 def _authenticity(distances: Distances, sides: dict[str, Side]) -> Figures:
-    points = distances.read(EMBEDDING)["train"]
+    points = distances.reference.points[EMBEDDING]["train"]
     other = nearest_two(1.0 - points @ points.T, distances.real["train"].patients)[1]
     found = {name: share(authentic(side.first, side.index, other), side.draws) for name, side in sides.items()}
     return {"authenticity": found}
@@ -152,7 +164,7 @@ def _authenticity(distances: Distances, sides: dict[str, Side]) -> Figures:
 
 def _reidentification(distances: Distances, sides: dict[str, Side]) -> Figures:
     patients = distances.real["train"].patients
-    threshold = copy_threshold(distances.read(VERIFIER)["val_alike"])
+    threshold = copy_threshold(distances.reference.points[VERIFIER]["val_alike"])
     strangers = sides["test"]
     auc = {"test": Figure(reason="test images are what the others are told from", n=len(strangers.verified))}
     for column in ("cohort", "training"):
@@ -174,13 +186,14 @@ def _of_sets(distances: Distances, seed: int) -> Figures:
     """Attacks on whole sets: on halves of the test patients, as many images in every set and every column."""
     names = ("aa_train", "aa_hold", "privacy_loss", "gan_leaks_auc")
     test = distances.real["test"]
-    n_train, n_test, n_cohort = len(distances.train_sample), len(test.pixels), len(distances.sample)
+    sampled = distances.reference.train_sample
+    n_train, n_test, n_cohort = len(sampled), len(test.pixels), len(distances.sample)
     size = min(n_train // 2, n_test // 2, n_cohort)
     if size < LEAST_FOR_SET:
         return {name: dict.fromkeys(COLUMNS, _too_few(size)) for name in names}
-    matrix = distances.read("lpips_sample")["distances"]
-    real = distances.read("lpips_real")
-    reference = torch.cat([real["train_to_val"][distances.train_sample], real["test_to_val"]])
+    matrix = distances.lpips_of_sample()
+    to_val = {role: distances.reference.lpips(role, "val").amin(dim=1) for role in ("train", "test")}
+    reference = torch.cat([to_val["train"][sampled], to_val["test"]])
     random = np.random.default_rng(seed)
     values: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in names}
     for _ in range(HALVES):
@@ -214,11 +227,10 @@ def _averaged(values: dict[str, dict[str, list[float]]], size: int) -> Figures:
 def _whole_attack(distances: Distances, seed: int) -> Figures:
     """GAN-Leaks with all synthetic images against all training images."""
     roles = ("train", "test")
-    blocks = [found for _, found in distances.blocks()]
-    reference = distances.read("lpips_real")
+    nearest = distances.rows["lpips"].amin(dim=0).split([len(distances.real[role].pixels) for role in roles])
     members, others = (
-        membership_scores(torch.stack([block[f"from_{role}"] for block in blocks]).amin(0), reference[f"{role}_to_val"])
-        for role in roles
+        membership_scores(near, distances.reference.lpips(role, "val").amin(dim=1))
+        for role, near in zip(roles, nearest, strict=True)
     )
     draws = [patient_draws(distances.real[role].patients, DRAWS, seed + n) for n, role in enumerate(roles)]
     pairs = [(members[torch.from_numpy(a)], others[torch.from_numpy(b)]) for a, b in zip(*draws, strict=True)]
@@ -247,7 +259,8 @@ def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor]
         seed: of the draws.
     """
     names = tuple(name for name in FIDELITY if name != "variety")
-    features, points = distances.read("features"), distances.read(EMBEDDING)
+    features = distances.reference.features | {"cohort": distances.rows["features"]}
+    points = distances.reference.points[EMBEDDING] | {"cohort": distances.rows["point"]}
     own = {role: members.get(role, torch.arange(len(features[role]))) for role in ("cohort", "train", "test")}
     patients = {role: distances.real[role].patients[own[role]] for role in ("train", "test")}
     size = min(len(own["cohort"]), len(own["test"]) // 2, len(own["train"]) // 2)
@@ -277,12 +290,13 @@ def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor]
 
 
 def _variety(distances: Distances, seed: int) -> dict[str, Figure]:
-    matrix = distances.read("lpips_sample")["distances"]
-    n_train, n_test = len(distances.train_sample), len(distances.real["test"].pixels)
+    matrix = distances.lpips_of_sample()
+    sampled = distances.reference.train_sample
+    n_train, n_test = len(sampled), len(distances.real["test"].pixels)
     whose = {
         "cohort": (n_train + n_test, torch.arange(len(distances.sample))),
         "test": (n_train, distances.real["test"].patients),
-        "training": (0, distances.real["train"].patients[distances.train_sample]),
+        "training": (0, distances.real["train"].patients[sampled]),
     }
     figures = {}
     for column, (start, patients) in whose.items():
@@ -306,7 +320,7 @@ def _class_figures(
 
 
 def _quantiles(distances: Distances, sides: dict[str, Side]) -> dict[str, list[float]]:
-    planted = distances.read(f"{EMBEDDING}_planted")
+    planted = distances.reference.read(f"{EMBEDDING}_planted")
     sets = {
         "cohort": sides["cohort"].alike,
         "test images": sides["test"].alike,

@@ -59,8 +59,8 @@ def try_instrument(
     Returns:
         The trials that decide first.
     """
-    planted = distances.read(f"{EMBEDDING}_planted")
-    patients = distances.real["train"].patients[distances.planted]
+    planted = distances.reference.read(f"{EMBEDDING}_planted")
+    patients = distances.real["train"].patients[distances.reference.planted]
     draws = patient_draws(patients, DRAWS, seed)
     found = {name: exceeds(planted[f"{name}_alike"], threshold) for name in ("exact", *PLANTED_CHANGES)}
     exact = share(found["exact"], draws)
@@ -86,7 +86,7 @@ def try_instrument(
         Control(f"planted, {name}", f"copies {name}", share(found[name], draws), "", None) for name in PLANTED_CHANGES
     ]
     train = distances.real["train"].patients
-    verifying = distances.read(f"{VERIFIER}_planted")
+    verifying = distances.reference.read(f"{VERIFIER}_planted")
     alone, named = [], []
     for name in PLANTED_CHANGES:
         by_embedding, by_verifier = (train[step[f"{name}_index"]] for step in (planted, verifying))
@@ -104,7 +104,7 @@ def try_instrument(
 
 
 def _lower_bound_of_false_alarms(distances: Distances, test: Side, seed: int) -> float:
-    val = distances.read(EMBEDDING)["val_alike"]
+    val = distances.reference.points[EMBEDDING]["val_alike"]
     val_draws = patient_draws(distances.real["val"].patients, DRAWS, seed)
     thresholds = bootstrap(val, val_draws, copy_threshold)
     rates = [

@@ -1,12 +1,17 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The slow part of an audit: images pass networks, in steps that are kept on disk, so that a killed run goes on."""
+"""The slow part of an audit: images pass networks, in steps that are kept on disk, so that a killed run goes on.
+
+What concerns the real images alone (`Reference`) is apart from what concerns synthetic ones (`Distances`), so that many
+cohorts can be held against the same real images.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +27,24 @@ from bundle.figures import from_uint8
 from bundle.files import atomic_write
 from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.metrics.features import squeezenet_features
-from bundle.metrics.lpips import lpips_model, pairwise
+from bundle.metrics.lpips import lpips_model, pairwise, pairwise_within
 from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 
-__all__ = ["EMBEDDING", "VERIFIER", "Distances", "Side", "Step"]
+__all__ = ["EMBEDDING", "VERIFIER", "Distances", "Reference", "Side", "Step", "Steps", "Tensors"]
 
 EMBEDDING, VERIFIER = "audit_embedding", "audit_verifier"
 
 # Synthetic images whose distances are kept as one step.
-BLOCK = 250
+BLOCK = 500
 # Training images that are planted under each change, at most.
 PLANTED = 400
 # CPU-milliseconds of one image at 128 px, so that the bar can tell the time left.
 EMBED_MS, SQUEEZENET_MS, LPIPS_MS = 1.0, 12.0, 25.0
+# Bytes that the vectors of LPIPS may take: less memory, and real images pass the network more often.
+MEMORY = 2**30
+# Images whose vectors that holds at 128 px.
+KEPT = 500
 
 Tensors = dict[str, Tensor]
 
@@ -48,11 +57,41 @@ class Step:
         name: of its file.
         cost: about how many CPU-milliseconds it takes.
         compute: returns its result.
+        path: where the result is kept; None for a step that keeps none.
     """
 
     name: str
     cost: float
     compute: Callable[[], Tensors]
+    path: Path | None = None
+
+    def run(self) -> None:
+        """Computes and keeps the result, unless an earlier run has."""
+        if self.path is None:
+            self.compute()
+        elif not self.path.exists():
+            with atomic_write(self.path) as temporary:
+                torch.save(self.compute(), temporary)
+
+
+class Steps:
+    """Steps of which each one's result lies in a folder.
+
+    Args:
+        folder: private, and named after all that the steps depend on.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def step(self, name: str, cost: float, compute: Callable[[], Tensors]) -> Step:
+        """Makes a step that is kept here."""
+        return Step(name, cost, compute, self.folder / f"{name}.pt")
+
+    def read(self, name: str) -> Tensors:
+        """Returns the result of a step that was run."""
+        result: Tensors = torch.load(self.folder / f"{name}.pt", map_location="cpu", weights_only=True)
+        return result
 
 
 @dataclass(frozen=True)
@@ -95,45 +134,38 @@ class Side:
         return Side(**tensors, draws=patient_draws(patients[members], DRAWS, seed))
 
 
-class Distances:
-    """All that the measures are made of, step by step.
+class Reference(Steps):
+    """Real images, and what networks make of them: the same for every cohort that is held against them.
 
     Args:
-        cohort: uint8 pixels of the synthetic images.
         real: images of the roles ``train``, ``val`` and ``test``.
         networks: ``audit_embedding`` and ``audit_verifier``.
-        folder: keeps the steps; private, and named after all that they depend on.
-        seed: of the images that are drawn for whatever takes all distances among them.
+        folder: keeps the steps.
+        seed: of the training images that are drawn for the trial and for whatever takes distances among them.
         trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
         device: where to compute.
 
     Attributes:
-        order: the cohort's images in the order in which they are taken, [N]; the first of them, as many as there are
-            test images, are those among which all distances are known.
-        sample: indices [n] of these.
-        train_sample: indices of as many training images.
+        train_sample: indices of as many training images as there are test images.
+        planted: indices of the training images that copies are made of.
     """
 
     def __init__(
         self,
-        cohort: Tensor,
         real: dict[str, RealImages],
-        networks: dict[str, nn.Module],
+        networks: Mapping[str, nn.Module],
         folder: str | os.PathLike[str],
         seed: int,
         trunk_file: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.cohort = cohort
+        super().__init__(folder)
         self.real = real
         self.networks = networks
-        self.folder = Path(folder)
         self.trunk_file = trunk_file
         self.device = torch.device(device)
         random = torch.Generator().manual_seed(seed)
         n_test, n_train = len(real["test"].pixels), len(real["train"].pixels)
-        self.order = torch.randperm(len(cohort), generator=random)
-        self.sample = self.order[:n_test]
         self.train_sample = torch.randperm(n_train, generator=random)[:n_test]
         self.planted = torch.randperm(n_train, generator=random)[:PLANTED]
         self._lpips: Any = None
@@ -141,99 +173,73 @@ class Distances:
     def steps(self) -> Iterator[Step]:
         """Yields the steps in their order."""
         n_real = sum(len(side.pixels) for side in self.real.values())
-        n = len(self.cohort)
         for name in self.networks:
-            yield Step(name, EMBED_MS * (n_real + n), lambda name=name: self._points(name))  # type: ignore[misc]
+            yield self.step(name, EMBED_MS * n_real, lambda name=name: self._points(name))  # type: ignore[misc]
             cost = (EMBED_MS + 1.0) * len(self.planted) * (1 + len(PLANTED_CHANGES))
-            yield Step(f"{name}_planted", cost, lambda name=name: self._planted(name))  # type: ignore[misc]
-        yield Step("features", SQUEEZENET_MS * (n_real + n), self._features)
-        n_test = len(self.sample)
-        yield Step("lpips_sample", LPIPS_MS * 9 * n_test, self._lpips_sample)
-        yield Step("lpips_real", LPIPS_MS * 2 * n_real, self._lpips_real)
-        for number, block in enumerate(self.order.split(BLOCK)):
-            cost = LPIPS_MS * (len(block) + n_real * -(-len(block) // BLOCK))
-            yield Step(f"lpips_cohort_{number:04d}", cost, lambda block=block: self._lpips_block(block))  # type: ignore[misc]
+            yield self.step(f"{name}_planted", cost, lambda name=name: self._planted(name))  # type: ignore[misc]
+        yield self.step("features", SQUEEZENET_MS * n_real, self._features)
+        yield self.step("lpips", LPIPS_MS * n_real * (1 + n_real / KEPT / 2), self._among)
 
-    def run(self, step: Step) -> None:
-        """Computes a step, unless an earlier run has."""
-        if not self._path(step.name).exists():
-            with atomic_write(self._path(step.name)) as temporary:
-                torch.save(step.compute(), temporary)
+    @cached_property
+    def points(self) -> dict[str, Tensors]:
+        """What each network makes of every real image, and the training image that each one held out is most alike."""
+        return {name: self.read(name) for name in self.networks}
 
-    def read(self, name: str) -> Tensors:
-        """Returns the result of a step that was run."""
-        result: Tensors = torch.load(self._path(name), map_location="cpu", weights_only=True)
-        return result
+    @cached_property
+    def features(self) -> Tensors:
+        """Features [N, D] of the images of each role."""
+        return self.read("features")
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensors]]:
-        """Yields indices into the cohort and their LPIPS, block by block."""
-        for number, block in enumerate(self.order.split(BLOCK)):
-            yield block, self.read(f"lpips_cohort_{number:04d}")
+    @cached_property
+    def among(self) -> Tensor:
+        """LPIPS between all real images: those of train, then of test, then of val."""
+        return self.read("lpips")["distances"]
 
-    def lpips_to_train(self) -> Tensor:
-        """Returns LPIPS [N] from each synthetic image to the nearest training image."""
-        lpips = torch.empty(len(self.cohort))
-        for block, found in self.blocks():
-            lpips[block] = found["to_train"]
-        return lpips
+    def lpips(self, rows: str, columns: str) -> Tensor:
+        """Returns LPIPS [N, M] between the images of two roles."""
+        return self.among[self._places(rows)][:, self._places(columns)]
 
-    def sides(self, seed: int) -> dict[str, Side]:
-        """Returns the cohort, the test images, and as many training images, drawn with replacement, as cohorts.
-
-        Args:
-            seed: of all draws.
-        """
-        train, test = self.real["train"], self.real["test"]
-        points, verifier = self.read(EMBEDDING), self.read(VERIFIER)
-        lpips = self.lpips_to_train()
-        drawn = torch.from_numpy(np.random.default_rng(seed).integers(len(train.pixels), size=len(test.pixels)))
-        sets = {
-            "cohort": (points["cohort"], _found(verifier, "cohort"), lpips, torch.arange(len(lpips))),
-            "test": (
-                points["test"],
-                _found(verifier, "test"),
-                self.read("lpips_real")["test_to_train"],
-                test.patients,
-            ),
-            "training": (
-                points["train"][drawn],
-                self._network(VERIFIER).nearest(verifier["train"][drawn], verifier["train"]),
-                torch.zeros(len(drawn)),  # each is its own nearest training image
-                train.patients[drawn],
-            ),
-        }
-        sides = {}
-        for number, (name, (at, verified, near, patients)) in enumerate(sets.items()):
-            first, second, index = nearest_two(1.0 - at @ points["train"].T, train.patients)
-            draws = patient_draws(patients, DRAWS, seed + number)
-            sides[name] = Side(1.0 - first, first, second, index, near, *verified, draws)
-        return sides
-
-    def _network(self, name: str) -> ContrastiveEmbedding | SiameseVerifier:
+    def network(self, name: str) -> ContrastiveEmbedding | SiameseVerifier:
+        """Returns one of the networks."""
         network = self.networks[name]
         assert isinstance(network, ContrastiveEmbedding | SiameseVerifier)
         return network
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.pt"
+    def predict(self, name: str, pixels: Tensor) -> Tensor:
+        """Returns what a network makes of uint8 pixels [N, H, W] or [N, H, W, 3]."""
+        return torch.cat([predict(self.network(name), from_uint8(block)) for block in pixels.split(BLOCK)])
 
-    def _predict(self, name: str, pixels: Tensor) -> Tensor:
-        blocks = [predict(self._network(name), from_uint8(block)) for block in pixels.split(BLOCK)]
-        return torch.cat(blocks)
+    def measure_features(self, pixels: Tensor) -> Tensor:
+        """Returns the features [N, D] of uint8 pixels."""
+        parts = pixels.split(BLOCK)
+        return torch.cat([squeezenet_features(from_uint8(p), self.trunk_file, device=self.device) for p in parts])
+
+    def measure_lpips(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Returns LPIPS [N, M] between uint8 pixels of two sets, or [N, N] within one."""
+        if self._lpips is None:
+            self._lpips = lpips_model(self.trunk_file)
+        options: dict[str, Any] = {"model": self._lpips, "memory": MEMORY, "device": self.device}
+        if y is None:
+            return pairwise_within(from_uint8(x), **options)
+        return pairwise(from_uint8(x), from_uint8(y), **options)
+
+    def _places(self, role: str) -> slice:
+        roles = ("train", "test", "val")
+        sizes = [len(self.real[name].pixels) for name in roles]
+        start = sum(sizes[: roles.index(role)])
+        return slice(start, start + sizes[roles.index(role)])
 
     def _points(self, name: str) -> Tensors:
-        """What a network makes of every image, and the training image that each is most alike."""
-        network = self._network(name)
-        points = {role: self._predict(name, side.pixels) for role, side in self.real.items()}
-        points["cohort"] = self._predict(name, self.cohort)
-        found = {role: network.nearest(points[role], points["train"]) for role in ("val", "test", "cohort")}
+        network = self.network(name)
+        points = {role: self.predict(name, side.pixels) for role, side in self.real.items()}
+        found = {role: network.nearest(points[role], points["train"]) for role in ("val", "test")}
         points |= {f"{role}_alike": alike for role, (alike, _) in found.items()}
         points |= {f"{role}_index": index for role, (_, index) in found.items()}
         return points
 
     def _planted(self, name: str) -> Tensors:
         """How alike planted copies are to the training image that they are most alike, and which one that is."""
-        network = self._network(name)
+        network = self.network(name)
         gallery = self.read(name)["train"]
         images = from_uint8(self.real["train"].pixels[self.planted])
         copies = {"exact": images, **{change: function(images) for change, function in PLANTED_CHANGES.items()}}
@@ -244,52 +250,150 @@ class Distances:
         return result
 
     def _features(self) -> Tensors:
-        sides = {role: side.pixels for role, side in self.real.items()} | {"cohort": self.cohort}
-        return {
-            role: torch.cat(
-                [
-                    squeezenet_features(from_uint8(block), self.trunk_file, device=self.device)
-                    for block in pixels.split(BLOCK)
-                ]
-            )
-            for role, pixels in sides.items()
-        }
+        return {role: self.measure_features(side.pixels) for role, side in self.real.items()}
 
-    def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:
-        if self._lpips is None:
-            self._lpips = lpips_model(self.trunk_file)
-        return pairwise(from_uint8(x), from_uint8(y), self._lpips, device=self.device)
+    def _among(self) -> Tensors:
+        return {"distances": self.measure_lpips(torch.cat([self.real[r].pixels for r in ("train", "test", "val")]))}
 
-    def _lpips_sample(self) -> Tensors:
-        """All distances among samples of the three sides: training, test and synthetic images."""
-        train, test = (self.real[role].pixels for role in ("train", "test"))
-        pixels = torch.cat([train[self.train_sample], test, self.cohort[self.sample]])
-        return {"distances": self._pairwise(pixels, pixels)}
 
-    def _lpips_real(self) -> Tensors:
-        """From test images to the nearest training image, and from both to the nearest of val, the reference."""
-        train, val, test = (self.real[role].pixels for role in ("train", "val", "test"))
-        return {
-            "test_to_train": self._pairwise(test, train).amin(dim=1),
-            "train_to_val": self._pairwise(train, val).amin(dim=1),
-            "test_to_val": self._pairwise(test, val).amin(dim=1),
-        }
+class Distances(Steps):
+    """Synthetic images held against real ones: all that the measures are made of.
 
-    def _lpips_block(self, block: Tensor) -> Tensors:
-        """From some synthetic images to the nearest training image, and from all real images to the nearest of them."""
+    Args:
+        cohort: uint8 pixels of the synthetic images.
+        reference: the real images.
+        folder: keeps the steps.
+        seed: of the images that are drawn for whatever takes all distances among them.
+        groups: [N], from 0, which images stand or fall together where others are drawn, as those of one path do; None
+            for each one by itself.
+        n_groups: how many numbers there are, see `bundle.audit.resampling.patient_draws`.
+
+    Attributes:
+        sample: indices [n] of the synthetic images among which all distances are known, as many as test images.
+    """
+
+    def __init__(
+        self,
+        cohort: Tensor,
+        reference: Reference,
+        folder: str | os.PathLike[str],
+        seed: int,
+        groups: Tensor | None = None,
+        n_groups: int | None = None,
+    ) -> None:
+        super().__init__(folder)
+        self.cohort = cohort
+        self.reference = reference
+        self.n_groups = n_groups
+        self.groups = torch.arange(len(cohort)) if groups is None else groups
+        random = torch.Generator().manual_seed(seed)
+        self.sample = torch.randperm(len(cohort), generator=random)[: len(reference.real["test"].pixels)]
+
+    @property
+    def real(self) -> dict[str, RealImages]:
+        """Images of the roles ``train``, ``val`` and ``test``."""
+        return self.reference.real
+
+    def steps(self) -> Iterator[Step]:
+        """Yields the steps in their order; those of the reference come before."""
+        n_real = sum(len(self.real[role].pixels) for role in ("train", "test"))
+        for number, block in enumerate(self.cohort.split(BLOCK)):
+            cost = (2 * EMBED_MS + SQUEEZENET_MS) * len(block) + LPIPS_MS * (len(block) + n_real)
+            yield self.step(f"cohort_{number:04d}", cost, lambda block=block: self._block(block))  # type: ignore[misc]
+        yield self.step("within", LPIPS_MS * len(self.sample), self._within)
+
+    @cached_property
+    def rows(self) -> Tensors:
+        """What is known of each synthetic image.
+
+        ``point`` [N, D] of the embedding; ``alike`` and ``index`` of the training image that it is most alike;
+        ``verified`` and ``verified_index``, the same by the verifier; ``features`` [N, F]; ``lpips`` to every image of
+        train, then of test.
+        """
+        blocks = [self.read(f"cohort_{number:04d}") for number in range(len(self.cohort.split(BLOCK)))]
+        return {key: torch.cat([block[key] for block in blocks]) for key in blocks[0]}
+
+    @cached_property
+    def within(self) -> Tensor:
+        """LPIPS [n, n] among the images of the sample."""
+        return self.read("within")["distances"]
+
+    def of(self, members: Tensor, folder: str | os.PathLike[str], seed: int) -> Distances:
+        """Returns some of the images as a cohort of its own, of which only the distances within are still to be taken.
+
+        Args:
+            members: their indices [n].
+            folder: keeps the step.
+            seed: see `Distances`.
+        """
+        part = Distances(self.cohort[members], self.reference, folder, seed, self.groups[members], self.n_groups)
+        part.__dict__["rows"] = {key: value[members] for key, value in self.rows.items()}
+        return part
+
+    def lpips_to_train(self) -> Tensor:
+        """Returns LPIPS [N] from each synthetic image to the nearest training image."""
+        return self.rows["lpips"][:, : len(self.real["train"].pixels)].amin(dim=1)
+
+    def lpips_of_sample(self) -> Tensor:
+        """Returns all LPIPS among samples of the three sides: training images, test images, synthetic images."""
         n_train = len(self.real["train"].pixels)
+        real = torch.cat([self.reference.train_sample, torch.arange(n_train, n_train + len(self.real["test"].pixels))])
+        across = self.rows["lpips"][self.sample][:, real]
+        upper = torch.cat([self.reference.among[real][:, real], across.T], dim=1)
+        return torch.cat([upper, torch.cat([across, self.within], dim=1)])
+
+    def sides(self, seed: int) -> dict[str, Side]:
+        """Returns the cohort, the test images, and as many training images, drawn with replacement, as cohorts.
+
+        Args:
+            seed: of all draws.
+        """
+        train, test = self.real["train"], self.real["test"]
+        points, verifier = self.reference.points[EMBEDDING], self.reference.points[VERIFIER]
+        drawn = torch.from_numpy(np.random.default_rng(seed).integers(len(train.pixels), size=len(test.pixels)))
+        sets = {
+            "cohort": (
+                self.rows["point"],
+                (self.rows["verified"], self.rows["verified_index"]),
+                self.lpips_to_train(),
+                self.groups,
+            ),
+            "test": (
+                points["test"],
+                (verifier["test_alike"], verifier["test_index"]),
+                self.reference.lpips("test", "train").amin(dim=1),
+                test.patients,
+            ),
+            "training": (
+                points["train"][drawn],
+                self.reference.network(VERIFIER).nearest(verifier["train"][drawn], verifier["train"]),
+                torch.zeros(len(drawn)),  # each is its own nearest training image
+                train.patients[drawn],
+            ),
+        }
+        sides = {}
+        for number, (name, (at, verified, near, patients)) in enumerate(sets.items()):
+            first, second, index = nearest_two(1.0 - at @ points["train"].T, train.patients)
+            draws = patient_draws(patients, DRAWS, seed + number, self.n_groups if name == "cohort" else None)
+            sides[name] = Side(1.0 - first, first, second, index, near, *verified, draws)
+        return sides
+
+    def _block(self, block: Tensor) -> Tensors:
+        reference = self.reference
+        point = reference.predict(EMBEDDING, block)
+        alike, index = reference.network(EMBEDDING).nearest(point, reference.points[EMBEDDING]["train"])
+        seen = reference.predict(VERIFIER, block)
+        verified, verified_index = reference.network(VERIFIER).nearest(seen, reference.points[VERIFIER]["train"])
         real = torch.cat([self.real["train"].pixels, self.real["test"].pixels])
-        distances = self._pairwise(self.cohort[block], real)
-        nearest = distances[:, :n_train].min(dim=1)
-        columns = distances.amin(dim=0)
         return {
-            "to_train": nearest.values,
-            "index": nearest.indices,
-            "from_train": columns[:n_train],
-            "from_test": columns[n_train:],
+            "point": point,
+            "alike": alike,
+            "index": index,
+            "verified": verified,
+            "verified_index": verified_index,
+            "features": reference.measure_features(block),
+            "lpips": reference.measure_lpips(block, real),
         }
 
-
-def _found(points: Tensors, role: str) -> tuple[Tensor, Tensor]:
-    """How alike each image of a role is to the training image that it is most alike, and which one that is."""
-    return points[f"{role}_alike"], points[f"{role}_index"]
+    def _within(self) -> Tensors:
+        return {"distances": self.reference.measure_lpips(self.cohort[self.sample])}

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from bundle.audit.assessment import Assessment, Figures, assess
 from bundle.audit.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
-from bundle.audit.distances import Distances, Step
+from bundle.audit.distances import Distances, Reference, Step, Tensors
 from bundle.audit.images import Cohort, RealImages, choose_preprocessing, read_pixels
 from bundle.audit.report import write_private, write_report
 from bundle.audit.verdict import Verdict, pixel_copies, verdict_of
@@ -34,14 +34,21 @@ from bundle.metrics.lpips import LPIPS_TRUNK
 __all__ = ["AuditEngine", "AuditProgress"]
 
 # Of what the steps on disk are made; counts up whenever that changes.
-FORMAT = 1
+FORMAT = 2
 # CPU-milliseconds of the conclusion, for the bar.
 CONCLUSION_MS = 30_000.0
 ROLES = {"train": IDENTITY_SPLITS, "val": ("val",), "test": ("test",)}
 
 
 class AuditProgress:
-    """Progress bar over the work of an audit, with the time left."""
+    """Progress bar over the work of an audit, or of another engine with such steps, with the time left.
+
+    Args:
+        title: what is being done.
+    """
+
+    def __init__(self, title: str = "auditing") -> None:
+        self.title = title
 
     def attach(self, engine: Engine) -> None:
         """Registers the events that open, advance and close the bar."""
@@ -53,7 +60,7 @@ class AuditProgress:
     def _open(self, engine: AuditEngine) -> None:
         self._bar = tqdm(
             total=sum(step.cost for step in engine.steps),
-            desc="auditing",
+            desc=self.title,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
             dynamic_ncols=True,
@@ -140,8 +147,10 @@ class AuditEngine(Engine):
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.output_dir / "private" / "audit" / digest
-        self.distances = Distances(self.pixels, self.real, networks, folder, seed, trunk_file, device)
-        self.steps = [*self.distances.steps(), Step("conclusion", CONCLUSION_MS, dict)]
+        reference = Reference(self.real, networks, folder / "real", seed, trunk_file, device)
+        self.distances = Distances(self.pixels, reference, folder, seed)
+        conclusion = Step("conclusion", CONCLUSION_MS, self._conclude)
+        self.steps = [*reference.steps(), *self.distances.steps(), conclusion]
         self.verdict: Verdict | None = None
         self.results: dict[str, Any] = {}
         for handler in [AuditProgress(), *(handlers or [])]:
@@ -152,13 +161,10 @@ class AuditEngine(Engine):
         return super().run(self.steps, max_epochs=1, epoch_length=len(self.steps))
 
     def _step(self, step: Step) -> dict[str, float]:
-        if step.name != "conclusion":
-            self.distances.run(step)
-        else:
-            self._conclude()
+        step.run()
         return {}
 
-    def _conclude(self) -> None:
+    def _conclude(self) -> Tensors:
         names = self.data.class_names
         found = assess(self.distances, self.cohort.labels, names, self.seed)
         copies = pixel_copies(self.pixels, self.real)
@@ -168,6 +174,7 @@ class AuditEngine(Engine):
         write_json(self.output_dir / "results.json", self.results)
         write_report(self.output_dir / "report.html", self.results)
         self.state.metrics.update(_metrics(found, self.verdict))
+        return {}
 
     def _content(self, found: Assessment, copies: dict[str, int], verdict: Verdict) -> dict[str, Any]:
         labels = self.cohort.labels

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bundle.audit.assessment import HALVES
-from bundle.audit.distances import EMBEDDING, VERIFIER, Distances
+from bundle.audit.distances import EMBEDDING, Distances
 from bundle.audit.images import Cohort
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import alikeness_chart
@@ -57,9 +57,9 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
         distances: all steps of it have been run.
         cohort: names of the synthetic images.
     """
-    points, verifier = distances.read(EMBEDDING), distances.read(VERIFIER)
+    points, found = distances.reference.points[EMBEDDING], distances.rows
     records = distances.real["train"].records
-    alike, index = points["cohort_alike"], points["cohort_index"]
+    alike, index = found["alike"], found["index"]
     threshold, highest = copy_threshold(points["val_alike"]), points["test_alike"].max()
     lpips = distances.lpips_to_train()
     order = alike.argsort(descending=True, stable=True).tolist()
@@ -75,7 +75,7 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
             ]
         )  # fmt: skip
         for number in order:
-            real, other = records[int(index[number])], records[int(verifier["cohort_index"][number])]
+            real, other = records[int(index[number])], records[int(found["verified_index"][number])]
             rows.writerow(
                 [
                     cohort.records[number].name, real.name, real.patient_id, f"{alike[number]:.4f}",

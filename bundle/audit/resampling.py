@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Figure:
         high: upper end.
         n: images that it was taken from.
         reason: why it cannot be estimated; empty where it can.
+        replicates: what other draws would have made of it, [draws]; what figures share their draws can be compared by
+            them. Empty where the interval comes from a formula.
     """
 
     value: float = math.nan
@@ -43,6 +45,7 @@ class Figure:
     high: float = math.nan
     n: int = 0
     reason: str = ""
+    replicates: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     def content(self) -> dict[str, Any]:
         """Returns plain values for JSON, of four digits: enough to read, too few to find a single distance by."""
@@ -56,17 +59,24 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def patient_draws(patients: Tensor, n_draws: int, seed: int) -> list[NDArray[np.int64]]:
+def patient_draws(patients: Tensor, n_draws: int, seed: int, n_patients: int | None = None) -> list[NDArray[np.int64]]:
     """Draws patients with replacement, as many as there are, and returns the indices of all their images.
 
     Args:
         patients: [N], whose image each one is.
         n_draws: how often.
         seed: of the draws.
+        n_patients: numbers that ``patients`` may have, from 0, those without images included: sets whose patients have
+            the same numbers are then drawn alike, and can be compared draw by draw. None for those that are there.
     """
     random = np.random.default_rng(seed)
-    order = np.argsort(patients.numpy(), kind="stable")
-    _, starts, counts = np.unique(patients.numpy()[order], return_index=True, return_counts=True)
+    numbers = patients.numpy()
+    order = np.argsort(numbers, kind="stable")
+    if n_patients is None:
+        _, starts, counts = np.unique(numbers[order], return_index=True, return_counts=True)
+    else:
+        counts = np.bincount(numbers, minlength=n_patients)
+        starts = np.cumsum(counts) - counts
     draws = []
     for _ in range(n_draws):
         chosen = random.integers(len(starts), size=len(starts))
@@ -91,7 +101,7 @@ def mean(values: Tensor) -> float:
 def figure(value: float, replicates: NDArray[np.float64], n: int) -> Figure:
     """Puts a figure together with the percentile interval of its replicates."""
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Figure(float(value), float(low), float(high), n)
+    return Figure(float(value), float(low), float(high), n, replicates=replicates)
 
 
 def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Figure:
@@ -103,7 +113,8 @@ def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Figure:
     if 0 < value < 1:
         return figure(value, bootstrap(marked.double(), draws, mean), len(marked))
     exact = binomtest(int(marked.sum()), len(marked)).proportion_ci(LEVEL, method="exact")
-    return Figure(value, float(exact.low), float(exact.high), len(marked))
+    same = np.full(len(draws), value)
+    return Figure(value, float(exact.low), float(exact.high), len(marked), replicates=same)
 
 
 def half_samples(patients: Tensor, size: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from bundle.metrics.distribution import frechet_distance, kid, kid_subsets
 from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features, squeezenet_trunk
-from bundle.metrics.lpips import LPIPS_TRUNK, embed, lpips_model, mean_pairwise, nearest, pairwise
+from bundle.metrics.lpips import LPIPS_TRUNK, embed, lpips_model, mean_pairwise, nearest, pairwise, pairwise_within
 
 __all__ = [
     "FEATURES",
@@ -20,6 +20,7 @@ __all__ = [
     "mean_pairwise",
     "nearest",
     "pairwise",
+    "pairwise_within",
     "squeezenet_features",
     "squeezenet_trunk",
 ]

@@ -16,7 +16,7 @@ from bundle.metrics.features import as_rgb, squeezenet_trunk
 if TYPE_CHECKING:  # the package itself is imported where it is used: training goes without it
     import lpips
 
-__all__ = ["LPIPS_TRUNK", "embed", "lpips_model", "mean_pairwise", "nearest", "pairwise"]
+__all__ = ["LPIPS_TRUNK", "embed", "lpips_model", "mean_pairwise", "nearest", "pairwise", "pairwise_within"]
 
 LPIPS_TRUNK = "LPIPS (SqueezeNet 1.1, v0.1)"
 """What a column of these distances is to be called."""
@@ -115,19 +115,70 @@ def pairwise(
         if len(x) + -(-len(x) // rows) * len(y) < len(y) + -(-len(y) // rows) * len(x):
             return pairwise(y, x, model, memory, device).T
         for first in range(0, len(y), rows):
-            block = y[first : first + rows]
-            kept = torch.empty(len(block), width, device=device)
-            for start in range(0, len(block), _BATCH):
-                kept[start : start + _BATCH] = embed(block[start : start + _BATCH].to(device), model)
-            # Distances do not change when the origin moves; near the kept vectors, little is lost to cancellation.
-            origin = kept.mean(0)
-            kept -= origin
-            kept_norm = kept.square().sum(1)
+            kept = _Kept(y[first : first + rows], width, model, device)
             for start in range(0, len(x), _BATCH):
-                vectors = embed(x[start : start + _BATCH].to(device), model) - origin
-                squared = vectors.square().sum(1)[:, None] + kept_norm - 2 * vectors @ kept.T
-                distances[start : start + _BATCH, first : first + rows] = squared.clamp_min(0).cpu()
+                distances[start : start + _BATCH, first : first + rows] = kept.to(x[start : start + _BATCH])
     return distances
+
+
+def pairwise_within(
+    x: Tensor, model: lpips.LPIPS, memory: int = _MEMORY, device: str | torch.device | None = None
+) -> Tensor:
+    """LPIPS between all images of one set: `pairwise` of it with itself, at half the passes of the network.
+
+    Args:
+        x: ``[N, 1 or 3, H, W]`` in [-1, 1].
+        model: from `lpips_model`.
+        memory: see `pairwise`.
+        device: see `pairwise`.
+
+    Returns:
+        ``[N, N]`` float32, on the CPU, symmetric, 0 on the diagonal.
+    """
+    x = as_rgb(x)
+    device = _place(model, device)
+    distances = torch.empty(len(x), len(x))
+    if not len(x):
+        return distances
+    with torch.inference_mode():
+        width = embed(x[:1].to(device), model).shape[1]
+        rows = max(1, memory // (4 * width))
+        for first in range(0, len(x), rows):
+            kept = _Kept(x[first : first + rows], width, model, device)
+            last = first + len(kept.vectors)
+            distances[first:last, first:last] = kept.within()
+            for start in range(last, len(x), _BATCH):
+                found = kept.to(x[start : start + _BATCH])
+                distances[start : start + _BATCH, first:last] = found
+                distances[first:last, start : start + _BATCH] = found.T
+    return distances.fill_diagonal_(0.0)
+
+
+class _Kept:
+    """Vectors of some images, which others are compared with.
+
+    Distances do not change when the origin moves; near the kept vectors, little is lost to cancellation.
+    """
+
+    def __init__(self, images: Tensor, width: int, model: lpips.LPIPS, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.vectors = torch.empty(len(images), width, device=device)
+        for start in range(0, len(images), _BATCH):
+            self.vectors[start : start + _BATCH] = embed(images[start : start + _BATCH].to(device), model)
+        self.origin = self.vectors.mean(0)
+        self.vectors -= self.origin
+        self.norm = self.vectors.square().sum(1)
+
+    def to(self, images: Tensor) -> Tensor:
+        """Distances [B, kept] of further images."""
+        vectors = embed(images.to(self.device), self.model) - self.origin
+        squared = vectors.square().sum(1)[:, None] + self.norm - 2 * vectors @ self.vectors.T
+        return squared.clamp_min(0).cpu()
+
+    def within(self) -> Tensor:
+        """Distances among the kept ones."""
+        squared = self.norm[:, None] + self.norm - 2 * self.vectors @ self.vectors.T
+        return squared.clamp_min(0).cpu()
 
 
 def nearest(

@@ -8,6 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.audit.distances import Distances, Step
+from bundle.audit.distances import Step
 from bundle.audit.engine import AuditEngine
 from bundle.audit.images import open_cohort
 from bundle.audit.verdict import COPIES, PASSED, UNUSABLE
@@ -131,12 +132,11 @@ def test_report_and_results_hold_aggregates_only(
         assert not re.search(r"\d{4}\.png", text)
         assert not any(digest[:16] in text for digest in hospital_data.digests(("train", "val", "test")))
     # No figure is any single image's distance, whatever its digits.
-    points = engine.distances.read("audit_embedding")
-    verifier = engine.distances.read("audit_verifier")
-    singles = [points[f"{side}_alike"] for side in ("cohort", "test", "val")]
-    singles += [1 - value for value in singles] + [verifier["cohort_alike"], verifier["test_alike"]]
-    singles += [found[key] for _, found in engine.distances.blocks() for key in ("to_train", "from_train", "from_test")]
-    singles += list(engine.distances.read("lpips_real").values())
+    reference, rows_of = engine.distances.reference, engine.distances.rows
+    points, verifier = reference.points["audit_embedding"], reference.points["audit_verifier"]
+    singles = [rows_of["alike"], points["test_alike"], points["val_alike"]]
+    singles += [1 - value for value in singles] + [rows_of["verified"], verifier["test_alike"]]
+    singles += [rows_of["lpips"].flatten(), reference.among.flatten()]
     values = torch.cat(singles).double()
     values = values[(values.abs() > 1e-3) & ((values - 1).abs() > 1e-3)]
     published = torch.tensor([value for value in numbers(json.loads(results)) if value not in (0.0, 1.0)])
@@ -208,20 +208,20 @@ def test_killed_audit_goes_on_and_says_the_same(
 ) -> None:
     whole = new_audit(planted)
     whole.run()
-    run = Distances.run
+    run = Step.run
     done: list[str] = []
 
-    def run_some(self: Distances, step: Step) -> None:
-        if len(done) == 4:
+    def run_some(self: Step) -> None:
+        if len(done) == 6:
             raise Killed
-        done.append(step.name)
-        run(self, step)
+        done.append(self.name)
+        run(self)
 
-    monkeypatch.setattr(Distances, "run", run_some)
+    monkeypatch.setattr(Step, "run", run_some)
     with pytest.raises(Killed):
         new_audit(planted, tmp_path / "killed").run()
     assert not (tmp_path / "killed" / "report.html").exists()
-    monkeypatch.setattr(Distances, "run", run)
+    monkeypatch.setattr(Step, "run", run)
     computed = []
 
     def note(step: Step) -> dict[str, torch.Tensor]:
@@ -229,9 +229,9 @@ def test_killed_audit_goes_on_and_says_the_same(
         return step.compute()
 
     engine = new_audit(planted, tmp_path / "killed")
-    engine.steps = [Step(step.name, step.cost, lambda step=step: note(step)) for step in engine.steps]  # type: ignore[misc]
+    engine.steps = [replace(step, compute=lambda step=step: note(step)) for step in engine.steps]  # type: ignore[misc]
     engine.run()
-    assert computed == [step.name for step in engine.steps[4:-1]]
+    assert computed == [step.name for step in engine.steps[6:]]
     assert engine.results == whole.results
 
 

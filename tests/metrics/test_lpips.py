@@ -8,7 +8,7 @@ import lpips
 import pytest
 import torch
 
-from bundle.metrics import lpips_model, mean_pairwise, nearest, pairwise
+from bundle.metrics import lpips_model, mean_pairwise, nearest, pairwise, pairwise_within
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,16 @@ def test_small_memory_changes_nothing(model: lpips.LPIPS, memory: int) -> None:
     x, y = draw(5, 1, 64, 0), draw(9, 1, 64, 1)
     torch.testing.assert_close(pairwise(x, y, model, memory=memory), pairwise(x, y, model), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(pairwise(y, x, model, memory=memory), pairwise(x, y, model).T, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [1, 2 * 4 * 119_000, 2**30])
+def test_within_a_set_as_between_it_and_itself(model: lpips.LPIPS, memory: int) -> None:
+    images = draw(40, 1, 64, 0)  # more than pass the network at once
+    within = pairwise_within(images, model, memory=memory)
+    torch.testing.assert_close(within, pairwise(images, images, model), atol=1e-5, rtol=1e-4)
+    assert torch.equal(within, within.T)
+    assert not within.diagonal().any()
+    assert pairwise_within(images[:0], model).shape == (0, 0)
 
 
 def test_nearest_finds_planted_copies(model: lpips.LPIPS) -> None:

@@ -1,0 +1,71 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What each measure of an evaluation is called, where it is taken and what it ought to be."""
+
+from __future__ import annotations
+
+from bundle.audit.catalogue import MEASURES as AUDIT_MEASURES
+from bundle.audit.catalogue import Measure
+from bundle.metrics.features import FEATURES
+from bundle.metrics.lpips import LPIPS_TRUNK
+
+__all__ = ["COMPARISONS", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS"]
+
+_TEST = "ResNet-18 trained on the arm, real test images"
+_FEATURES = f"{FEATURES} features, all images of the arm against all training images"
+_REAL = "near Real's"
+
+#: The paper's columns and what stands beside them, by their names in results.json.
+PAPER = {
+    "accuracy": Measure("Acc", _TEST, _REAL, True),
+    "auc": Measure("AUC", _TEST, _REAL),
+    "balanced_accuracy": Measure("Balanced accuracy", _TEST, _REAL, True),
+    "statistics_accuracy": Measure(
+        "Shortcut: accuracy of 14 statistics",
+        "gradient boosting on statistics of the whole image",
+        "well below Acc",
+        True,
+    ),
+    "random_trunk_accuracy": Measure(
+        "Shortcut: accuracy of a random trunk", "logistic regression on an untrained ResNet-18", "well below Acc", True
+    ),
+    "mia_accuracy": Measure("MIA", "gradient boosting on the classifier's answers", "50 %", True),
+    "lira_auc": Measure("LiRA, transferred: AUC", "shadow models on halves of the real images", "0.5"),
+    "lira_tpr": Measure("LiRA: members found at 1 % false alarms", "the same", "1 %", True),
+    "frechet_all": Measure("Fréchet distance", _FEATURES, "low"),
+    "kid_all": Measure("KID", _FEATURES, "low"),
+    "mml": AUDIT_MEASURES["mml"],
+}
+
+#: Of the images before the gate, by the gate; and of long paths.
+PATHS = {
+    "recognised": Measure("Recognised by the gate", "gate_identity", "0 %", True),
+    "mislabelled": Measure("Label lost, by the gate", "gate_class", "0 %", True),
+    "smoothness": Measure("LPIPS between neighbours of a long path", LPIPS_TRUNK, "low"),
+    "path_variety": Measure("Mean LPIPS between two images of a long path", LPIPS_TRUNK, "high"),
+}
+
+#: Every measure, by name.
+MEASURES = {
+    **PAPER,
+    **{key: measure for key, measure in AUDIT_MEASURES.items() if key not in PAPER},
+    **PATHS,
+}
+
+#: Arms that are compared, the first less the second.
+COMPARISONS = (
+    ("plan", "linear"),
+    ("plan_gate", "linear_gate"),
+    ("linear_gate", "linear"),
+    ("plan_gate", "plan"),
+    ("linear", "random"),
+    ("plan_gate", "random"),
+    ("plan_gate", "real"),
+)
+#: The same of the long paths.
+LONG_COMPARISONS = (
+    ("long_plan", "long_linear"),
+    ("common_published", "common_linear"),
+    ("common_plan", "common_linear"),
+    ("common_plan", "common_published"),
+)

@@ -1,0 +1,514 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation as an Ignite engine: arms and seeds one after the other, each result kept, tables at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from torch import Tensor, nn
+
+from bundle.audit.assessment import HALVES, measure
+from bundle.audit.catalogue import MEASURES as AUDIT_MEASURES
+from bundle.audit.distances import Distances, Reference, Step, Tensors
+from bundle.audit.engine import ROLES, AuditProgress
+from bundle.audit.images import RealImages
+from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, half_samples, mean, patient_draws, share
+from bundle.data import DataError, ImageData
+from bundle.evaluation.arms import ARMS, LONG_ARMS, POOLS, Arm, Pool, select
+from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, random_halves, ratio_figures
+from bundle.evaluation.report import write_evaluation
+from bundle.evaluation.utility import (
+    ClassifierSettings,
+    accuracy_figures,
+    classify,
+    shortcut_figures,
+    train_classifier,
+)
+from bundle.files import sha256_file
+from bundle.metrics.distribution import frechet_distance, kid
+from bundle.training.seeds import stream_seed
+
+__all__ = ["EvaluationEngine", "PoolSource"]
+
+# Of what the files on disk are made; counts up whenever that changes.
+FORMAT = 1
+# Seed of all draws of intervals: the same in all arms and seeds, which are so compared draw by draw.
+DRAW_SEED = 0
+# CPU-milliseconds: an image of a classifier's training at 64 px, the figures of an arm.
+TRAIN_MS, FIGURES_MS = 8.0, 30_000.0
+# Streams of random numbers of a seed.
+TARGET, SHADOW, HALF, ATTACK = range(4)
+
+
+class PoolSource(Protocol):
+    """What makes the images of pools.
+
+    Attributes:
+        settings: all that the images depend on besides seed and pool.
+        long_points: points of a long path.
+        long_pairs: long paths of each class.
+        published_pairs: those of them that the published algorithm walks as well.
+    """
+
+    settings: dict[str, Any]
+    long_points: int
+    long_pairs: int
+    published_pairs: int
+
+    def cost(self, pool: str, n_images: int) -> float:
+        """Returns about how many CPU-milliseconds the images of a pool take."""
+
+    def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
+        """Yields class and pairs of the parts that a pool has at first."""
+
+    def further(self, pool: str, part: tuple[int, range], quota: int) -> tuple[int, range] | None:
+        """Names the part after one that has not filled a class, or None where too little passes the gate."""
+
+    def make(self, pool: str, seed: int, label: int, pairs: range) -> Pool:
+        """Makes one part of a pool."""
+
+
+class EvaluationEngine(Engine):
+    """Compares arms over seeds and writes the report.
+
+    A killed run goes on where it was: each part of a pool, each classifier and the figures of each arm and seed lie in
+    ``private/evaluation``, in a folder named after the content of all that they depend on. Several processes may share
+    the work by seeds; the last one, told all seeds, finds theirs done.
+
+    Args:
+        source: makes the images.
+        data: real images, at the resolution of the generator.
+        networks: ``audit_embedding`` and ``audit_verifier``.
+        infos: content of each one's JSON.
+        output_dir: gets ``report.html``, ``results.json``, the figures and ``private/``.
+        quotas: images of each class in an arm.
+        seeds: of end points, classifiers and attacks.
+        n_shadows: shadow models of a seed; even, at least 4.
+        settings: of the classifiers' training.
+        trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        device: where to compute.
+        handlers: further Ignite handlers.
+
+    Attributes:
+        results: content of results.json, once the engine has run.
+
+    Raises:
+        DataError: a split is empty.
+    """
+
+    def __init__(
+        self,
+        source: PoolSource,
+        data: ImageData,
+        networks: Mapping[str, nn.Module],
+        infos: Mapping[str, dict[str, Any]],
+        output_dir: str | os.PathLike[str],
+        quotas: dict[int, int],
+        seeds: Sequence[int] = (0, 1, 2, 3, 4),
+        n_shadows: int = 16,
+        settings: ClassifierSettings | None = None,
+        trunk_file: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+        handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(lambda engine, step: self._step(step))
+        self.source, self.data, self.quotas = source, data, quotas
+        self.seeds, self.n_shadows = tuple(seeds), n_shadows
+        self.settings = settings or ClassifierSettings()
+        self.device = torch.device(device)
+        self.output_dir = Path(output_dir)
+        if not data.records("test"):
+            raise DataError(
+                "the dataset has no test images, and an evaluation is judged on nothing else. Give dataset_dir a test "
+                "split that no network has seen, by a column split in labels.csv or by folders of these names."
+            )
+        self.real = {role: RealImages.load(data, splits) for role, splits in ROLES.items()}
+        self.pools = [name for name in POOLS if source.published_pairs or POOLS[name].walk != "published"]
+        self.long_arms = {name: arm for name, arm in LONG_ARMS.items() if source.published_pairs or not arm.common}
+        trunk = sha256_file(trunk_file) if trunk_file else None
+        real_key = {
+            "format": FORMAT,
+            "real": {role: data.digests(splits) for role, splits in ROLES.items()},
+            "patients": {role: side.patients.tolist() for role, side in self.real.items()},
+            "labels": {role: side.labels.tolist() for role, side in self.real.items()},
+            "preprocessing": data.modality.preprocessing,
+            "resolution": data.resolution,
+            "networks": {name: info["sha256"] for name, info in infos.items()},
+            "trunk": trunk,
+        }
+        key = {
+            **real_key,
+            "source": source.settings,
+            "pairs": [source.long_pairs, source.published_pairs],
+            "quotas": quotas,
+            "classifier": asdict(self.settings),
+            "n_shadows": n_shadows,
+        }
+        home = self.output_dir / "private" / "evaluation"
+        self.folder = home / _digest(key)
+        self.reference = Reference(
+            self.real, networks, home / f"real-{_digest(real_key)}", DRAW_SEED, trunk_file, device
+        )
+        self.test_draws = patient_draws(self.real["test"].patients, DRAWS, DRAW_SEED)
+        self.infos = infos
+        self.results: dict[str, Any] = {}
+        self._pools: dict[tuple[int, str], tuple[Pool, Distances]] = {}
+        self.steps = list(self._steps())
+        for handler in [AuditProgress("evaluating"), *(handlers or [])]:
+            handler.attach(self)
+
+    def run(self) -> Any:  # type: ignore[override]
+        """Takes all steps."""
+        return super().run(self.steps, max_epochs=1, epoch_length=len(self.steps))
+
+    def figures(self, arm: str, seed: int) -> dict[str, Figure]:
+        """Returns the figures of an arm and seed that have been taken."""
+        return _read_figures(self.folder / f"{seed}" / f"figures_{arm}.pt")
+
+    def strangers(self, seed: int) -> dict[str, dict[str, Figure]]:
+        """Returns the audit's figures of ``test`` and ``training`` images, by column."""
+        return {
+            column: _read_figures(self.folder / f"{seed}" / f"figures_{column}.pt") for column in ("test", "training")
+        }
+
+    def curves(self, pool: str, seed: int) -> Tensors:
+        """Returns of each long path ``nearest`` [P, N], LPIPS to the nearest training image at each point.
+
+        Besides ``smoothness`` and ``variety`` [P], the mean LPIPS between neighbours and between any two of its images,
+        ``groups`` [P] and ``pairs`` [P], see `Pool`.
+        """
+        return self._read(seed, f"paths_{pool}")
+
+    def _step(self, step: Step) -> dict[str, Any]:
+        step.run()
+        name, _, seed = step.name.partition(" seed ")
+        arm = name.removeprefix("figures_")
+        if arm not in {**ARMS, **self.long_arms}:
+            return {"arm": "", "seed": "", "metrics": {}}
+        found = self.figures(arm, int(seed))
+        metrics = {key: value.value for key, value in found.items() if not value.reason}
+        self.state.metrics.update({f"{arm}/{key}": value for key, value in metrics.items()})
+        return {"arm": arm, "seed": seed, "metrics": metrics}
+
+    def _steps(self) -> Iterator[Step]:
+        yield from self.reference.steps()
+        n_images = sum(self.quotas.values())
+        n_real = sum(len(side.pixels) for side in self.real.values())
+        for seed in self.seeds:
+            for pool in self.pools:
+                yield from self._pool_steps(seed, pool)
+            for pool in self.pools:
+                n = n_images if not POOLS[pool].long else self._long_images(pool)
+                yield self._bare(seed, f"distances {pool}", 40.0 * n + 25.0 * n_real * n / 500, self._measure, pool)
+                if POOLS[pool].long:
+                    yield self._kept(seed, f"paths_{pool}", 25.0 * n, self._paths, pool)
+            cost = TRAIN_MS * self.settings.epochs
+            for arm in ARMS:
+                yield self._kept(seed, f"classifier_{arm}", cost * n_images, self._classifier, arm)
+            for number in range(self.n_shadows):
+                yield self._kept(seed, f"shadow_{number:02d}", cost * n_real / 2, self._shadow, number)
+            for arm in (*ARMS, *self.long_arms):
+                yield self._kept(seed, f"figures_{arm}", FIGURES_MS, self._figures, arm)
+            for column in ("test", "training"):
+                yield self._kept(seed, f"figures_{column}", FIGURES_MS, self._column, column)
+            yield self._bare(seed, "release", 1.0, self._release)
+        yield Step("tables", FIGURES_MS, self._conclude)
+
+    def _kept(self, seed: int, name: str, cost: float, compute: Callable[..., Tensors], *arguments: Any) -> Step:
+        return Step(
+            f"{name} seed {seed}", cost, lambda: compute(seed, *arguments), self.folder / f"{seed}" / f"{name}.pt"
+        )
+
+    def _bare(self, seed: int, name: str, cost: float, compute: Callable[..., Tensors], *arguments: Any) -> Step:
+        return Step(f"{name} seed {seed}", cost, lambda: compute(seed, *arguments))
+
+    def _read(self, seed: int, name: str) -> Tensors:
+        result: Tensors = torch.load(self.folder / f"{seed}" / f"{name}.pt", map_location="cpu", weights_only=True)
+        return result
+
+    def _long_images(self, pool: str) -> int:
+        pairs = self.source.published_pairs if POOLS[pool].walk == "published" else self.source.long_pairs
+        return pairs * self.source.long_points * len(self.quotas)
+
+    # Pools
+
+    def _pool_steps(self, seed: int, pool: str) -> Iterator[Step]:
+        parts = list(self.source.parts(pool, self.quotas))
+        n = self._long_images(pool) if POOLS[pool].long else sum(self.quotas.values())
+        for part in parts:
+            yield self._part(seed, pool, part, self.source.cost(pool, n) / len(parts))
+        yield self._bare(seed, f"images {pool}", 1.0, self._fill, pool, parts)
+
+    def _part(self, seed: int, pool: str, part: tuple[int, range], cost: float = 0.0) -> Step:
+        label, pairs = part
+        path = self.folder / f"{seed}" / pool / f"{label}_{pairs.start:05d}.pt"
+        return Step(
+            f"images {pool} seed {seed}", cost, lambda: asdict(self.source.make(pool, seed, label, pairs)), path
+        )
+
+    def _fill(self, seed: int, pool: str, parts: list[tuple[int, range]]) -> Tensors:
+        """Adds parts until each class has enough images that pass the gate, and puts the pool together."""
+        by_class: dict[int, list[Tensors]] = {label: [] for label in self.quotas}
+        for label, quota in self.quotas.items():
+            waiting = [part for part in parts if part[0] == label]
+            while waiting:
+                part = waiting.pop(0)
+                step = self._part(seed, pool, part)
+                step.run()
+                by_class[label].append(torch.load(cast(Path, step.path), weights_only=True))
+                passed = sum(int(found["passed"].sum()) for found in by_class[label])
+                if not waiting and passed < quota:
+                    further = self.source.further(pool, part, quota)
+                    waiting = [] if further is None else [further]
+        found = [part for parts_ in by_class.values() for part in parts_]
+        joined = Pool(**{key: torch.cat([part[key] for part in found]) for key in found[0]})
+        distances = Distances(joined.pixels, self.reference, self.folder / f"{seed}" / pool, DRAW_SEED)
+        self._pools[seed, pool] = (joined, distances)
+        return {}
+
+    def _measure(self, seed: int, pool: str) -> Tensors:
+        """Takes the distances of a pool, and numbers its pairs as those of the pools it is compared with."""
+        joined, distances = self._pools[seed, pool]
+        for step in distances.steps():
+            if step.name != "within":  # that is a matter of arms
+                step.run()
+        pairs = [
+            max(mine.pairs[select(mine, arm, None if POOLS[name].long else self.quotas)].tolist(), default=0)
+            for (other, name), (mine, _) in self._pools.items()
+            for arm in (*ARMS.values(), *self.long_arms.values())
+            if other == seed and arm.pool == name and self._comparable(name, pool)
+        ]
+        n_pairs = 1 + max(pairs)
+        # Pairs that no arm reaches have no number of their own: nothing of them is ever drawn.
+        distances.groups = joined.labels * n_pairs + joined.pairs.clamp_max(n_pairs - 1)
+        distances.n_groups = n_pairs * len(self.quotas)
+        return {}
+
+    @staticmethod
+    def _comparable(one: str, other: str) -> bool:
+        return POOLS[one].long == POOLS[other].long and (POOLS[one].walk == "random") == (POOLS[other].walk == "random")
+
+    def _release(self, seed: int) -> Tensors:
+        """Forgets the images of a seed."""
+        for key in [key for key in self._pools if key[0] == seed]:
+            del self._pools[key]
+        return {}
+
+    def _paths(self, seed: int, pool: str) -> Tensors:
+        """How long paths go by the nearest training image, and how far apart their images are."""
+        joined, distances = self._pools[seed, pool]
+        points = self.source.long_points
+        paths = joined.pixels.split(points)
+        within = torch.stack([self.reference.measure_lpips(path) for path in paths])
+        upper = torch.triu_indices(points, points, offset=1)
+        return {
+            "nearest": distances.lpips_to_train().view(-1, points),
+            "smoothness": within.diagonal(offset=1, dim1=1, dim2=2).mean(dim=1),
+            "variety": within[:, upper[0], upper[1]].mean(dim=1),
+            "groups": distances.groups.view(-1, points)[:, 0],
+            "pairs": joined.pairs.view(-1, points)[:, 0],
+        }
+
+    # Classifiers
+
+    def _images(self, seed: int, arm: str) -> tuple[Tensor, Tensor]:
+        """Pixels and labels of an arm."""
+        kind = ARMS[arm]
+        if not kind.pool:
+            return self.real["train"].pixels, self.real["train"].labels
+        pool = self._pools[seed, kind.pool][0]
+        chosen = select(pool, kind, self.quotas)
+        return pool.pixels[chosen], pool.labels[chosen]
+
+    def _judged(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, labels and patients of training and test images, which the attacks are tried on."""
+        train, test = self.real["train"], self.real["test"]
+        patients = torch.cat([train.patients, test.patients + int(train.patients.max()) + 1])
+        return torch.cat([train.pixels, test.pixels]), torch.cat([train.labels, test.labels]), patients
+
+    def _classifier(self, seed: int, arm: str) -> Tensors:
+        pixels, labels = self._images(seed, arm)
+        if self._reason(seed, arm):
+            return {"logits": torch.empty(0)}
+        own = stream_seed(seed, TARGET)  # the same start in every arm
+        network = train_classifier(pixels, labels, len(self.quotas), self.settings, own, self.device)
+        return {"logits": classify(network, self._judged()[0], self.settings)}
+
+    def _shadow(self, seed: int, number: int) -> Tensors:
+        pixels, labels, _ = self._judged()
+        half = self._halves(seed)[number] & (labels >= 0)
+        if set(labels[half].tolist()) != set(self.quotas):
+            return {"logits": torch.empty(0)}
+        own = stream_seed(seed, SHADOW, number)
+        network = train_classifier(pixels[half], labels[half], len(self.quotas), self.settings, own, self.device)
+        return {"logits": classify(network, pixels, self.settings)}
+
+    def _halves(self, seed: int) -> Tensor:
+        return random_halves(self._judged()[2], self.n_shadows, stream_seed(seed, HALF))
+
+    # Figures
+
+    def _reason(self, seed: int, arm: str) -> str:
+        """Says why an arm cannot be compared; empty where it can."""
+        kind = {**ARMS, **self.long_arms}[arm]
+        if not kind.pool or kind.pool.startswith("long"):
+            return ""
+        pool = self._pools[seed, kind.pool][0]
+        labels = pool.labels[select(pool, kind, self.quotas)]
+        for label, quota in self.quotas.items():
+            found = int((labels == label).sum())
+            if found < quota:
+                made = int((pool.labels == label).sum())
+                return f"only {found} of {made} images of {self.data.class_names[label]} pass the gate, not {quota}"
+        return ""
+
+    def _figures(self, seed: int, arm: str) -> Tensors:
+        """All figures of an arm and seed, as they are kept."""
+        kind = {**ARMS, **self.long_arms}[arm]
+        reason = self._reason(seed, arm)
+        if reason:
+            return _packed({"": Figure(reason=reason)})
+        if arm in self.long_arms:
+            return _packed(self._cohort_figures(seed, arm, kind) | self._path_figures(seed, kind))
+        figures = self._classifier_figures(seed, arm)
+        if kind.pool:
+            figures |= self._cohort_figures(seed, arm, kind)
+        return _packed(figures)
+
+    def _classifier_figures(self, seed: int, arm: str) -> dict[str, Figure]:
+        train, test = self.real["train"], self.real["test"]
+        logits = self._read(seed, f"classifier_{arm}")["logits"]
+        n = len(train.pixels)
+        known = test.labels >= 0
+        attack = stream_seed(seed, ATTACK)
+        pixels, labels = self._images(seed, arm)
+        sides = (logits[:n], logits[n:]), (train.labels, test.labels), (train.patients, test.patients)
+        figures = {
+            **accuracy_figures(logits[n:], test.labels, self.test_draws),
+            **shortcut_figures(pixels, labels, test.pixels, test.labels, self.test_draws, attack),
+            **attack_by_outputs(*sides, seed=attack),
+        }
+        assert bool(known.all())
+        shadows = [self._read(seed, f"shadow_{number:02d}")["logits"] for number in range(self.n_shadows)]
+        if any(not len(shadow) for shadow in shadows):
+            absent = Figure(reason="a half of the real images shows not every class: too few for shadow models")
+            return figures | {"lira_auc": absent, "lira_tpr": absent}
+        truth = torch.cat([train.labels, test.labels])
+        scores = likelihood_ratios(
+            confidence(logits, truth),
+            torch.stack([confidence(shadow, truth) for shadow in shadows]),
+            self._halves(seed),
+        )
+        return figures | ratio_figures(scores[:n], scores[n:], train.patients, test.patients)
+
+    def _part_of(self, seed: int, arm: str, kind: Arm) -> tuple[Distances, Tensor, Pool]:
+        pool, distances = self._pools[seed, kind.pool]
+        if arm in self.long_arms:
+            chosen = select(pool, kind, None, self.source.published_pairs if kind.common else None)
+        else:
+            chosen = select(pool, kind, self.quotas)
+        part = distances.of(chosen, self.folder / f"{seed}" / arm, DRAW_SEED)
+        for step in part.steps():
+            if step.name == "within":
+                step.run()
+        return part, chosen, pool
+
+    def _cohort_figures(self, seed: int, arm: str, kind: Arm) -> dict[str, Figure]:
+        part, chosen, pool = self._part_of(seed, arm, kind)
+        found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
+        figures = {key: columns["cohort"] for key, columns in found.items() if key in AUDIT_MEASURES}
+        draws = patient_draws(part.groups, DRAWS, DRAW_SEED, part.n_groups)
+        figures["recognised"] = share(pool.recognised[chosen], draws)
+        figures["mislabelled"] = share(pool.mislabelled[chosen], draws)
+        return figures | self._distribution(part)
+
+    def _column(self, seed: int, column: str) -> Tensors:
+        """The audit's figures of test images, or of training images, in the place of a cohort."""
+        part = self._part_of(seed, "linear", ARMS["linear"])[0]
+        found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
+        return _packed({key: columns[column] for key, columns in found.items() if column in columns})
+
+    def _distribution(self, part: Distances) -> dict[str, Figure]:
+        """KID and Fréchet distance of all images of an arm, with intervals of halves of pairs and of patients."""
+        train = self.reference.features["train"]
+        mine = part.rows["features"]
+        patients = self.real["train"].patients
+        statistics: dict[str, Callable[[Tensor, Tensor], float]] = {"kid_all": kid, "frechet_all": frechet_distance}
+        figures = {}
+        for name, statistic in statistics.items():
+            random = np.random.default_rng(DRAW_SEED)
+            replicates = []
+            for _ in range(HALVES):
+                own = _half_of_groups(part.groups, part.n_groups, random)
+                others = half_samples(patients, len(patients), random)[0]
+                replicates.append(statistic(mine[own], train[others]))
+            value = statistic(mine, train)
+            # A half differs from the whole as the whole does from another draw; a bias of small sets is taken out.
+            figures[name] = figure(value, np.array(replicates) - np.mean(replicates) + value, len(mine))
+        return figures
+
+    def _path_figures(self, seed: int, kind: Arm) -> dict[str, Figure]:
+        paths = self.curves(kind.pool, seed)
+        chosen = paths["pairs"] < (self.source.published_pairs if kind.common else len(paths["pairs"]))
+        n_groups = self._pools[seed, kind.pool][1].n_groups
+        draws = patient_draws(paths["groups"][chosen], DRAWS, DRAW_SEED, n_groups)
+        figures = {}
+        for key, name in (("smoothness", "smoothness"), ("variety", "path_variety")):
+            values = paths[key][chosen].double()
+            figures[name] = figure(mean(values), _without_empty(bootstrap(values, draws, mean)), len(values))
+        return figures
+
+    def _conclude(self) -> Tensors:
+        self.results = write_evaluation(self)
+        return {}
+
+
+def _half_of_groups(groups: Tensor, n_groups: int | None, random: np.random.Generator) -> Tensor:
+    """Returns the images of half of the groups: of those that are there, the first in an order of all that may be."""
+    order = torch.from_numpy(random.permutation(n_groups or int(groups.max()) + 1))
+    present = order[torch.isin(order, groups)]
+    return torch.isin(groups, present[: max(1, len(present) // 2)]).nonzero()[:, 0]
+
+
+def _without_empty(replicates: np.ndarray) -> np.ndarray:
+    """Replaces draws in which nothing was drawn, which are rare, by the mean of the others."""
+    return np.where(np.isnan(replicates), np.nanmean(replicates), replicates)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _packed(figures: Mapping[str, Figure]) -> Any:
+    return {
+        key: {
+            "numbers": [value.value, value.low, value.high],
+            "n": value.n,
+            "reason": value.reason,
+            "replicates": torch.from_numpy(np.ascontiguousarray(value.replicates)),
+        }
+        for key, value in figures.items()
+    }
+
+
+def _read_figures(path: Path) -> dict[str, Figure]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return {
+        key: Figure(
+            **dict(zip(("value", "low", "high"), entry["numbers"], strict=True)),
+            n=entry["n"],
+            reason=entry["reason"],
+            replicates=entry["replicates"].numpy(),
+        )
+        for key, entry in content.items()
+    }

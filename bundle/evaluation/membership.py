@@ -1,0 +1,184 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks on a classifier: was a patient's image behind the images that it was trained on?
+
+Members are the generator's training images, the others test images, which nothing behind the classifier has seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
+
+from bundle.audit.measures import area_under_curve, true_positive_rate
+from bundle.audit.resampling import DRAWS, Figure, figure, patient_draws
+
+__all__ = [
+    "LEAST_FOR_ATTACK",
+    "LEAST_FOR_RATE",
+    "attack_by_outputs",
+    "confidence",
+    "likelihood_ratios",
+    "random_halves",
+    "ratio_figures",
+]
+
+#: Images of each side that an attack is tried on, at least.
+LEAST_FOR_ATTACK = 20
+#: Others, of which 1 % is at least one image.
+LEAST_FOR_RATE = 100
+FOLDS = 5
+
+
+def confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logit-scaled confidence, log(p_y / (1 - p_y)), [N] (Carlini et al., arXiv 2112.03570, section IV-C).
+
+    Args:
+        logits: [N, K].
+        labels: y, [N].
+    """
+    logits = logits.double()
+    mine = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
+    return mine - others
+
+
+def random_halves(patients: Tensor, n_halves: int, seed: int) -> Tensor:
+    """Draws halves of the patients, each with its complement: every image lies in every second one.
+
+    Args:
+        patients: [N], whose image each one is.
+        n_halves: even.
+        seed: of the draws.
+
+    Returns:
+        [n_halves, N], boolean.
+
+    Raises:
+        ValueError: ``n_halves`` is odd or below 4: one half and its complement have no spread.
+    """
+    if n_halves < 4 or n_halves % 2:
+        raise ValueError(f"Halves come with their complements: give an even number of 4 or more, not {n_halves}.")
+    random = np.random.default_rng(seed)
+    numbers = patients.unique()
+    halves = []
+    for _ in range(n_halves // 2):
+        chosen = numbers[torch.from_numpy(random.permutation(len(numbers))[: len(numbers) // 2])]
+        half = torch.isin(patients, chosen)
+        halves += [half, ~half]
+    return torch.stack(halves)
+
+
+def likelihood_ratios(target: Tensor, shadows: Tensor, trained_on: Tensor) -> Tensor:
+    """Scores of the likelihood-ratio attack (LiRA; Carlini et al., arXiv 2112.03570, algorithm 1), transferred.
+
+    The shadow models were trained on real images, the target on images that a generator made of them: its confidences
+    are first brought to the mean and deviation of the shadow models', which whoever may ask it can do. For each image,
+    Gaussians are fitted to the confidences of the shadow models that saw it and of those that did not, each with its
+    own mean and, since there are few models, one variance for all images (section VI-C there).
+
+    Args:
+        target: confidences [N] of the classifier under attack.
+        shadows: confidences [S, N] of the shadow models.
+        trained_on: [S, N], which of them was trained on which image.
+
+    Returns:
+        [N], log of the ratio; the higher, the more likely a member.
+    """
+    target, shadows = target.double(), shadows.double()
+    target = (target - target.mean()) / target.std().clamp_min(1e-9) * shadows.std(dim=1).mean() + shadows.mean()
+    density = {}
+    for seen, chosen in ((True, trained_on), (False, ~trained_on)):
+        count = chosen.sum(dim=0)
+        mean = (shadows * chosen).sum(dim=0) / count
+        spread = ((shadows - mean).square() * chosen).sum() / (count - 1).clamp_min(1).sum()
+        variance = spread.clamp_min(1e-9)
+        density[seen] = -(target - mean).square() / (2 * variance) - variance.log() / 2
+    return density[True] - density[False]
+
+
+def ratio_figures(
+    members: Tensor, others: Tensor, member_patients: Tensor, other_patients: Tensor
+) -> dict[str, Figure]:
+    """Returns ``lira_auc`` and ``lira_tpr``, members found at 1 % false alarms, from the scores of an attack.
+
+    Args:
+        members: scores [N].
+        others: scores [M].
+        member_patients: [N], who is drawn anew for the intervals.
+        other_patients: [M].
+    """
+    size = min(len(members), len(others))
+    if size < LEAST_FOR_ATTACK:
+        reason = f"an attack is tried on at least {LEAST_FOR_ATTACK} members and as many others; there are {size}"
+        return {name: Figure(n=size, reason=reason) for name in ("lira_auc", "lira_tpr")}
+    draws = [patient_draws(patients, DRAWS, n) for n, patients in enumerate((member_patients, other_patients))]
+    pairs = [(members[torch.from_numpy(a)], others[torch.from_numpy(b)]) for a, b in zip(*draws, strict=True)]
+    n = len(members) + len(others)
+    figures = {
+        "lira_auc": figure(area_under_curve(members, others), np.array([area_under_curve(*p) for p in pairs]), n)
+    }
+    if len(others) < LEAST_FOR_RATE:
+        figures["lira_tpr"] = Figure(n=n, reason=f"1 % of {len(others)} test images is less than one image")
+    else:
+        replicates = np.array([true_positive_rate(*pair) for pair in pairs])
+        figures["lira_tpr"] = figure(true_positive_rate(members, others), replicates, n)
+    return figures
+
+
+def attack_by_outputs(
+    logits: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], patients: tuple[Tensor, Tensor], seed: int
+) -> dict[str, Figure]:
+    """Attacks a classifier by what it answers: the paper's MIA, 50 % where nothing is betrayed.
+
+    Whoever attacks knows of four fifths of the patients whether they are members, learns from them what the
+    classifier's answers say of it (gradient boosting on loss, confidence, entropy and label), and is tried on the last
+    fifth; five times. That is more than an outsider can know.
+
+    Args:
+        logits: of members [N, K] and of others [M, K].
+        labels: of both.
+        patients: of both.
+        seed: of the members that are drawn, as many of each class as there are others, and of the folds.
+
+    Returns:
+        ``mia_accuracy``.
+    """
+    random = np.random.default_rng(seed)
+    kept: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+    for value in labels[1].unique():
+        places = [(side == value).nonzero()[:, 0].numpy() for side in labels]
+        size = min(map(len, places))
+        for side, mine in zip(kept, places, strict=True):
+            side.append(random.permutation(mine)[:size])
+    chosen = [torch.from_numpy(np.concatenate(side)) for side in kept]
+    size = len(chosen[0])
+    if size < LEAST_FOR_ATTACK:
+        reason = f"an attack is tried on at least {LEAST_FOR_ATTACK} members and as many others; there are {size}"
+        return {"mia_accuracy": Figure(n=size, reason=reason)}
+    parts = [[values[side][index] for side, index in enumerate(chosen)] for values in (logits, labels, patients)]
+    # Numbers of patients are those of their side: members and others are different people.
+    owners = torch.cat([parts[2][0], parts[2][1] + int(patients[0].max()) + 1])
+    features = _answers(torch.cat(parts[0]), torch.cat(parts[1]))
+    truth = np.repeat([1, 0], size)
+    right = np.zeros(2 * size)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for fit, judge in folds.split(features, truth, owners.numpy()):
+        model = GradientBoostingClassifier(n_estimators=50, max_depth=2, random_state=seed)
+        right[judge] = model.fit(features[fit], truth[fit]).predict(features[judge]) == truth[judge]
+    sides = [right[:size], right[size:]]
+    draws = [patient_draws(parts[2][side], DRAWS, side) for side in range(2)]
+    replicates = [(sides[0][a].mean() + sides[1][b].mean()) / 2 for a, b in zip(*draws, strict=True)]
+    return {"mia_accuracy": figure(right.mean(), np.array(replicates), 2 * size)}
+
+
+def _answers(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
+    logs = logits.double().log_softmax(dim=1)
+    loss = -logs.gather(1, labels[:, None])[:, 0]
+    entropy = -(logs.exp() * logs).sum(dim=1)
+    columns = [loss, confidence(logits, labels), logs.exp().amax(dim=1), entropy, labels.double()]
+    return torch.stack(columns, dim=1).numpy()

@@ -1,0 +1,243 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation leaves: tables over seeds, comparisons and pictures, aggregates all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure as Chart
+
+from bundle.audit.catalogue import FIDELITY, PRIVACY
+from bundle.audit.resampling import Figure
+from bundle.evaluation.arms import ARMS, Arm
+from bundle.evaluation.catalogue import COMPARISONS, LONG_COMPARISONS, MEASURES, PAPER, PATHS
+from bundle.evaluation.seeds import Summary, difference, over_seeds, ratio
+from bundle.figures.evaluations import arms_chart, as_svg, distance_chart, save_chart
+from bundle.files import atomic_write, write_json
+from bundle.metrics.features import FEATURES
+from bundle.metrics.lpips import LPIPS_TRUNK
+
+if TYPE_CHECKING:
+    from bundle.evaluation.engine import EvaluationEngine
+
+__all__ = ["markdown_tables", "write_evaluation"]
+
+# Shares of the paths between which the band of the picture lies.
+BAND = (0.05, 0.5, 0.95)
+#: What the picture of the arms shows.
+CHARTED = ("accuracy", "mia_accuracy", "copy_rate", "lpips_p5", "mml", "kid_all")
+#: Measures whose ratio of two arms means something.
+RATIOS = ("mml", "lpips_p5", "kid_all", "frechet_all", "smoothness", "path_variety")
+#: Measures whose differences the tables show; results.json has those of all.
+DIFFERENCES = ("accuracy", "mia_accuracy", "lira_auc", "copy_rate", "lpips_p5", "mml", "kid_all", "mislabelled")
+#: Measures of long paths that the tables show.
+LONG_KEYS = ("smoothness", "path_variety", "mml", "lpips_p5", "copy_rate", "kid_all", "frechet_all", "mislabelled")
+
+
+def write_evaluation(engine: EvaluationEngine) -> dict[str, Any]:
+    """Sums up what an engine has measured and writes ``results.json``, ``report.html``, ``tables.md`` and pictures.
+
+    Args:
+        engine: all of its seeds have been measured.
+
+    Returns:
+        Content of results.json.
+    """
+    figures = {arm: [engine.figures(arm, seed) for seed in engine.seeds] for arm in (*ARMS, *engine.long_arms)}
+    strangers = engine.strangers(engine.seeds[0])
+    arms = {arm: _summaries(found) for arm, found in figures.items()}
+    curves = {pool: _band(engine, pool) for pool in engine.pools if pool.startswith("long")}
+    results = {
+        "arms": {arm: _content(summaries) for arm, summaries in arms.items()},
+        "titles": {arm: kind.title for arm, kind in {**ARMS, **engine.long_arms}.items()},
+        "strangers": {column: _content(_summaries([found])) for column, found in strangers.items()},
+        "comparisons": [
+            _comparison(figures, first, second)
+            for first, second in (*COMPARISONS, *LONG_COMPARISONS)
+            if first in figures and second in figures
+        ],
+        "against_test_images": {arm: _against(figures[arm], strangers["test"]) for arm in ARMS if ARMS[arm].pool},
+        "measures": {key: asdict(measure) for key, measure in MEASURES.items()},
+        "curves": curves,
+        "seeds": list(engine.seeds),
+        "n_shadows": engine.n_shadows,
+        "classifier": asdict(engine.settings),
+        "quotas": {engine.data.class_names[label]: quota for label, quota in engine.quotas.items()},
+        "long": {
+            "points": engine.source.long_points,
+            "pairs": engine.source.long_pairs,
+            "common_pairs": engine.source.published_pairs,
+        },
+        "source": engine.source.settings,
+        "real": {
+            role: {"images": len(side.pixels), "patients": int(side.patients.max()) + 1}
+            for role, side in engine.real.items()
+        },
+        "split_sha256": engine.data.split_sha256,
+        "modality": engine.data.modality.name,
+        "resolution": engine.data.resolution,
+        "networks": {name: info["sha256"] for name, info in engine.infos.items()},
+        "features": FEATURES,
+        "lpips": LPIPS_TRUNK,
+    }
+    write_json(engine.output_dir / "results.json", results)
+    pictures = _pictures(results)
+    for name, picture in pictures.items():
+        save_chart(picture, engine.output_dir / f"{name}.png")
+    _write_html(results, pictures, engine.output_dir / "report.html")
+    with atomic_write(engine.output_dir / "tables.md") as temporary:
+        temporary.write_text(markdown_tables(results), encoding="utf-8")
+    return results
+
+
+def _summaries(seeds: Sequence[Mapping[str, Figure]]) -> dict[str, Summary]:
+    failed = next((found[""].reason for found in seeds if "" in found), "")
+    if failed:
+        return {key: Summary(reason=failed) for key in MEASURES}
+    return {
+        key: over_seeds([found[key] for found in seeds]) for key in MEASURES if all(key in found for found in seeds)
+    }
+
+
+def _content(summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    return {key: summary.content() for key, summary in summaries.items()}
+
+
+def _comparison(figures: Mapping[str, Sequence[Mapping[str, Figure]]], first: str, second: str) -> dict[str, Any]:
+    sides = [figures[arm] for arm in (first, second)]
+    shared = [key for key in MEASURES if all(key in found for side in sides for found in side)]
+    kinds: dict[str, tuple[Callable[..., Summary], list[str]]] = {
+        "difference": (difference, shared),
+        "ratio": (ratio, [key for key in shared if key in RATIOS]),
+    }
+    return {
+        "first": first,
+        "second": second,
+        **{
+            name: {key: how(*([found[key] for found in side] for side in sides)).content() for key in keys}
+            for name, (how, keys) in kinds.items()
+        },
+    }
+
+
+def _against(seeds: Sequence[Mapping[str, Figure]], test: Mapping[str, Figure]) -> dict[str, Any]:
+    """Differences from test images in the place of the cohort."""
+    keys = [key for key in PRIVACY if all(key in found for found in seeds) and key in test and not test[key].reason]
+    return {key: difference([found[key] for found in seeds], [test[key]] * len(seeds)).content() for key in keys}
+
+
+def _band(engine: EvaluationEngine, pool: str) -> dict[str, Any]:
+    """Quantiles over all long paths of all seeds, at each point."""
+    distances = torch.cat([engine.curves(pool, seed)["nearest"] for seed in engine.seeds]).double()
+    low, middle, high = distances.quantile(torch.tensor(BAND, dtype=torch.float64), dim=0)
+    rounded = {"low": low, "median": middle, "high": high}
+    return {"paths": len(distances), **{name: [round(float(v), 4) for v in side] for name, side in rounded.items()}}
+
+
+def _pictures(results: dict[str, Any]) -> dict[str, Chart]:
+    columns = [
+        (
+            MEASURES[key].title,
+            [results["arms"][arm].get(key, {}) for arm in ARMS],
+            results["strangers"]["test"].get(key),
+        )
+        for key in CHARTED
+    ]
+    return {
+        "paths": distance_chart(results["curves"], results["lpips"], results["real"]["train"]["images"]),
+        "arms": arms_chart([ARMS[arm].title for arm in ARMS], columns),
+    }
+
+
+def _write_html(results: dict[str, Any], pictures: Mapping[str, Chart], path: Path) -> None:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    text = environment.get_template("report.html.j2").render(
+        r=results,
+        arms=ARMS,
+        paper=PAPER,
+        privacy=PRIVACY,
+        fidelity=FIDELITY,
+        paths=PATHS,
+        measures=MEASURES,
+        ratios=RATIOS,
+        differences=DIFFERENCES,
+        long_keys=LONG_KEYS,
+        pictures={name: Markup(as_svg(picture)) for name, picture in pictures.items()},
+        show=_show,
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _show(cell: Mapping[str, Any] | None, is_share: bool, signed: bool = False) -> str:
+    """Writes a cell: mean, spread over seeds, interval."""
+    if not cell:
+        return "-"
+    if "not_estimable" in cell:
+        return f"not estimable, because {cell['not_estimable']}"
+    factor = 100.0 if is_share else 1.0
+    values = [factor * cell[name] for name in ("value", "low", "high")]
+
+    def text(value: float) -> str:
+        if is_share:
+            return f"{value:+.1f}" if signed else f"{value:.1f}"
+        size = abs(value)
+        digits = 0 if size >= 100 else 1 if size >= 10 else 3 if size >= 0.1 else 4
+        return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+    spread = f" ± {text(factor * cell['spread']).lstrip('+')}" if "spread" in cell else ""
+    unit = (" points" if signed else " %") if is_share else ""
+    return f"{text(values[0])}{spread}{unit} [{text(values[1])}, {text(values[2])}]"
+
+
+def markdown_tables(results: dict[str, Any]) -> str:
+    """Lays the tables out in Markdown, as docs/results.md shows them."""
+
+    def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+        return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+    def cells(keys: Sequence[str], measured: Mapping[str, Any]) -> list[str]:
+        return [_show(measured.get(key), MEASURES[key].is_share) for key in keys]
+
+    def rows_of(arms: Mapping[str, Arm] | Mapping[str, str], keys: Sequence[str]) -> list[list[str]]:
+        return [[results["titles"][arm], *cells(keys, results["arms"][arm])] for arm in arms]
+
+    parts = [table(["arm", *(measure.title for measure in PAPER.values())], rows_of(ARMS, list(PAPER)))]
+    synthetic = [arm for arm in ARMS if ARMS[arm].pool]
+    columns = [*synthetic, "test", "training"]
+    titles = [*(results["titles"][arm] for arm in synthetic), "test images", "training images"]
+    measured = {**results["arms"], **results["strangers"]}
+    keys = [*PRIVACY, *FIDELITY, "recognised", "mislabelled"]
+    parts.append(
+        table(
+            ["measure", *titles],
+            [
+                [MEASURES[key].title, *(_show(measured[c].get(key), MEASURES[key].is_share) for c in columns)]
+                for key in keys
+            ],
+        )
+    )
+    long_arms = [arm for arm in results["arms"] if arm not in ARMS]
+    rows = [[results["titles"][arm], *cells(LONG_KEYS, results["arms"][arm])] for arm in long_arms]
+    parts.append(table(["long paths", *(MEASURES[key].title for key in LONG_KEYS)], rows))
+    for kind, chosen in (("difference", DIFFERENCES), ("ratio", RATIOS)):
+        rows = []
+        for comparison in results["comparisons"]:
+            names = [results["titles"][comparison[side]] for side in ("first", "second")]
+            row = [
+                _show(comparison[kind].get(key), MEASURES[key].is_share and kind == "difference", kind == "difference")
+                for key in chosen
+            ]
+            rows.append([f"{names[0]} {'less' if kind == 'difference' else 'by'} {names[1]}", *row])
+        parts.append(table([kind, *(MEASURES[key].title for key in chosen)], rows))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,203 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What images are worth to whoever trains on them: a classifier, fitted to them alone and tried on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from monai.networks.nets import resnet18
+from monai.transforms import RandFlipd
+from numpy.typing import NDArray
+from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from bundle.audit.resampling import Figure, figure
+from bundle.data.shortcut import random_trunk_features, whole_image_statistics
+from bundle.figures import from_uint8
+from bundle.metrics.recognition import predict
+from bundle.networks.standardise import resized
+from bundle.training.network_trainer import AutocastInferer
+from bundle.training.seeds import stream_seed
+
+__all__ = ["ClassifierSettings", "accuracy_figures", "classify", "shortcut_figures", "train_classifier"]
+
+# Streams of random numbers of a training: weights, order of the images, mirroring.
+WEIGHTS, ORDER, MIRROR = range(3)
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How a classifier is trained: the same way on whatever images.
+
+    Attributes:
+        epochs: passes over the images.
+        batch_size: images in a batch.
+        learning_rate: the highest of the one-cycle schedule of AdamW.
+        weight_decay: of AdamW.
+        side: larger images are reduced to so many pixels, which is where the diagnosis still shows.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    side: int = 64
+
+
+def _inputs(pixels: Tensor, settings: ClassifierSettings) -> Tensor:
+    images = from_uint8(pixels)
+    return resized(images, settings.side) if images.shape[-1] > settings.side else images
+
+
+def train_classifier(
+    pixels: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    settings: ClassifierSettings,
+    seed: int,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Trains a ResNet-18 (He et al., CVPR 2016) from random weights, on images that are mirrored at random.
+
+    Nothing else is done against overfitting: how much a classifier remembers of its images is part of what is measured.
+
+    Args:
+        pixels: uint8 [N, H, W] or [N, H, W, 3].
+        labels: [N].
+        num_classes: logits.
+        settings: of the training.
+        seed: of weights, order and mirroring.
+        device: where to train.
+
+    Returns:
+        Images [B, C, H, W] in [-1, 1] to logits [B, num_classes], in evaluation mode.
+
+    Raises:
+        ValueError: a class has no image.
+    """
+    absent = sorted(set(range(num_classes)) - set(labels.tolist()))
+    if absent:
+        raise ValueError(f"A classifier cannot learn class {absent[0]}: none of the {len(labels)} images shows it.")
+    images = _inputs(pixels, settings)
+    items = [{"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True)]
+    mirror = RandFlipd("image", prob=0.5, spatial_axis=1).set_random_state(stream_seed(seed, MIRROR))
+    size = min(settings.batch_size, len(items))
+    loader = DataLoader(
+        Dataset(items, mirror),
+        batch_size=size,
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(stream_seed(seed, ORDER)),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, WEIGHTS))
+        network = resnet18(spatial_dims=2, n_input_channels=images.shape[1], num_classes=num_classes)
+    network = network.to(memory_format=torch.channels_last).to(device)
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.AdamW(network.parameters(), **options, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.epochs * len(loader) + 1, pct_start=0.15
+    )
+    trainer = SupervisedTrainer(
+        device=torch.device(device),
+        max_epochs=settings.epochs,
+        train_data_loader=loader,
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.CrossEntropyLoss(),
+        inferer=AutocastInferer(),
+        train_handlers=[LrScheduleHandler(cast(Any, schedule), print_lr=False, epoch_level=False)],
+        decollate=False,
+        optim_set_to_none=True,
+    )
+    trainer.logger.setLevel("WARNING")  # a line for every epoch of dozens of trainings
+    trainer.run()
+    return network.eval()
+
+
+def classify(network: nn.Module, pixels: Tensor, settings: ClassifierSettings) -> Tensor:
+    """Returns logits [N, K] of uint8 pixels, in fp32 on the CPU."""
+    return predict(network, _inputs(pixels, settings))
+
+
+def accuracy_figures(
+    logits: Tensor | NDArray[np.float64], labels: Tensor, draws: list[NDArray[np.int64]], prefix: str = ""
+) -> dict[str, Figure]:
+    """Returns accuracy, balanced accuracy and AUC, with intervals of patients drawn anew.
+
+    Args:
+        logits: [N, K], or probabilities.
+        labels: [N].
+        draws: of patients, as indices into the images.
+        prefix: of the names.
+
+    Returns:
+        ``accuracy``, ``balanced_accuracy`` and ``auc`` (for more than two classes the mean over one against the rest).
+    """
+    scores = torch.as_tensor(logits).double().softmax(dim=1).numpy()
+    truth = labels.numpy()
+    known = np.unique(truth)
+
+    def of(index: NDArray[np.int64] | slice) -> tuple[float, float, float]:
+        mine, given = truth[index], scores[index]
+        named = given.argmax(axis=1)
+        every = len(np.unique(mine)) == given.shape[1]
+        auc = np.nan
+        if every:
+            auc = roc_auc_score(mine, given[:, 1] if given.shape[1] == 2 else given, multi_class="ovr")
+        return float((named == mine).mean()), float(balanced_accuracy_score(mine, named)), float(auc)
+
+    values = of(slice(None))
+    replicates = np.array([of(draw) for draw in draws]).T
+    figures = {}
+    for name, value, drawn in zip(("accuracy", "balanced_accuracy", "auc"), values, replicates, strict=True):
+        if np.isnan(value):
+            missing = scores.shape[1] - len(known)
+            figures[prefix + name] = Figure(n=len(truth), reason=f"{missing} of the classes have no test image")
+        else:
+            figures[prefix + name] = figure(value, np.where(np.isnan(drawn), value, drawn), len(truth))
+    return figures
+
+
+def shortcut_figures(
+    pixels: Tensor, labels: Tensor, test_pixels: Tensor, test_labels: Tensor, draws: list[NDArray[np.int64]], seed: int
+) -> dict[str, Figure]:
+    """Tries on test images what was fitted to other images without seeing any anatomy.
+
+    Args:
+        pixels: uint8 [N, H, W] or [N, H, W, 3], to be fitted to.
+        labels: [N].
+        test_pixels: to be tried on.
+        test_labels: of these.
+        draws: of their patients.
+        seed: of the classifiers and of the random trunk.
+
+    Returns:
+        The figures of `accuracy_figures`, named ``statistics_...`` for gradient boosting on 14 numbers of the whole
+        image, and ``random_trunk_...`` for logistic regression on the features of a network that was never trained.
+    """
+    models: dict[str, tuple[Any, Any]] = {
+        "statistics_": (whole_image_statistics, GradientBoostingClassifier(random_state=seed)),
+        "random_trunk_": (
+            lambda images: random_trunk_features(images, seed),
+            make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+        ),
+    }
+    figures = {}
+    for prefix, (features, model) in models.items():
+        model.fit(features(from_uint8(pixels)), labels.numpy())
+        probabilities = model.predict_proba(features(from_uint8(test_pixels)))
+        scores = np.log(probabilities.clip(1e-9))
+        figures.update(accuracy_figures(scores, test_labels, draws, prefix))
+    return figures

@@ -1,0 +1,180 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What configs/evaluate.json runs: pools of images by several ways of walking, compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bundle.allocator import keep_freed_memory
+from bundle.cohort.judge import synthesise
+from bundle.data import DataError, ImageData
+from bundle.evaluation.arms import POOLS, Pool
+from bundle.evaluation.engine import EvaluationEngine
+from bundle.figures import from_uint8
+from bundle.gate.gate import Gate
+from bundle.latent.pairs import pair_latents
+from bundle.latent.prior import LatentPrior
+from bundle.networks.model_set import ModelSet, load_models
+from bundle.walk.inferer import SETTINGS
+from bundle.walk.objective import OBJECTIVES
+from scripts.generation import default_guides, generation_networks
+from scripts.walkers import Arm, Walker
+
+__all__ = ["PoolMaker", "evaluate", "evaluation_models", "image_quotas"]
+
+# Pairs of a class that are made and kept together.
+PART_PAIRS = 16
+# How many times as many pairs as an arm without the gate a pool may have, before the gate is said to let nothing pass.
+MOST = 4
+
+
+def evaluation_models(models_dir: str, device: str) -> ModelSet:
+    """Loads what `generate` needs for its default walk, from one folder."""
+    return load_models(models_dir, device, generation_networks(default_guides(models_dir, "balanced")))
+
+
+def image_quotas(data: ImageData, n_images: int | None) -> dict[int, int]:
+    """Says how many images of each class an arm has: as many as the training images, or in their proportion.
+
+    Args:
+        data: the real images.
+        n_images: of an arm; None for as many as there are training images.
+
+    Raises:
+        DataError: a class has no training image, or would have none in an arm.
+    """
+    labels = [record.label for record in data.records("train")]
+    counts = {label: labels.count(label) for label in range(len(data.class_names))}
+    for label, count in counts.items():
+        if not count:
+            raise DataError(
+                f"no training image shows {data.class_names[label]}; give dataset_dir some, or other classes."
+            )
+    if n_images is None:
+        return counts
+    quotas = {label: round(n_images * count / len(labels)) for label, count in counts.items()}
+    absent = [data.class_names[label] for label, quota in quotas.items() if not quota]
+    if absent:
+        raise DataError(f"of {n_images} images, none would show {absent[0]}. Give a higher n_images.")
+    return quotas
+
+
+class PoolMaker:
+    """Makes the images of pools, part by part.
+
+    Args:
+        models: from `evaluation_models`.
+        n_points: points of a path as `generate` makes it.
+        long_points: points of a long path.
+        long_pairs: long paths of each class, straight and walked.
+        published_pairs: those of them that the published algorithm walks as well.
+
+    Attributes:
+        settings: all that the images depend on besides seed and pool, as plain values.
+    """
+
+    def __init__(
+        self, models: ModelSet, n_points: int, long_points: int, long_pairs: int, published_pairs: int
+    ) -> None:
+        self.models = models
+        self.n_points, self.long_points = n_points, long_points
+        self.long_pairs, self.published_pairs = long_pairs, published_pairs
+        self.prior = LatentPrior(models.generator)
+        networks = models.networks
+        self.gate = Gate(
+            networks["gate_identity"], networks["gate_class"], models.infos["gate_identity"]["scores"]["threshold"]
+        )
+        self.guides = "latent" if "latent_identity" in networks else "image"
+        self.settings: dict[str, Any] = {
+            "models": {name: info["sha256"] for name, info in models.infos.items()},
+            "guides": self.guides,
+            "walk": {name: dataclasses.asdict(settings) for name, settings in SETTINGS.items()},
+            "objectives": {name: dataclasses.asdict(objective()) for name, objective in OBJECTIVES.items()},
+            "n_points": n_points,
+            "long_points": long_points,
+        }
+
+    def cost(self, pool: str, n_images: int) -> float:
+        """Returns about how many CPU-milliseconds the images of a pool take."""
+        pixels = (int(self.models.infos["generator"]["resolution"]) / 128) ** 2
+        if POOLS[pool].walk == "published":
+            return 8000.0 * pixels * n_images
+        walking = (
+            0.0 if POOLS[pool].walk in ("random", "linear") else 2.5 if self.guides == "latent" else 400.0 * pixels
+        )
+        return (walking + 8.0 * pixels) * n_images
+
+    def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
+        """Yields class and pairs of the parts that a pool has at first."""
+        kind = POOLS[pool]
+        for label, quota in quotas.items():
+            if kind.long:
+                pairs = self.published_pairs if kind.walk == "published" else self.long_pairs
+                size = 1 if kind.walk == "published" else PART_PAIRS
+            else:
+                pairs = -(-quota // (2 if kind.walk == "random" else self.n_points))
+                size = PART_PAIRS * self.n_points // 2 if kind.walk == "random" else PART_PAIRS
+            for first in range(0, pairs, size):
+                yield (
+                    label,
+                    range(first, min(first + size, pairs) if kind.long or kind.walk == "random" else first + size),
+                )
+
+    def further(self, pool: str, part: tuple[int, range], quota: int) -> tuple[int, range] | None:
+        """Names the part after one that has not filled a class, or None where the gate lets too little pass."""
+        label, pairs = part
+        if POOLS[pool].long or POOLS[pool].walk == "random" or pairs.stop * self.n_points > MOST * quota:
+            return None
+        return label, range(pairs.stop, pairs.stop + PART_PAIRS)
+
+    def make(self, pool: str, seed: int, label: int, pairs: range) -> Pool:
+        """Makes one part of a pool."""
+        kind = POOLS[pool]
+        generator = self.models.generator
+        if kind.walk == "random":  # the ends of the pairs, each one by itself
+            z = pair_latents(pairs, label, generator.z_dim, generator.num_classes, seed).flatten(0, 1)
+            device = next(generator.parameters()).device
+            with torch.no_grad():
+                w = generator.mapping(z.to(device), torch.full((len(z),), label, device=device))
+            pixels = synthesise(generator, w)
+            verdicts = [self.gate(from_uint8(pixels).to(device), label)]
+            numbers = torch.tensor(pairs).repeat_interleave(2)
+        else:
+            walker = self._walker(kind.walk, self.long_points if kind.long else self.n_points, seed)
+            walker.walk(pairs, label)
+            judged = walker.judged
+            pixels, verdicts = torch.cat(judged.pixels[label]), judged.verdicts[label]
+            numbers = torch.tensor(pairs).repeat_interleave(len(judged.pixels[label][0]))
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(verdict, name) for verdict in verdicts]).cpu()
+
+        return Pool(
+            pixels,
+            torch.full((len(pixels),), label),
+            numbers,
+            joined("passed"),
+            joined("recognised"),
+            joined("mislabelled"),
+        )
+
+    def _walker(self, walk: str, n_points: int, seed: int) -> Walker:
+        arms = {
+            "linear": Arm("straight line", "balanced", self.guides, steps=0),
+            "plan": Arm("PLAN", "balanced", self.guides),
+            "published": Arm("published algorithm", "published", "image", alone=True),
+        }
+        return Walker(self.models, self.prior, self.gate, arms[walk], n_points, seed)
+
+
+def evaluate(engine: EvaluationEngine) -> None:
+    """Runs an evaluation and says where its report is."""
+    keep_freed_memory()
+    engine.run()
+    print(f"\nThe report: {engine.output_dir / 'report.html'}\nNot to be shared: {engine.output_dir / 'private'}")
