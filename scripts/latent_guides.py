@@ -311,8 +311,8 @@ def _examine(
 ) -> dict[str, Any]:
     """Measures a student on latents where walks begin, and the identity's on walks as well."""
     assert isinstance(student, LatentGuide)
-    logits = student(unseen).cpu()
-    wanted = student.head(held_out[name].to(unseen.device).float()).cpu()
+    logits = student.closed_set(unseen).cpu()
+    wanted = student.closed_set_of(held_out[name].to(unseen.device).float()).cpu()
     scores: dict[str, Any] = {"n": len(unseen)}
     if student.arguments["identity"]:
         divergences = [identity_divergence(values) for values in (logits, wanted)]

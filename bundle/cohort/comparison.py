@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bundle.gate.gate import Verdict
 from bundle.metrics.lpips import mean_pairwise, nearest
+from bundle.networks.guides import Classifier
 from bundle.walk.objective import identity_divergence
 
 __all__ = ["KINDS", "compare_paths", "comparison_table"]
@@ -38,19 +39,20 @@ def compare_paths(
         reals: training images; None leaves the distance to the nearest out.
 
     Returns:
-        For each of `KINDS`: ``identity_divergence`` in nats, ``highest_probability`` (both phi_id's), ``recognised``
-        and ``mislabelled`` (shares, by the gate), and, where they can be had, ``variety`` (mean pairwise LPIPS within a
-        path) and ``nearest`` (mean LPIPS to the nearest training image). Means over inner points, or paths.
+        For each of `KINDS`: ``identity_divergence`` in nats, of the closed set, and ``highest_probability`` (both
+        phi_id's), ``recognised`` and ``mislabelled`` (shares, by the gate), and, where they can be had, ``variety``
+        (mean pairwise LPIPS within a path) and ``nearest`` (mean LPIPS to the nearest training image). Means over inner
+        points, or paths.
     """
+    assert isinstance(identity_guide, Classifier)
     sums: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
     for label, *both in paths:
         for kind, images in zip(KINDS, both, strict=True):
             inner = images[1:-1]
-            logits = identity_guide(inner)
             verdict = gate(inner, label)
             values: dict[str, Any] = {
-                "identity_divergence": identity_divergence(logits).mean(),
-                "highest_probability": logits.softmax(dim=1).amax(dim=1).mean(),
+                "identity_divergence": identity_divergence(identity_guide.closed_set(inner)).mean(),
+                "highest_probability": identity_guide(inner).softmax(dim=1).amax(dim=1).mean(),
                 "recognised": verdict.recognised.float().mean(),
                 "mislabelled": verdict.mislabelled.float().mean(),
             }

@@ -54,6 +54,10 @@ class NobodyHead(nn.Module):
         """Maps features [B, in_features] to their cosines with every prototype, [B, K]."""
         return F.normalize(features) @ F.normalize(self.weight).T
 
+    def closed_set(self, features: Tensor) -> Tensor:
+        """Maps features [B, in_features] to logits s cos(f, w_k), [B, K]: who it is if it must be somebody."""
+        return self.scale * self.cosine(features)
+
     def forward(self, features: Tensor) -> Tensor:
         """Maps features [B, in_features] to logits [B, K]."""
         floor = self.scale * self.nobody - math.log(self.weight.shape[0])
@@ -80,6 +84,19 @@ class Classifier(nn.Module):
         features = self.features(image)
         with torch.autocast(image.device.type, enabled=False):
             return self.head(features)
+
+    def closed_set(self, image: Tensor) -> Tensor:
+        """Maps images to logits of the classes alone, [B, num_classes] in fp32: nobody is no answer here.
+
+        Once nobody is likely, his share of every identity's probability hides which patients an image is still nearer
+        to than to others. These logits say so, however far it is from all of them.
+        """
+        return self.closed_set_of(self.features(image))
+
+    def closed_set_of(self, features: Tensor) -> Tensor:
+        """Maps features [B, features] to the logits of `closed_set`."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head.closed_set(features) if isinstance(self.head, NobodyHead) else self.head(features)
 
 
 @register_network

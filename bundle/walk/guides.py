@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bundle.networks.guides import Classifier
 from bundle.networks.stylegan2 import Generator
 
 __all__ = ["Guides", "ImageGuides", "LatentGuides"]
@@ -24,7 +25,10 @@ class Guides(Protocol):
     points_per_call: int
 
     def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps w [M, w_dim] to phi_id's logits [M, K] and phi_class's [M, classes], fp32, both differentiable."""
+        """Maps w [M, w_dim] to phi_id's logits [M, K] and phi_class's [M, classes], fp32, both differentiable.
+
+        phi_id's are those of the closed set, the softmax of the paper: see `bundle.networks.guides.Classifier`.
+        """
 
 
 class ImageGuides(nn.Module):
@@ -50,7 +54,7 @@ class ImageGuides(nn.Module):
     ) -> None:
         super().__init__()
         self.synthesis = generator.synthesis
-        self.identity_guide = identity_guide
+        self.identity_guide = _classifier(identity_guide)
         self.class_guide = class_guide
         self.clamped_gradient = clamped_gradient
         self.amp = amp
@@ -64,7 +68,13 @@ class ImageGuides(nn.Module):
             # Straight through: the guides see what is released, and saturated pixels still say where to go.
             image = clamped if self.clamped_gradient else image + (clamped - image).detach()
             image = image.contiguous(memory_format=torch.channels_last)
-            return self.identity_guide(image).float(), self.class_guide(image).float()
+            return self.identity_guide.closed_set(image), self.class_guide(image).float()
+
+
+def _classifier(network: nn.Module) -> Classifier:
+    if not isinstance(network, Classifier):
+        raise TypeError(f"The walk asks a Classifier whose patients it knows, not a {type(network).__name__}.")
+    return network
 
 
 class LatentGuides(nn.Module):
@@ -80,7 +90,7 @@ class LatentGuides(nn.Module):
 
     def __init__(self, identity: nn.Module, classes: nn.Module, amp: bool = True) -> None:
         super().__init__()
-        self.identity = identity
+        self.identity = _classifier(identity)
         self.classes = classes
         self.amp = amp
         self.eval().requires_grad_(False)
@@ -88,4 +98,4 @@ class LatentGuides(nn.Module):
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guides.__call__`."""
         with torch.autocast(w.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            return self.identity(w).float(), self.classes(w).float()
+            return self.identity.closed_set(w), self.classes(w).float()

@@ -135,9 +135,9 @@ class BalancedObjective:
         lambda_prior: weight of L_prior.
     """
 
-    lambda_id: float = 1.0
+    lambda_id: float = 5.0
     lambda_dist: float = 0.1
-    lambda_class: float = 1.0
+    lambda_class: float = 5.0
     lambda_even: float = 1.0
     lambda_prior: float = 1.0
 
