@@ -15,7 +15,10 @@ import scripts
 from scripts.options import KINDS
 from tests.conftest import ROOT
 
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "metadata.json")
+FILES = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "metadata.json")
+# Small files that change options of another one, behind which they are named.
+OVERLAYS = {"evaluate_quick": "evaluate"}
+CONFIGS = [path for path in FILES if path.stem not in OVERLAYS]
 
 
 @pytest.fixture(params=CONFIGS, ids=[path.stem for path in CONFIGS])
@@ -64,3 +67,12 @@ def given_options(expression: str, config: dict[str, Any]) -> set[str]:
     assert pairs
     assert all(name == reference for name, reference in pairs)
     return {name for name, _ in pairs}
+
+
+@pytest.mark.parametrize(("overlay", "base"), OVERLAYS.items())
+def test_overlay_changes_options_that_its_base_has(overlay: str, base: str) -> None:
+    changed, config = (json.loads((ROOT / "configs" / f"{name}.json").read_text("utf-8")) for name in (overlay, base))
+    assert changed
+    assert changed.keys() <= config.keys() & KINDS.keys()
+    assert all(KINDS[name].problem(value) is None for name, value in changed.items())
+    assert all(config[name] != value for name, value in changed.items())

@@ -94,7 +94,7 @@ def compare(mine: Sequence[Figure], other: Sequence[Figure], how: Binary) -> Sum
         single = how(*values)
         value = float(how(*(np.array(side.mean()) for side in values)))
     low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if len(mine) == 1 and len(set(replicates.tolist())) == 1 and mine is other:  # none or all: the exact interval
-        low, high = mine[0].low, mine[0].high
+    if mine is other and len(set(replicates.tolist())) == 1:  # none or all in every draw, which is no certainty
+        low, high = min(figure.low for figure in mine), max(figure.high for figure in mine)
     spread = float(single.std(ddof=1)) if len(mine) > 1 else np.nan
     return Summary(value, spread, float(low), float(high), tuple(map(float, single)), n)

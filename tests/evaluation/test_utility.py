@@ -1,0 +1,95 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch import Tensor
+
+from bundle.audit.resampling import patient_draws
+from bundle.evaluation.utility import (
+    ClassifierSettings,
+    accuracy_figures,
+    classify,
+    shortcut_figures,
+    train_classifier,
+)
+
+SETTINGS = ClassifierSettings(epochs=10, batch_size=16, side=16)
+
+
+def discs(n: int, seed: int, channels: int = 1, side: int = 24) -> tuple[Tensor, Tensor]:
+    """Noise with a light disc above (0) or below (1), uint8, and which."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    labels = np.arange(n) % 2
+    middle = side * (0.3 + 0.4 * labels)[:, None, None]
+    disc = (rows - middle) ** 2 + (columns - side / 2) ** 2 < (side / 5) ** 2
+    pixels = random.integers(0, 100, (n, side, side)) + 120 * disc
+    images = torch.from_numpy(pixels.astype(np.uint8))
+    return (images if channels == 1 else images[..., None].expand(-1, -1, -1, 3)), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_classifier_learns_and_is_tried_on_other_images(channels: int) -> None:
+    network = train_classifier(*discs(96, 0, channels), 2, SETTINGS, seed=0)
+    pixels, labels = discs(60, 1, channels)
+    assert not network.training
+    logits = classify(network, pixels, SETTINGS)
+    assert logits.shape == (60, 2)
+    assert float((logits.argmax(dim=1) == labels).float().mean()) > 0.9
+
+
+def test_seed_decides_and_nothing_else() -> None:
+    pixels, labels = discs(40, 0)
+    settings = ClassifierSettings(epochs=1, batch_size=16, side=24)
+    logits = []
+    for seed in (0, 0, 1):
+        torch.rand(7)  # whatever was drawn before
+        logits.append(classify(train_classifier(pixels, labels, 2, settings, seed), pixels, settings))
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+
+
+def test_class_without_an_image_is_refused() -> None:
+    pixels, labels = discs(20, 0)
+    with pytest.raises(ValueError, match="cannot learn class 2: none of the 20 images"):
+        train_classifier(pixels, labels, 3, SETTINGS, seed=0)
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_accuracy_figures(num_classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, num_classes, (120,), generator=generator)
+    logits = torch.randn(120, num_classes, generator=generator)
+    logits[torch.arange(120), labels] += 1.0
+    found = accuracy_figures(logits, labels, patient_draws(torch.arange(120), 200, 0))
+    named, p = logits.argmax(dim=1).numpy(), logits.double().softmax(dim=1).numpy()
+    score = p[:, 1] if num_classes == 2 else p
+    assert found["accuracy"].value == pytest.approx(float((named == labels.numpy()).mean()))
+    assert found["balanced_accuracy"].value == pytest.approx(balanced_accuracy_score(labels, named))
+    assert found["auc"].value == pytest.approx(roc_auc_score(labels, score, multi_class="ovr"))
+    assert all(figure.low < figure.value < figure.high for figure in found.values())
+
+
+def test_class_without_a_test_image_leaves_the_auc_open() -> None:
+    found = accuracy_figures(
+        torch.randn(30, 2), torch.zeros(30, dtype=torch.int64), patient_draws(torch.arange(30), 9, 0)
+    )
+    assert "1 of the classes have no test image" in found["auc"].reason
+    assert not found["accuracy"].reason
+
+
+def test_shortcut_sees_brightness_and_is_tried_on_test_images() -> None:
+    random = np.random.default_rng(0)
+    labels = torch.arange(80) % 2
+    pixels = (
+        torch.from_numpy(random.integers(0, 128, (80, 32, 32), dtype=np.uint8)) + (100 * labels).byte()[:, None, None]
+    )
+    draws = patient_draws(torch.arange(40), 50, 0)
+    found = shortcut_figures(pixels[:40], labels[:40], pixels[40:], labels[40:], draws, seed=0)
+    assert found["statistics_accuracy"].value == found["random_trunk_accuracy"].value == 1.0
+    wrong = shortcut_figures(pixels[:40], labels[:40], pixels[40:], 1 - labels[40:], draws, seed=0)
+    assert wrong["statistics_auc"].value == 0.0
