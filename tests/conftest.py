@@ -17,6 +17,10 @@ from bundle.networks.guides import GateClassifier, Guide
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import save_weights
+from tests.hospital import hospital as hospital
+from tests.hospital import hospital_data as hospital_data
+from tests.hospital import networks as networks
+from tests.hospital import new_cohort as new_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -79,8 +79,10 @@ def patient_draws(patients: Tensor, n_draws: int, seed: int, n_patients: int | N
         starts = np.cumsum(counts) - counts
     draws = []
     for _ in range(n_draws):
-        chosen = random.integers(len(starts), size=len(starts))
-        length = counts[chosen]
+        length = np.zeros(1, dtype=np.int64)
+        while not length.any():  # numbers without images may be all that is drawn, where there are few
+            chosen = random.integers(len(starts), size=len(starts))
+            length = counts[chosen]
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         draws.append(order[np.repeat(starts[chosen], length) + within])
     return draws

@@ -22,7 +22,7 @@ from bundle.audit.engine import AuditEngine
 from bundle.audit.images import open_cohort
 from bundle.audit.verdict import COPIES, PASSED, UNUSABLE
 from bundle.data import DataError, ImageData, get_modality
-from tests.audit.conftest import SURNAME, CohortMaker, Networks, real_image
+from tests.hospital import SURNAME, CohortMaker, Networks, real_image
 
 Audit = Callable[..., AuditEngine]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bundle.audit.images import RealImages, choose_preprocessing, open_cohort, read_pixels
 from bundle.data import DataError, ImageData, get_modality, open_dataset
-from tests.audit.conftest import CohortMaker, blobs
+from tests.hospital import CohortMaker, blobs
 
 XRAY = get_modality("xray")
 

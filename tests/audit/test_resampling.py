@@ -57,3 +57,12 @@ def test_halves_share_no_patient_and_nobody_is_twice_in_one() -> None:
 def test_figures_are_written_with_four_digits_or_a_reason() -> None:
     assert Figure(0.123456, 0.1, 0.2, 7).content() == {"value": 0.1235, "low": 0.1, "high": 0.2, "n": 7}
     assert Figure(reason="too few", n=3).content() == {"not_estimable": "too few", "n": 3}
+
+
+def test_sets_with_the_same_numbers_are_drawn_alike() -> None:
+    whole, part = torch.arange(12), torch.tensor([3, 3, 7, 10])
+    for all_of_them, some in zip(patient_draws(whole, 40, 0, 12), patient_draws(part, 40, 0, 12), strict=True):
+        times = np.bincount(all_of_them, minlength=12)
+        if times[[3, 7, 10]].any():
+            assert np.bincount(some, minlength=4).tolist() == [times[3], times[3], times[7], times[10]]
+    assert all(len(draw) for draw in patient_draws(torch.tensor([5]), 100, 0, 40))
