@@ -8,9 +8,8 @@ may be any; the audit names the space of each in its report.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
+from scipy.stats import rankdata
 from torch import Tensor
 
 __all__ = [
@@ -118,15 +117,23 @@ def membership_scores(to_synthetic: Tensor, to_reference: Tensor) -> Tensor:
 
 
 def area_under_curve(members: Tensor, others: Tensor) -> float:
-    """Area under the ROC curve (scikit-learn) of scores that should be higher for members, [N] and [M]."""
-    truth, scores = _joined(members, others)
-    return float(roc_auc_score(truth, scores))
+    """Area under the ROC curve of scores that should be higher for members, [N] and [M].
+
+    It is the Mann-Whitney statistic by the number of pairs, from ranks (SciPy), of which equal scores share the mean: a
+    tenth of the time of tracing the curve, which counts where an interval asks for it a thousand times.
+    """
+    n, m = len(members), len(others)
+    ranks = rankdata(torch.cat([members, others]).double().numpy())
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def true_positive_rate(members: Tensor, others: Tensor, false_positive_rate: float = 0.01) -> float:
-    """Highest share of members found while at most that share of the others is taken for members (scikit-learn)."""
-    false, true, _ = roc_curve(*_joined(members, others), drop_intermediate=False)
-    return float(true[false <= false_positive_rate].max())
+    """Highest share of members found while at most that share of the others is taken for members."""
+    allowed = int(false_positive_rate * len(others) + 1e-9)
+    if allowed >= len(others):
+        return 1.0
+    # Whoever scores higher than the first of the others who must not be taken.
+    return float((members > others.sort(descending=True).values[allowed]).double().mean())
 
 
 def precision_recall(real: Tensor, synthetic: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
@@ -162,8 +169,3 @@ def low_percentile(values: Tensor) -> float:
 
 def _nearest_other(distances: Tensor) -> Tensor:
     return distances.clone().fill_diagonal_(torch.inf).amin(dim=1)
-
-
-def _joined(members: Tensor, others: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    truth = np.repeat([1, 0], [len(members), len(others)])
-    return truth, torch.cat([members, others]).double().numpy()

@@ -175,11 +175,13 @@ class EvaluationEngine(Engine):
         """Returns the figures of an arm and seed that have been taken."""
         return _read_figures(self.folder / f"{seed}" / f"figures_{arm}.pt")
 
-    def strangers(self, seed: int) -> dict[str, dict[str, Figure]]:
+    def strangers(self) -> dict[str, dict[str, Figure]]:
         """Returns the audit's figures of ``test`` and ``training`` images, by column."""
-        return {
-            column: _read_figures(self.folder / f"{seed}" / f"figures_{column}.pt") for column in ("test", "training")
-        }
+        columns: dict[str, dict[str, Figure]] = {"test": {}, "training": {}}
+        for name, value in _read_figures(self.folder / f"{self.seeds[0]}" / "strangers.pt").items():
+            column, _, key = name.partition(" ")
+            columns[column][key] = value
+        return columns
 
     def curves(self, pool: str, seed: int) -> Tensors:
         """Returns of each long path ``nearest`` [P, N], LPIPS to the nearest training image at each point.
@@ -219,8 +221,8 @@ class EvaluationEngine(Engine):
                 yield self._kept(seed, f"shadow_{number:02d}", cost * n_real / 2, self._shadow, number)
             for arm in (*ARMS, *self.long_arms):
                 yield self._kept(seed, f"figures_{arm}", FIGURES_MS, self._figures, arm)
-            for column in ("test", "training"):
-                yield self._kept(seed, f"figures_{column}", FIGURES_MS, self._column, column)
+            if seed == self.seeds[0]:
+                yield self._kept(seed, "strangers", FIGURES_MS, self._strangers)
             yield self._bare(seed, "release", 1.0, self._release)
         yield Step("tables", FIGURES_MS, self._conclude)
 
@@ -432,11 +434,12 @@ class EvaluationEngine(Engine):
         figures["mislabelled"] = share(pool.mislabelled[chosen], draws)
         return figures | self._distribution(part)
 
-    def _column(self, seed: int, column: str) -> Tensors:
-        """The audit's figures of test images, or of training images, in the place of a cohort."""
+    def _strangers(self, seed: int) -> Tensors:
+        """The audit's figures of test images and of training images in the place of a cohort."""
         part = self._part_of(seed, "linear", ARMS["linear"])[0]
         found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
-        return _packed({key: columns[column] for key, columns in found.items() if column in columns})
+        columns = ("test", "training")
+        return _packed({f"{column} {key}": found[key][column] for key in found for column in columns})
 
     def _distribution(self, part: Distances) -> dict[str, Figure]:
         """KID and Fréchet distance of all images of an arm, with intervals of halves of pairs and of patients."""

@@ -51,7 +51,7 @@ def write_evaluation(engine: EvaluationEngine) -> dict[str, Any]:
         Content of results.json.
     """
     figures = {arm: [engine.figures(arm, seed) for seed in engine.seeds] for arm in (*ARMS, *engine.long_arms)}
-    strangers = engine.strangers(engine.seeds[0])
+    strangers = engine.strangers()
     arms = {arm: _summaries(found) for arm, found in figures.items()}
     curves = {pool: _band(engine, pool) for pool in engine.pools if pool.startswith("long")}
     results = {

@@ -17,12 +17,12 @@ from monai.transforms import RandFlipd
 from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from bundle.audit.resampling import Figure, figure
+from bundle.audit.measures import area_under_curve
+from bundle.audit.resampling import Figure, figure, mean
 from bundle.data.shortcut import random_trunk_features, whole_image_statistics
 from bundle.figures import from_uint8
 from bundle.metrics.recognition import predict
@@ -132,12 +132,12 @@ def classify(network: nn.Module, pixels: Tensor, settings: ClassifierSettings) -
 
 
 def accuracy_figures(
-    logits: Tensor | NDArray[np.float64], labels: Tensor, draws: list[NDArray[np.int64]], prefix: str = ""
+    logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], prefix: str = ""
 ) -> dict[str, Figure]:
     """Returns accuracy, balanced accuracy and AUC, with intervals of patients drawn anew.
 
     Args:
-        logits: [N, K], or probabilities.
+        logits: [N, K], or logarithms of probabilities.
         labels: [N].
         draws: of patients, as indices into the images.
         prefix: of the names.
@@ -145,30 +145,35 @@ def accuracy_figures(
     Returns:
         ``accuracy``, ``balanced_accuracy`` and ``auc`` (for more than two classes the mean over one against the rest).
     """
-    scores = torch.as_tensor(logits).double().softmax(dim=1).numpy()
-    truth = labels.numpy()
-    known = np.unique(truth)
+    scores = torch.as_tensor(logits).double()
+    classes = range(scores.shape[1])
 
     def of(index: NDArray[np.int64] | slice) -> tuple[float, float, float]:
-        mine, given = truth[index], scores[index]
-        named = given.argmax(axis=1)
-        every = len(np.unique(mine)) == given.shape[1]
-        auc = np.nan
-        if every:
-            auc = roc_auc_score(mine, given[:, 1] if given.shape[1] == 2 else given, multi_class="ovr")
-        balanced = np.mean([(named[mine == value] == value).mean() for value in np.unique(mine)])
-        return float((named == mine).mean()), float(balanced), float(auc)
+        truth, given = labels[index], scores[index]
+        right = (given.argmax(dim=1) == truth).double()
+        members = [truth == value for value in classes]
+        balanced = np.mean([mean(right[mine]) for mine in members if mine.any()])
+        if not all(mine.any() for mine in members):
+            return mean(right), float(balanced), np.nan
+        odds = given - torch.stack([_others(given, value) for value in classes], dim=1)
+        areas = [area_under_curve(odds[mine, value], odds[~mine, value]) for value, mine in enumerate(members)]
+        return mean(right), float(balanced), float(np.mean(areas))
 
     values = of(slice(None))
     replicates = np.array([of(draw) for draw in draws]).T
     figures = {}
     for name, value, drawn in zip(("accuracy", "balanced_accuracy", "auc"), values, replicates, strict=True):
         if np.isnan(value):
-            missing = scores.shape[1] - len(known)
-            figures[prefix + name] = Figure(n=len(truth), reason=f"{missing} of the classes have no test image")
+            missing = len(classes) - len(labels.unique())
+            figures[prefix + name] = Figure(n=len(labels), reason=f"{missing} of the classes have no test image")
         else:
-            figures[prefix + name] = figure(value, np.where(np.isnan(drawn), value, drawn), len(truth))
+            figures[prefix + name] = figure(value, np.where(np.isnan(drawn), value, drawn), len(labels))
     return figures
+
+
+def _others(logits: Tensor, value: int) -> Tensor:
+    """Log of the summed odds of all classes but one, [N]."""
+    return logits[:, [other for other in range(logits.shape[1]) if other != value]].logsumexp(dim=1)
 
 
 def shortcut_figures(
@@ -199,6 +204,6 @@ def shortcut_figures(
     for prefix, (features, model) in models.items():
         model.fit(features(from_uint8(pixels)), labels.numpy())
         probabilities = model.predict_proba(features(from_uint8(test_pixels)))
-        scores = np.log(probabilities.clip(1e-9))
+        scores = torch.from_numpy(probabilities.clip(1e-9)).log()
         figures.update(accuracy_figures(scores, test_labels, draws, prefix))
     return figures

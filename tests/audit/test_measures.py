@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
 from bundle.audit.measures import (
@@ -135,3 +136,17 @@ def test_variety_is_the_mean_over_different_pairs() -> None:
 
 def test_low_percentile_is_the_fifth() -> None:
     assert low_percentile(torch.linspace(0, 1, 101)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_rates_are_those_of_scikit_learn(levels: int) -> None:
+    """With ties and without."""
+    random = torch.Generator().manual_seed(0)
+    members = torch.randint(0, levels, (130,), generator=random) + levels // 3
+    others = torch.randint(0, levels, (170,), generator=random)
+    truth = [1] * 130 + [0] * 170
+    scores = torch.cat([members, others]).tolist()
+    assert area_under_curve(members, others) == pytest.approx(roc_auc_score(truth, scores))
+    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+    for rate in (0.0, 0.01, 0.2, 1.0):
+        assert true_positive_rate(members, others, rate) == pytest.approx(max(true[false <= rate]))
