@@ -20,6 +20,7 @@ from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
 from bundle.networks.weights import load_weights
 from bundle.training.latent_guides import LatentGuideTrainer
 from bundle.walk.guides import ImageGuides, LatentGuides
+from bundle.walk.inferer import SETTINGS
 from bundle.walk.objective import identity_divergence
 from scripts import latent_guides
 from scripts.latent_guides import agreement, trajectories, visited_latents
@@ -132,7 +133,8 @@ def test_killed_run_goes_on_to_the_same_students(
 def test_trajectories_begin_on_the_line_and_end_on_the_path(models: ModelSet, prior: LatentPrior) -> None:
     guides = LatentGuides(models.networks["latent_identity"], models.networks["latent_class"], amp=False)
     steps = trajectories(models, guides, prior, range(3), 1, seed=2, n_points=5)
-    assert steps.shape == (31, 3, 3, 8)
+    assert 21 <= len(steps) <= SETTINGS["balanced"].steps + 1  # a walk may settle, after 20 steps at the soonest
+    assert steps.shape[1:] == (3, 3, 8)
     torch.testing.assert_close(steps[0, :, 0] - steps[0, :, 1], steps[0, :, 1] - steps[0, :, 2], rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         first, last = (identity_divergence(guides(points.flatten(0, 1))[0]).mean() for points in (steps[0], steps[-1]))
