@@ -45,7 +45,7 @@ FORMAT = 1
 # Seed of all draws of intervals: the same in all arms and seeds, which are so compared draw by draw.
 DRAW_SEED = 0
 # CPU-milliseconds: an image of a classifier's training at 64 px, the figures of an arm.
-TRAIN_MS, FIGURES_MS = 8.0, 30_000.0
+TRAIN_MS, FIGURES_MS = 5.0, 15_000.0
 # Streams of random numbers of a seed.
 TARGET, SHADOW, HALF, ATTACK = range(4)
 

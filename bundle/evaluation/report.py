@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Chart
 
 from bundle.audit.catalogue import FIDELITY, PRIVACY
 from bundle.audit.resampling import Figure
-from bundle.evaluation.arms import ARMS, Arm
+from bundle.evaluation.arms import ARMS
 from bundle.evaluation.catalogue import COMPARISONS, LONG_COMPARISONS, MEASURES, PAPER, PATHS
 from bundle.evaluation.seeds import Summary, difference, over_seeds, ratio
 from bundle.figures.evaluations import arms_chart, as_svg, distance_chart, save_chart
@@ -206,30 +206,21 @@ def markdown_tables(results: dict[str, Any]) -> str:
         lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
         return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
-    def cells(keys: Sequence[str], measured: Mapping[str, Any]) -> list[str]:
-        return [_show(measured.get(key), MEASURES[key].is_share) for key in keys]
+    def by_measure(keys: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
+        measured = {**results["arms"], **results["strangers"]}
+        return [
+            [MEASURES[key].title, *(_show(measured[column].get(key), MEASURES[key].is_share) for column in columns)]
+            for key in keys
+        ]
 
-    def rows_of(arms: Mapping[str, Arm] | Mapping[str, str], keys: Sequence[str]) -> list[list[str]]:
-        return [[results["titles"][arm], *cells(keys, results["arms"][arm])] for arm in arms]
-
-    parts = [table(["arm", *(measure.title for measure in PAPER.values())], rows_of(ARMS, list(PAPER)))]
+    titles = {**results["titles"], "test": "test images", "training": "training images"}
+    parts = [table(["", *(titles[arm] for arm in ARMS)], by_measure(list(PAPER), list(ARMS)))]
     synthetic = [arm for arm in ARMS if ARMS[arm].pool]
     columns = [*synthetic, "test", "training"]
-    titles = [*(results["titles"][arm] for arm in synthetic), "test images", "training images"]
-    measured = {**results["arms"], **results["strangers"]}
     keys = [*PRIVACY, *FIDELITY, "recognised", "mislabelled"]
-    parts.append(
-        table(
-            ["measure", *titles],
-            [
-                [MEASURES[key].title, *(_show(measured[c].get(key), MEASURES[key].is_share) for c in columns)]
-                for key in keys
-            ],
-        )
-    )
-    long_arms = [arm for arm in results["arms"] if arm not in ARMS]
-    rows = [[results["titles"][arm], *cells(LONG_KEYS, results["arms"][arm])] for arm in long_arms]
-    parts.append(table(["long paths", *(MEASURES[key].title for key in LONG_KEYS)], rows))
+    parts.append(table(["", *(titles[column] for column in columns)], by_measure(keys, columns)))
+    long_arms = [arm for arm in titles if arm in results["arms"] and arm not in ARMS]
+    parts.append(table(["", *(titles[arm] for arm in long_arms)], by_measure(LONG_KEYS, long_arms)))
     for kind, chosen in (("difference", DIFFERENCES), ("ratio", RATIOS)):
         rows = []
         for comparison in results["comparisons"]:
