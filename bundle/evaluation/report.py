@@ -37,6 +37,8 @@ CHARTED = ("accuracy", "mia_accuracy", "copy_rate", "lpips_p5", "mml", "kid_all"
 RATIOS = ("mml", "lpips_p5", "kid_all", "frechet_all", "smoothness", "path_variety")
 #: Measures whose differences the tables show; results.json has those of all.
 DIFFERENCES = ("accuracy", "mia_accuracy", "lira_auc", "copy_rate", "lpips_p5", "mml", "kid_all", "mislabelled")
+#: Measures whose differences from test images the tables show.
+AGAINST_TEST = ("copy_rate", "dcr_p5", "nndr_p5", "lpips_p5", "mml", "reidentified", "same_patient_named")
 #: Measures of long paths that the tables show.
 LONG_KEYS = ("smoothness", "path_variety", "mml", "lpips_p5", "copy_rate", "kid_all", "frechet_all", "mislabelled")
 
@@ -171,6 +173,7 @@ def _write_html(results: dict[str, Any], pictures: Mapping[str, Chart], path: Pa
         ratios=RATIOS,
         differences=DIFFERENCES,
         long_keys=LONG_KEYS,
+        against_test=AGAINST_TEST,
         pictures={name: Markup(as_svg(picture)) for name, picture in pictures.items()},
         show=_show,
     )
@@ -219,6 +222,14 @@ def markdown_tables(results: dict[str, Any]) -> str:
     columns = [*synthetic, "test", "training"]
     keys = [*PRIVACY, *FIDELITY, "recognised", "mislabelled"]
     parts.append(table(["", *(titles[column] for column in columns)], by_measure(keys, columns)))
+    rows = [
+        [
+            f"{titles[arm]} less test images",
+            *(_show(found.get(key), MEASURES[key].is_share, True) for key in AGAINST_TEST),
+        ]
+        for arm, found in results["against_test_images"].items()
+    ]
+    parts.append(table(["", *(MEASURES[key].title for key in AGAINST_TEST)], rows))
     long_arms = [arm for arm in titles if arm in results["arms"] and arm not in ARMS]
     parts.append(table(["", *(titles[arm] for arm in long_arms)], by_measure(LONG_KEYS, long_arms)))
     for kind, chosen in (("difference", DIFFERENCES), ("ratio", RATIOS)):
