@@ -21,7 +21,7 @@ def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
     Args:
         data: the whole.
         folder: where the part goes; must not exist. Real images: keep it as private as the whole.
-        n_train: training images kept, the classes in equal number, in the order of the images' names.
+        n_train: training images kept, the classes in equal number, evenly spread over the images' names.
 
     Raises:
         FileExistsError: the folder exists.
@@ -32,7 +32,9 @@ def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
     if n_train % len(labels) or any(len(records) < n_train // len(labels) for records in train):
         available = min(len(records) for records in train) * len(labels)
         raise ValueError(f"n_train must be a multiple of {len(labels)}, at most {available}, not {n_train}.")
-    kept = [record for records in train for record in records[: n_train // len(labels)]]
+    # Evenly spread over the names, which are grouped by source: else members would differ from strangers by that alone.
+    share = n_train // len(labels)
+    kept = [records[index * len(records) // share] for records in train for index in range(share)]
     folder.mkdir(parents=True)
     with atomic_write(folder / "labels.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
