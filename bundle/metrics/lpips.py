@@ -177,8 +177,8 @@ class _Kept:
 
     def within(self) -> Tensor:
         """Distances among the kept ones."""
-        squared = self.norm[:, None] + self.norm - 2 * self.vectors @ self.vectors.T
-        return squared.clamp_min(0).cpu()
+        squared = (self.norm[:, None] + self.norm - 2 * self.vectors @ self.vectors.T).clamp_min(0).cpu()
+        return squared.tril() + squared.tril(-1).T  # a product by blocks need not be symmetric to the last bit
 
 
 def nearest(
