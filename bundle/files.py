@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "sha256_file", "write_json"]
+__all__ = ["atomic_write", "content_digest", "sha256_file", "write_json"]
 
 
 @contextmanager
@@ -46,6 +46,12 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_digest(content: Any, length: int = 16) -> str:
+    """Names plain content: the first hexadecimal digits of the SHA-256 of its JSON, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from bundle.audit.engine import AuditEngine
 from bundle.audit.images import LEAST_SIDE, Cohort
 from bundle.data import ImageData, open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
+from bundle.files import content_digest
 from bundle.networks.weights import WeightsError, load_weights, read_info
 from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST, AuditTrainer
 from scripts.generation import splits_home
@@ -37,8 +36,7 @@ def train_audit(trainers: Sequence[AuditTrainer]) -> None:
 
 def default_audit_dir(cohort: Cohort, options: dict[str, Any]) -> str:
     """Names a folder after the cohort's content and the options, so that no audit overwrites another's report."""
-    text = json.dumps([cohort.sha256, options], sort_keys=True, default=str)
-    return f"output/audit-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return f"output/audit-{content_digest([cohort.sha256, options], 10)}"
 
 
 def open_audit_data(
@@ -104,10 +102,9 @@ def audit_networks(
         return _load(Path(models_dir), device)
     config = Path(bundle_root) / "configs" / "train_audit.json"
     options = ConfigParser.load_config_file(config)
-    text = json.dumps(
-        [data.content_sha256(IDENTITY_SPLITS), data.split_sha256, {n: options[n] for n in TRAINING_OPTIONS}]
-    )
-    home = Path(bundle_root) / "output" / "audit_networks" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    trained_on = [data.content_sha256(IDENTITY_SPLITS), data.split_sha256]
+    digest = content_digest([trained_on, {name: options[name] for name in TRAINING_OPTIONS}])
+    home = Path(bundle_root) / "output" / "audit_networks" / digest
     if _misfit(home / "models", data) is not None:
         print(
             f"{models_dir} holds no networks to audit this data set with ({_misfit(Path(models_dir), data)}). "

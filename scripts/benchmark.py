@@ -28,6 +28,7 @@ from bundle.cohort.ledger import CohortError
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
+from bundle.markup import markdown_table
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import WeightsError, load_weights
 from bundle.training.seeds import stream_seed
@@ -37,7 +38,7 @@ from scripts.latent_guides import TRIAL, agreement
 from scripts.walk_quality import RealImages, quality, quality_table, student_figures
 from scripts.walkers import ARMS, Walker, cost, open_walker
 
-__all__ = ["cost_table", "main", "measure_memory", "peak_memory", "table"]
+__all__ = ["cost_table", "main", "measure_memory", "peak_memory"]
 
 # Cohorts over which the distillation is spread.
 COHORTS = (100, 1000, 10_000)
@@ -92,12 +93,6 @@ def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillatio
             )
         )
     return rows
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Lays rows out as a table in Markdown; the first names the columns."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,7 +171,8 @@ def run(options: argparse.Namespace) -> None:
         f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}"
     )
-    print(f"\n{head}\n\nFor a released image:\n{table(costs)}\n\nInner points:\n{table(qualities)}\n\n{students}")
+    print(f"\n{head}\n\nFor a released image:\n{markdown_table(costs)}")
+    print(f"\nInner points:\n{markdown_table(qualities)}\n\n{students}")
     write_json(options.output_file, {"head": head, "cost": costs, "quality": qualities, "students": students})
     units = costs[0].index("units")
     arms = [

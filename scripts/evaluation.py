@@ -17,14 +17,13 @@ from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import POOLS, Pool
 from bundle.evaluation.engine import EvaluationEngine
 from bundle.figures import from_uint8
-from bundle.gate.gate import Gate
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet, load_models
 from bundle.walk.inferer import SETTINGS
 from bundle.walk.objective import OBJECTIVES
 from scripts.generation import default_guides, generation_networks
-from scripts.walkers import Arm, Walker
+from scripts.walkers import Arm, Walker, open_gate
 
 __all__ = ["PoolMaker", "evaluate", "evaluation_models", "image_quotas"]
 
@@ -86,11 +85,8 @@ class PoolMaker:
         self.n_points, self.long_points = n_points, long_points
         self.long_pairs, self.published_pairs = long_pairs, published_pairs
         self.prior = LatentPrior(models.generator)
-        networks = models.networks
-        self.gate = Gate(
-            networks["gate_identity"], networks["gate_class"], models.infos["gate_identity"]["scores"]["threshold"]
-        )
-        self.guides = "latent" if "latent_identity" in networks else "image"
+        self.gate = open_gate(models)
+        self.guides = "latent" if "latent_identity" in models.networks else "image"
         self.settings: dict[str, Any] = {
             "models": {name: info["sha256"] for name, info in models.infos.items()},
             "guides": self.guides,
@@ -100,44 +96,50 @@ class PoolMaker:
             "long_points": long_points,
         }
 
-    def cost(self, pool: str, n_images: int) -> float:
-        """Returns about how many CPU-milliseconds the images of a pool take."""
+    def size(self, pool: str, quotas: dict[int, int]) -> int:
+        """Returns how many images a pool has at first, about."""
+        return sum(self._pairs(pool, quota) * self._points(pool) for quota in quotas.values())
+
+    def cost(self, pool: str) -> float:
+        """Returns about how many CPU-milliseconds an image of a pool takes."""
         pixels = (int(self.models.infos["generator"]["resolution"]) / 128) ** 2
-        if POOLS[pool].walk == "published":
-            return 8000.0 * pixels * n_images
-        walking = (
-            0.0 if POOLS[pool].walk in ("random", "linear") else 2.5 if self.guides == "latent" else 400.0 * pixels
-        )
-        return (walking + 8.0 * pixels) * n_images
+        plan = 2.5 if self.guides == "latent" else 400.0 * pixels
+        walking = {"published": 8000.0 * pixels, "plan": plan}
+        return walking.get(POOLS[pool].walk, 0.0) + 8.0 * pixels
 
     def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
         """Yields class and pairs of the parts that a pool has at first."""
         kind = POOLS[pool]
+        size = 1 if kind.walk == "published" else PART_PAIRS
         for label, quota in quotas.items():
-            if kind.long:
-                pairs = self.published_pairs if kind.walk == "published" else self.long_pairs
-                size = 1 if kind.walk == "published" else PART_PAIRS
-            else:
-                pairs = -(-quota // (2 if kind.walk == "random" else self.n_points))
-                size = PART_PAIRS * self.n_points // 2 if kind.walk == "random" else PART_PAIRS
+            pairs = self._pairs(pool, quota)
             for first in range(0, pairs, size):
-                yield (
-                    label,
-                    range(first, min(first + size, pairs) if kind.long or kind.walk == "random" else first + size),
-                )
+                yield label, range(first, first + size if kind.grows else min(first + size, pairs))
 
     def further(self, pool: str, part: tuple[int, range], quota: int) -> tuple[int, range] | None:
         """Names the part after one that has not filled a class, or None where the gate lets too little pass."""
         label, pairs = part
-        if POOLS[pool].long or POOLS[pool].walk == "random" or pairs.stop * self.n_points > MOST * quota:
+        if not POOLS[pool].grows or pairs.stop * self.n_points > MOST * quota:
             return None
         return label, range(pairs.stop, pairs.stop + PART_PAIRS)
+
+    def _points(self, pool: str) -> int:
+        """Images between the ends of a pair, both included."""
+        kind = POOLS[pool]
+        return 2 if kind.single else self.long_points if kind.long else self.n_points
+
+    def _pairs(self, pool: str, quota: int) -> int:
+        """Pairs of a class that a pool has at first."""
+        kind = POOLS[pool]
+        if kind.long:
+            return self.published_pairs if kind.walk == "published" else self.long_pairs
+        return -(-quota // self._points(pool))
 
     def make(self, pool: str, seed: int, label: int, pairs: range) -> Pool:
         """Makes one part of a pool."""
         kind = POOLS[pool]
         generator = self.models.generator
-        if kind.walk == "random":  # the ends of the pairs, each one by itself
+        if kind.single:  # the ends of the pairs, each one by itself
             z = pair_latents(pairs, label, generator.z_dim, generator.num_classes, seed).flatten(0, 1)
             device = next(generator.parameters()).device
             with torch.no_grad():

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -32,7 +31,7 @@ from bundle.cohort.writer import verify_cohort, write_cohort
 from bundle.data import ImageData, open_dataset
 from bundle.figures import from_uint8, save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
-from bundle.files import write_json
+from bundle.files import content_digest, write_json
 from bundle.gate.gate import Gate
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, nearest
@@ -180,8 +179,7 @@ def generation_settings(
 
 def default_output_dir(modality: str, settings: dict[str, Any]) -> str:
     """Names a folder after the options, so that other options never meet another run's cohort."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return f"output/{modality}-{digest[:10]}"
+    return f"output/{modality}-{content_digest(settings, 10)}"
 
 
 def plan_ledger(output_dir: str, settings: dict[str, Any], class_names: Sequence[str]) -> WalkLedger:

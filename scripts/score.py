@@ -17,6 +17,7 @@ from tqdm import tqdm
 from bundle.data import ImageData
 from bundle.figures import image_grid, save_png
 from bundle.files import write_json
+from bundle.markup import markdown_table
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest, pairwise
@@ -187,12 +188,10 @@ def _recognised(measure: str, value: float) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| class | measure | value | bar | met |", "|---|---|---|---|---|"]
+    lines = [["class", "measure", "value", "bar", "met"]]
     for row in rows:
         spread = "" if row["std"] is None else f" +- {row['std']:.3g}"
+        bar = f"{row['relation']} {row['bar']:.3g}"
         verdict = "yes" if row["met"] else "**no**"
-        lines.append(
-            f"| {row['class']} | {row['measure']} | {row['mean']:.3g}{spread} "
-            f"| {row['relation']} {row['bar']:.3g} | {verdict} |"
-        )
-    return "\n".join(lines)
+        lines.append([row["class"], row["measure"], f"{row['mean']:.3g}{spread}", bar, verdict])
+    return markdown_table(lines)

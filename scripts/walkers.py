@@ -23,7 +23,7 @@ from bundle.walk.guides import Guides
 from bundle.walk.inferer import PlanWalkInferer
 from scripts.generation import BLOCK_POINTS, generation_networks, walk_guides
 
-__all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost", "open_walker"]
+__all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost", "open_gate", "open_walker"]
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,17 @@ class Walker:
                 self.judged.verdicts[label].append(verdict)
 
 
+def open_gate(models: ModelSet) -> Gate:
+    """Makes the gate of its two networks, at the threshold that was calibrated for them."""
+    threshold = models.infos["gate_identity"]["scores"]["threshold"]
+    return Gate(models.networks["gate_identity"], models.networks["gate_class"], threshold)
+
+
 def open_walker(arm: Arm, models_dir: str, n_points: int, seed: int) -> tuple[Walker, LatentPrior]:
     """Loads the networks of a folder and makes a walker of an arm; returns the prior as well."""
     models = load_models(models_dir, names=generation_networks(arm.guides))
     prior = LatentPrior(models.generator)
-    threshold = models.infos["gate_identity"]["scores"]["threshold"]
-    gate = Gate(models.networks["gate_identity"], models.networks["gate_class"], threshold)
-    return Walker(models, prior, gate, arm, n_points, seed), prior
+    return Walker(models, prior, open_gate(models), arm, n_points, seed), prior
 
 
 def cost(judged: Judged) -> tuple[float, float]:

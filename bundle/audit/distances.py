@@ -20,18 +20,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundle.audit.images import RealImages
+from bundle.audit.images import RealData, RealImages
 from bundle.audit.measures import nearest_two
 from bundle.audit.resampling import DRAWS, patient_draws
 from bundle.figures import from_uint8
-from bundle.files import atomic_write
+from bundle.files import atomic_write, sha256_file
 from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.metrics.features import squeezenet_features
 from bundle.metrics.lpips import lpips_model, pairwise, pairwise_within
 from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 
-__all__ = ["EMBEDDING", "VERIFIER", "Distances", "Reference", "Side", "Step", "Steps", "Tensors"]
+__all__ = [
+    "EMBEDDING",
+    "VERIFIER",
+    "Distances",
+    "Reference",
+    "Side",
+    "Step",
+    "Steps",
+    "Tensors",
+    "reference_key",
+]
 
 EMBEDDING, VERIFIER = "audit_embedding", "audit_verifier"
 
@@ -132,6 +142,23 @@ class Side:
         """
         tensors = {entry.name: getattr(self, entry.name)[members] for entry in fields(self) if entry.name != "draws"}
         return Side(**tensors, draws=patient_draws(patients[members], DRAWS, seed))
+
+
+def reference_key(
+    real: RealData, infos: Mapping[str, Mapping[str, Any]], trunk_file: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    """Returns plain values that change with whatever a `Reference` depends on besides its seed.
+
+    Args:
+        real: images.
+        infos: content of the JSON of each network.
+        trunk_file: weights of SqueezeNet 1.1.
+    """
+    return {
+        **real.key(),
+        "networks": {name: info["sha256"] for name, info in infos.items()},
+        "trunk": sha256_file(trunk_file) if trunk_file else None,
+    }
 
 
 class Reference(Steps):
@@ -296,11 +323,19 @@ class Distances(Steps):
 
     def steps(self) -> Iterator[Step]:
         """Yields the steps in their order; those of the reference come before."""
+        yield from self.block_steps()
+        yield self.within_step()
+
+    def block_steps(self) -> Iterator[Step]:
+        """Yields the steps that hold the images, block by block, against the real ones."""
         n_real = sum(len(self.real[role].pixels) for role in ("train", "test"))
         for number, block in enumerate(self.cohort.split(BLOCK)):
             cost = (2 * EMBED_MS + SQUEEZENET_MS) * len(block) + LPIPS_MS * (len(block) + n_real)
             yield self.step(f"cohort_{number:04d}", cost, lambda block=block: self._block(block))  # type: ignore[misc]
-        yield self.step("within", LPIPS_MS * len(self.sample), self._within)
+
+    def within_step(self) -> Step:
+        """Returns the step that takes the distances among the sample."""
+        return self.step("within", LPIPS_MS * len(self.sample), self._within)
 
     @cached_property
     def rows(self) -> Tensors:

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -20,13 +18,12 @@ from tqdm import tqdm
 
 from bundle.audit.assessment import Assessment, Figures, assess
 from bundle.audit.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
-from bundle.audit.distances import Distances, Reference, Step, Tensors
-from bundle.audit.images import Cohort, RealImages, choose_preprocessing, read_pixels
+from bundle.audit.distances import Distances, Reference, Step, Tensors, reference_key
+from bundle.audit.images import Cohort, RealData, choose_preprocessing, read_pixels
 from bundle.audit.report import write_private, write_report
 from bundle.audit.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
-from bundle.data.dataset import IDENTITY_SPLITS
-from bundle.files import sha256_file, write_json
+from bundle.files import content_digest, write_json
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import LPIPS_TRUNK
@@ -37,7 +34,6 @@ __all__ = ["AuditEngine", "AuditProgress"]
 FORMAT = 2
 # CPU-milliseconds of the conclusion, for the bar.
 CONCLUSION_MS = 30_000.0
-ROLES = {"train": IDENTITY_SPLITS, "val": ("val",), "test": ("test",)}
 
 
 class AuditProgress:
@@ -125,7 +121,7 @@ class AuditEngine(Engine):
             )
         self.cohort, self.data, self.infos, self.seed = cohort, data, infos, seed
         self.output_dir = Path(output_dir)
-        self.real = {role: RealImages.load(data, splits) for role, splits in ROLES.items()}
+        self.real = RealData(data)
 
         def unlike(*sides: torch.Tensor) -> float:
             x, y = (squeezenet_features(side, trunk_file, device=device) for side in sides)
@@ -136,18 +132,12 @@ class AuditEngine(Engine):
         self.pixels = read_pixels([record.image for record in cohort.records], preset, data.resolution, "the cohort")
         key = {
             "format": FORMAT,
-            "cohort": cohort.digests,
-            "real": {role: data.digests(splits) for role, splits in ROLES.items()},
-            "patients": {role: side.patients.tolist() for role, side in self.real.items()},
-            "preprocessing": [preset.preprocessing, data.modality.preprocessing],
-            "resolution": data.resolution,
-            "networks": {name: info["sha256"] for name, info in infos.items()},
-            "trunk": sha256_file(trunk_file) if trunk_file else None,
+            "cohort": [cohort.digests, preset.preprocessing],
+            "reference": reference_key(self.real, infos, trunk_file),
             "seed": seed,
         }
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        folder = self.output_dir / "private" / "audit" / digest
-        reference = Reference(self.real, networks, folder / "real", seed, trunk_file, device)
+        folder = self.output_dir / "private" / "audit" / content_digest(key)
+        reference = Reference(self.real.sides, networks, folder / "real", seed, trunk_file, device)
         self.distances = Distances(self.pixels, reference, folder, seed)
         conclusion = Step("conclusion", CONCLUSION_MS, self._conclude)
         self.steps = [*reference.steps(), *self.distances.steps(), conclusion]
@@ -167,8 +157,8 @@ class AuditEngine(Engine):
     def _conclude(self) -> Tensors:
         names = self.data.class_names
         found = assess(self.distances, self.cohort.labels, names, self.seed)
-        copies = pixel_copies(self.pixels, self.real)
-        self.verdict = verdict_of(found, copies, len(self.pixels), len(self.real["test"].pixels))
+        copies = pixel_copies(self.pixels, self.real.sides)
+        self.verdict = verdict_of(found, copies, len(self.pixels), len(self.real.sides["test"].pixels))
         self.results = self._content(found, copies, self.verdict)
         write_private(self.output_dir / "private", self.distances, self.cohort)
         write_json(self.output_dir / "results.json", self.results)
@@ -210,13 +200,7 @@ class AuditEngine(Engine):
                 "preprocessing_applied_here": self.preprocessing,
                 "settled": self.treatment,
             },
-            "real": {
-                role: {"images": len(side.pixels), "patients": int(side.patients.max()) + 1}
-                for role, side in self.real.items()
-            },
-            "split_sha256": self.data.split_sha256,
-            "modality": self.data.modality.name,
-            "resolution": self.data.resolution,
+            **self.real.content(),
             "networks": {
                 name: {"sha256": info["sha256"], "trained_on_images": len(info["seen"])}
                 for name, info in self.infos.items()

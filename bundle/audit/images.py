@@ -19,13 +19,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.data import ImageData, Modality, image_transform
+from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.data.errors import DataError, Problem
 from bundle.data.layouts import LAYOUTS, find_images, read_folder
 from bundle.data.readers import ReadError, decode, pixel_sha256
 from bundle.data.records import Record
 from bundle.figures import from_uint8, to_uint8
 
-__all__ = ["LEAST_SIDE", "PREPROCESSING", "Cohort", "RealImages", "choose_preprocessing", "open_cohort", "read_pixels"]
+__all__ = [
+    "LEAST_SIDE",
+    "PREPROCESSING",
+    "Cohort",
+    "RealData",
+    "RealImages",
+    "choose_preprocessing",
+    "open_cohort",
+    "read_pixels",
+]
 
 #: Images smaller than this show nobody.
 LEAST_SIDE = 32
@@ -33,6 +43,9 @@ LEAST_SIDE = 32
 #: What was done to a cohort's images. "applied": they look as the networks see real images, cropped and matched, as
 #: cohorts of this bundle do; "none": they look like the files in dataset_dir, which then are treated the same way.
 PREPROCESSING = ("auto", "applied", "none")
+
+#: Splits of each role: what was learned from, what thresholds are calibrated on, what nobody has seen.
+ROLES = {"train": IDENTITY_SPLITS, "val": ("val",), "test": ("test",)}
 
 # Values of a colour image whose channels differ by no more than this, as JPEG makes of grey ones, show no colour.
 GREY = 0.03
@@ -108,6 +121,46 @@ class RealImages:
         pixels = read_pixels([record.image for record in records], data.modality, data.resolution, "real images")
         labels = torch.tensor([-1 if record.label is None else record.label for record in records])
         return cls(pixels, labels, torch.tensor(patients), records)
+
+
+class RealData:
+    """Real images of every role, and how results and caches name them.
+
+    Args:
+        data: at the resolution of whatever is held against them.
+
+    Attributes:
+        sides: ``train``, ``val`` and ``test``.
+
+    Raises:
+        DataError: a split is empty.
+    """
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+        self.sides = {role: RealImages.load(data, splits) for role, splits in ROLES.items()}
+
+    def key(self) -> dict[str, Any]:
+        """Returns plain values that change with whatever distances to the images depend on."""
+        return {
+            "real": {role: self.data.digests(splits) for role, splits in ROLES.items()},
+            "patients": {role: side.patients.tolist() for role, side in self.sides.items()},
+            "labels": {role: side.labels.tolist() for role, side in self.sides.items()},
+            "preprocessing": self.data.modality.preprocessing,
+            "resolution": self.data.resolution,
+        }
+
+    def content(self) -> dict[str, Any]:
+        """Returns what results.json says of the images."""
+        return {
+            "real": {
+                role: {"images": len(side.pixels), "patients": int(side.patients.max()) + 1}
+                for role, side in self.sides.items()
+            },
+            "split_sha256": self.data.split_sha256,
+            "modality": self.data.modality.name,
+            "resolution": self.data.resolution,
+        }
 
 
 def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: str | os.PathLike[str], modality: Modality) -> Cohort:

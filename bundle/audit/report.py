@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bundle.audit.assessment import HALVES
@@ -19,6 +18,7 @@ from bundle.audit.images import Cohort
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import alikeness_chart
 from bundle.files import atomic_write
+from bundle.markup import write_html
 from bundle.metrics.copies import copy_threshold
 
 __all__ = ["write_private", "write_report"]
@@ -34,19 +34,15 @@ def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
         path: the file.
         results: content of results.json; nothing else goes into the report.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    chart = alikeness_chart(results["alikeness_quantiles"], results["threshold"])
-    text = environment.get_template("report.html.j2").render(
+    write_html(
+        path,
+        Path(__file__).parent / "report.html.j2",
         r=results,
-        chart=Markup(chart),
+        chart=Markup(alikeness_chart(results["alikeness_quantiles"], results["threshold"])),
         halves=HALVES,
         show=lambda value: f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}",
         percent=lambda value: f"{value:.1%}",
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:

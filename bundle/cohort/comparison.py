@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.gate.gate import Verdict
+from bundle.markup import markdown_table
 from bundle.metrics.lpips import mean_pairwise, nearest
 from bundle.networks.guides import Classifier
 from bundle.walk.objective import identity_divergence
@@ -70,6 +71,5 @@ def compare_paths(
 def comparison_table(comparison: dict[str, dict[str, float]]) -> str:
     """Lays out what `compare_paths` returns as a table in Markdown."""
     names = list(comparison[KINDS[0]])
-    lines = ["| path | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {kind} | " + " | ".join(f"{comparison[kind][name]:.3f}" for name in names) + " |" for kind in KINDS]
-    return "\n".join(lines)
+    head = ["path", *(name.replace("_", " ") for name in names)]
+    return markdown_table([head, *([kind, *(f"{comparison[kind][name]:.3f}" for name in names)] for kind in KINDS)])

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bundle.markup import markdown_table
+
 __all__ = ["datasheet"]
 
 
@@ -21,9 +23,10 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
         Markdown.
     """
     options = manifest["configuration"]
-    rows = "\n".join(
-        f"| {name} | {counts['images']} | {counts['judged']} | {counts['recognised']} | {counts['mislabelled']} |"
-        for name, counts in manifest["gate"].items()
+    head = ["class", "images here", "judged by the gate", "dropped: recognised", "dropped: other class"]
+    keys = ("images", "judged", "recognised", "mislabelled")
+    table = markdown_table(
+        [head, *([name, *(str(counts[key]) for key in keys)] for name, counts in manifest["gate"].items())]
     )
     return f"""# Datasheet of a synthetic cohort
 
@@ -37,9 +40,7 @@ a classifier of the training patients recognises one (objective `{options["objec
 A gate of two other networks, which the walk never saw, then dropped every image in which it recognised a training \
 patient more surely than it does in 95 % of held-out real images, or whose class it saw otherwise than the label says.
 
-| class | images here | judged by the gate | dropped: recognised | dropped: other class |
-|---|---|---|---|---|
-{rows}
+{table}
 
 An image can be dropped for both reasons, and images beyond the number asked for were left out.
 

@@ -30,6 +30,16 @@ class PoolKind:
     walk: str
     long: bool = False
 
+    @property
+    def single(self) -> bool:
+        """Whether images stand by themselves, on no path."""
+        return self.walk == "random"
+
+    @property
+    def grows(self) -> bool:
+        """Whether pairs are added until enough images pass the gate."""
+        return not self.long and not self.single
+
 
 POOLS = {
     "random": PoolKind("random"),

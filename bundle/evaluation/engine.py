@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -19,13 +17,20 @@ from torch import Tensor, nn
 
 from bundle.audit.assessment import HALVES, measure
 from bundle.audit.catalogue import MEASURES as AUDIT_MEASURES
-from bundle.audit.distances import Distances, Reference, Step, Tensors
-from bundle.audit.engine import ROLES, AuditProgress
-from bundle.audit.images import RealImages
+from bundle.audit.distances import Distances, Reference, Step, Tensors, reference_key
+from bundle.audit.engine import AuditProgress
+from bundle.audit.images import RealData
 from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, half_samples, mean, patient_draws, share
 from bundle.data import DataError, ImageData
-from bundle.evaluation.arms import ARMS, LONG_ARMS, POOLS, Arm, Pool, select
-from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, random_halves, ratio_figures
+from bundle.evaluation.arms import ARMS, LONG_ARMS, POOLS, Pool, select
+from bundle.evaluation.membership import (
+    attack_by_outputs,
+    confidence,
+    joined_patients,
+    likelihood_ratios,
+    random_halves,
+    ratio_figures,
+)
 from bundle.evaluation.report import write_evaluation
 from bundle.evaluation.utility import (
     ClassifierSettings,
@@ -34,14 +39,14 @@ from bundle.evaluation.utility import (
     shortcut_figures,
     train_classifier,
 )
-from bundle.files import sha256_file
+from bundle.files import content_digest
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.training.seeds import stream_seed
 
 __all__ = ["EvaluationEngine", "PoolSource"]
 
 # Of what the files on disk are made; counts up whenever that changes.
-FORMAT = 1
+FORMAT = 2
 # Seed of all draws of intervals: the same in all arms and seeds, which are so compared draw by draw.
 DRAW_SEED = 0
 # CPU-milliseconds: an image of a classifier's training at 64 px, the figures of an arm.
@@ -65,8 +70,11 @@ class PoolSource(Protocol):
     long_pairs: int
     published_pairs: int
 
-    def cost(self, pool: str, n_images: int) -> float:
-        """Returns about how many CPU-milliseconds the images of a pool take."""
+    def size(self, pool: str, quotas: dict[int, int]) -> int:
+        """Returns how many images a pool has at first, about."""
+
+    def cost(self, pool: str) -> float:
+        """Returns about how many CPU-milliseconds an image of a pool takes."""
 
     def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
         """Yields class and pairs of the parts that a pool has at first."""
@@ -132,20 +140,16 @@ class EvaluationEngine(Engine):
                 "the dataset has no test images, and an evaluation is judged on nothing else. Give dataset_dir a test "
                 "split that no network has seen, by a column split in labels.csv or by folders of these names."
             )
-        self.real = {role: RealImages.load(data, splits) for role, splits in ROLES.items()}
+        self.real = RealData(data)
+        self.train, self.test = self.real.sides["train"], self.real.sides["test"]
+        # Training and test images together: what the attacks are tried on.
+        self.judged = torch.cat([self.train.pixels, self.test.pixels])
+        self.judged_labels = torch.cat([self.train.labels, self.test.labels])
+        self.judged_patients = joined_patients(self.train.patients, self.test.patients)
         self.pools = [name for name in POOLS if source.published_pairs or POOLS[name].walk != "published"]
         self.long_arms = {name: arm for name, arm in LONG_ARMS.items() if source.published_pairs or not arm.common}
-        trunk = sha256_file(trunk_file) if trunk_file else None
-        real_key = {
-            "format": FORMAT,
-            "real": {role: data.digests(splits) for role, splits in ROLES.items()},
-            "patients": {role: side.patients.tolist() for role, side in self.real.items()},
-            "labels": {role: side.labels.tolist() for role, side in self.real.items()},
-            "preprocessing": data.modality.preprocessing,
-            "resolution": data.resolution,
-            "networks": {name: info["sha256"] for name, info in infos.items()},
-            "trunk": trunk,
-        }
+        self.arms = {**ARMS, **self.long_arms}
+        real_key = {"format": FORMAT, **reference_key(self.real, infos, trunk_file)}
         key = {
             **real_key,
             "source": source.settings,
@@ -155,11 +159,10 @@ class EvaluationEngine(Engine):
             "n_shadows": n_shadows,
         }
         home = self.output_dir / "private" / "evaluation"
-        self.folder = home / _digest(key)
-        self.reference = Reference(
-            self.real, networks, home / f"real-{_digest(real_key)}", DRAW_SEED, trunk_file, device
-        )
-        self.test_draws = patient_draws(self.real["test"].patients, DRAWS, DRAW_SEED)
+        self.folder = home / content_digest(key)
+        real_home = home / f"real-{content_digest(real_key)}"
+        self.reference = Reference(self.real.sides, networks, real_home, DRAW_SEED, trunk_file, device)
+        self.test_draws = patient_draws(self.test.patients, DRAWS, DRAW_SEED)
         self.infos = infos
         self.results: dict[str, Any] = {}
         self._pools: dict[tuple[int, str], tuple[Pool, Distances]] = {}
@@ -195,7 +198,7 @@ class EvaluationEngine(Engine):
         step.run()
         name, _, seed = step.name.partition(" seed ")
         arm = name.removeprefix("figures_")
-        if arm not in {**ARMS, **self.long_arms}:
+        if arm not in self.arms:
             return {"arm": "", "seed": "", "metrics": {}}
         found = self.figures(arm, int(seed))
         metrics = {key: value.value for key, value in found.items() if not value.reason}
@@ -204,13 +207,12 @@ class EvaluationEngine(Engine):
 
     def _steps(self) -> Iterator[Step]:
         yield from self.reference.steps()
-        n_images = sum(self.quotas.values())
-        n_real = sum(len(side.pixels) for side in self.real.values())
+        n_images, n_real = sum(self.quotas.values()), len(self.judged)
         for seed in self.seeds:
             for pool in self.pools:
                 yield from self._pool_steps(seed, pool)
             for pool in self.pools:
-                n = n_images if not POOLS[pool].long else self._long_images(pool)
+                n = self.source.size(pool, self.quotas)
                 yield self._bare(seed, f"distances {pool}", 40.0 * n + 25.0 * n_real * n / 500, self._measure, pool)
                 if POOLS[pool].long:
                     yield self._kept(seed, f"paths_{pool}", 25.0 * n, self._paths, pool)
@@ -219,7 +221,7 @@ class EvaluationEngine(Engine):
                 yield self._kept(seed, f"classifier_{arm}", cost * n_images, self._classifier, arm)
             for number in range(self.n_shadows):
                 yield self._kept(seed, f"shadow_{number:02d}", cost * n_real / 2, self._shadow, number)
-            for arm in (*ARMS, *self.long_arms):
+            for arm in self.arms:
                 yield self._kept(seed, f"figures_{arm}", FIGURES_MS, self._figures, arm)
             if seed == self.seeds[0]:
                 yield self._kept(seed, "strangers", FIGURES_MS, self._strangers)
@@ -238,17 +240,13 @@ class EvaluationEngine(Engine):
         result: Tensors = torch.load(self.folder / f"{seed}" / f"{name}.pt", map_location="cpu", weights_only=True)
         return result
 
-    def _long_images(self, pool: str) -> int:
-        pairs = self.source.published_pairs if POOLS[pool].walk == "published" else self.source.long_pairs
-        return pairs * self.source.long_points * len(self.quotas)
-
     # Pools
 
     def _pool_steps(self, seed: int, pool: str) -> Iterator[Step]:
         parts = list(self.source.parts(pool, self.quotas))
-        n = self._long_images(pool) if POOLS[pool].long else sum(self.quotas.values())
+        cost = self.source.cost(pool) * self.source.size(pool, self.quotas) / len(parts)
         for part in parts:
-            yield self._part(seed, pool, part, self.source.cost(pool, n) / len(parts))
+            yield self._part(seed, pool, part, cost)
         yield self._bare(seed, f"images {pool}", 1.0, self._fill, pool, parts)
 
     def _part(self, seed: int, pool: str, part: tuple[int, range], cost: float = 0.0) -> Step:
@@ -281,24 +279,20 @@ class EvaluationEngine(Engine):
     def _measure(self, seed: int, pool: str) -> Tensors:
         """Takes the distances of a pool, and numbers its pairs as those of the pools it is compared with."""
         joined, distances = self._pools[seed, pool]
-        for step in distances.steps():
-            if step.name != "within":  # that is a matter of arms
-                step.run()
-        pairs = [
-            max(mine.pairs[select(mine, arm, None if POOLS[name].long else self.quotas)].tolist(), default=0)
-            for (other, name), (mine, _) in self._pools.items()
-            for arm in (*ARMS.values(), *self.long_arms.values())
-            if other == seed and arm.pool == name and self._comparable(name, pool)
+        for step in distances.block_steps():  # distances within are a matter of arms
+            step.run()
+        kind = POOLS[pool]
+        alike = [
+            arm
+            for arm, other in self.arms.items()
+            if other.pool and (POOLS[other.pool].long, POOLS[other.pool].single) == (kind.long, kind.single)
         ]
-        n_pairs = 1 + max(pairs)
+        reached = torch.cat([self._pool(seed, arm).pairs[self._chosen(seed, arm)] for arm in alike])
+        n_pairs = 1 + max(reached.tolist(), default=0)
         # Pairs that no arm reaches have no number of their own: nothing of them is ever drawn.
         distances.groups = joined.labels * n_pairs + joined.pairs.clamp_max(n_pairs - 1)
         distances.n_groups = n_pairs * len(self.quotas)
         return {}
-
-    @staticmethod
-    def _comparable(one: str, other: str) -> bool:
-        return POOLS[one].long == POOLS[other].long and (POOLS[one].walk == "random") == (POOLS[other].walk == "random")
 
     def _release(self, seed: int) -> Tensors:
         """Forgets the images of a seed."""
@@ -321,22 +315,24 @@ class EvaluationEngine(Engine):
             "pairs": joined.pairs.view(-1, points)[:, 0],
         }
 
+    def _pool(self, seed: int, arm: str) -> Pool:
+        return self._pools[seed, self.arms[arm].pool][0]
+
+    def _chosen(self, seed: int, arm: str) -> Tensor:
+        """Indices of an arm's images in its pool; of long paths every point."""
+        kind, pool = self.arms[arm], self._pool(seed, arm)
+        if POOLS[kind.pool].long:
+            return select(pool, kind, None, self.source.published_pairs if kind.common else None)
+        return select(pool, kind, self.quotas)
+
     # Classifiers
 
     def _images(self, seed: int, arm: str) -> tuple[Tensor, Tensor]:
         """Pixels and labels of an arm."""
-        kind = ARMS[arm]
-        if not kind.pool:
-            return self.real["train"].pixels, self.real["train"].labels
-        pool = self._pools[seed, kind.pool][0]
-        chosen = select(pool, kind, self.quotas)
+        if not ARMS[arm].pool:
+            return self.train.pixels, self.train.labels
+        pool, chosen = self._pool(seed, arm), self._chosen(seed, arm)
         return pool.pixels[chosen], pool.labels[chosen]
-
-    def _judged(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels, labels and patients of training and test images, which the attacks are tried on."""
-        train, test = self.real["train"], self.real["test"]
-        patients = torch.cat([train.patients, test.patients + int(train.patients.max()) + 1])
-        return torch.cat([train.pixels, test.pixels]), torch.cat([train.labels, test.labels]), patients
 
     def _classifier(self, seed: int, arm: str) -> Tensors:
         pixels, labels = self._images(seed, arm)
@@ -344,29 +340,28 @@ class EvaluationEngine(Engine):
             return {"logits": torch.empty(0)}
         own = stream_seed(seed, TARGET)  # the same start in every arm
         network = train_classifier(pixels, labels, len(self.quotas), self.settings, own, self.device)
-        return {"logits": classify(network, self._judged()[0], self.settings)}
+        return {"logits": classify(network, self.judged, self.settings)}
 
     def _shadow(self, seed: int, number: int) -> Tensors:
-        pixels, labels, _ = self._judged()
-        half = self._halves(seed)[number] & (labels >= 0)
-        if set(labels[half].tolist()) != set(self.quotas):
+        half = self._halves(seed)[number]
+        pixels, labels = self.judged[half], self.judged_labels[half]
+        if set(labels.tolist()) != set(self.quotas):
             return {"logits": torch.empty(0)}
         own = stream_seed(seed, SHADOW, number)
-        network = train_classifier(pixels[half], labels[half], len(self.quotas), self.settings, own, self.device)
-        return {"logits": classify(network, pixels, self.settings)}
+        network = train_classifier(pixels, labels, len(self.quotas), self.settings, own, self.device)
+        return {"logits": classify(network, self.judged, self.settings)}
 
     def _halves(self, seed: int) -> Tensor:
-        return random_halves(self._judged()[2], self.n_shadows, stream_seed(seed, HALF))
+        return random_halves(self.judged_patients, self.n_shadows, stream_seed(seed, HALF))
 
     # Figures
 
     def _reason(self, seed: int, arm: str) -> str:
         """Says why an arm cannot be compared; empty where it can."""
-        kind = {**ARMS, **self.long_arms}[arm]
-        if not kind.pool or kind.pool.startswith("long"):
+        if not self.arms[arm].pool or arm in self.long_arms:
             return ""
-        pool = self._pools[seed, kind.pool][0]
-        labels = pool.labels[select(pool, kind, self.quotas)]
+        pool = self._pool(seed, arm)
+        labels = pool.labels[self._chosen(seed, arm)]
         for label, quota in self.quotas.items():
             found = int((labels == label).sum())
             if found < quota:
@@ -376,22 +371,18 @@ class EvaluationEngine(Engine):
 
     def _figures(self, seed: int, arm: str) -> Tensors:
         """All figures of an arm and seed, as they are kept."""
-        kind = {**ARMS, **self.long_arms}[arm]
         reason = self._reason(seed, arm)
         if reason:
             return _packed({"": Figure(reason=reason)})
-        if arm in self.long_arms:
-            return _packed(self._cohort_figures(seed, arm, kind) | self._path_figures(seed, kind))
-        figures = self._classifier_figures(seed, arm)
-        if kind.pool:
-            figures |= self._cohort_figures(seed, arm, kind)
+        figures = self._path_figures(seed, arm) if arm in self.long_arms else self._classifier_figures(seed, arm)
+        if self.arms[arm].pool:
+            figures |= self._cohort_figures(seed, arm)
         return _packed(figures)
 
     def _classifier_figures(self, seed: int, arm: str) -> dict[str, Figure]:
-        train, test = self.real["train"], self.real["test"]
+        train, test = self.train, self.test
         logits = self._read(seed, f"classifier_{arm}")["logits"]
         n = len(train.pixels)
-        known = test.labels >= 0
         attack = stream_seed(seed, ATTACK)
         pixels, labels = self._images(seed, arm)
         sides = (logits[:n], logits[n:]), (train.labels, test.labels), (train.patients, test.patients)
@@ -400,33 +391,26 @@ class EvaluationEngine(Engine):
             **shortcut_figures(pixels, labels, test.pixels, test.labels, self.test_draws, attack),
             **attack_by_outputs(*sides, seed=attack),
         }
-        assert bool(known.all())
         shadows = [self._read(seed, f"shadow_{number:02d}")["logits"] for number in range(self.n_shadows)]
         if any(not len(shadow) for shadow in shadows):
             absent = Figure(reason="a half of the real images shows not every class: too few for shadow models")
             return figures | {"lira_auc": absent, "lira_tpr": absent}
-        truth = torch.cat([train.labels, test.labels])
         scores = likelihood_ratios(
-            confidence(logits, truth),
-            torch.stack([confidence(shadow, truth) for shadow in shadows]),
+            confidence(logits, self.judged_labels),
+            torch.stack([confidence(shadow, self.judged_labels) for shadow in shadows]),
             self._halves(seed),
         )
         return figures | ratio_figures(scores[:n], scores[n:], train.patients, test.patients)
 
-    def _part_of(self, seed: int, arm: str, kind: Arm) -> tuple[Distances, Tensor, Pool]:
-        pool, distances = self._pools[seed, kind.pool]
-        if arm in self.long_arms:
-            chosen = select(pool, kind, None, self.source.published_pairs if kind.common else None)
-        else:
-            chosen = select(pool, kind, self.quotas)
-        part = distances.of(chosen, self.folder / f"{seed}" / arm, DRAW_SEED)
-        for step in part.steps():
-            if step.name == "within":
-                step.run()
-        return part, chosen, pool
+    def _part_of(self, seed: int, arm: str) -> Distances:
+        """The images of an arm as a cohort."""
+        distances = self._pools[seed, self.arms[arm].pool][1]
+        part = distances.of(self._chosen(seed, arm), self.folder / f"{seed}" / arm, DRAW_SEED)
+        part.within_step().run()
+        return part
 
-    def _cohort_figures(self, seed: int, arm: str, kind: Arm) -> dict[str, Figure]:
-        part, chosen, pool = self._part_of(seed, arm, kind)
+    def _cohort_figures(self, seed: int, arm: str) -> dict[str, Figure]:
+        part, pool, chosen = self._part_of(seed, arm), self._pool(seed, arm), self._chosen(seed, arm)
         found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
         figures = {key: columns["cohort"] for key, columns in found.items() if key in AUDIT_MEASURES}
         draws = patient_draws(part.groups, DRAWS, DRAW_SEED, part.n_groups)
@@ -436,7 +420,7 @@ class EvaluationEngine(Engine):
 
     def _strangers(self, seed: int) -> Tensors:
         """The audit's figures of test images and of training images in the place of a cohort."""
-        part = self._part_of(seed, "linear", ARMS["linear"])[0]
+        part = self._part_of(seed, "linear")
         found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
         columns = ("test", "training")
         return _packed({f"{column} {key}": found[key][column] for key in found for column in columns})
@@ -445,7 +429,7 @@ class EvaluationEngine(Engine):
         """KID and Fréchet distance of all images of an arm, with intervals of halves of pairs and of patients."""
         train = self.reference.features["train"]
         mine = part.rows["features"]
-        patients = self.real["train"].patients
+        patients = self.train.patients
         statistics: dict[str, Callable[[Tensor, Tensor], float]] = {"kid_all": kid, "frechet_all": frechet_distance}
         figures = {}
         for name, statistic in statistics.items():
@@ -460,7 +444,8 @@ class EvaluationEngine(Engine):
             figures[name] = figure(value, np.array(replicates) - np.mean(replicates) + value, len(mine))
         return figures
 
-    def _path_figures(self, seed: int, kind: Arm) -> dict[str, Figure]:
+    def _path_figures(self, seed: int, arm: str) -> dict[str, Figure]:
+        kind = self.arms[arm]
         paths = self.curves(kind.pool, seed)
         chosen = paths["pairs"] < (self.source.published_pairs if kind.common else len(paths["pairs"]))
         n_groups = self._pools[seed, kind.pool][1].n_groups
@@ -468,7 +453,7 @@ class EvaluationEngine(Engine):
         figures = {}
         for key, name in (("smoothness", "smoothness"), ("variety", "path_variety")):
             values = paths[key][chosen].double()
-            figures[name] = figure(mean(values), _without_empty(bootstrap(values, draws, mean)), len(values))
+            figures[name] = figure(mean(values), bootstrap(values, draws, mean), len(values))
         return figures
 
     def _conclude(self) -> Tensors:
@@ -481,15 +466,6 @@ def _half_of_groups(groups: Tensor, n_groups: int | None, random: np.random.Gene
     order = torch.from_numpy(random.permutation(n_groups or int(groups.max()) + 1))
     present = order[torch.isin(order, groups)]
     return torch.isin(groups, present[: max(1, len(present) // 2)]).nonzero()[:, 0]
-
-
-def _without_empty(replicates: np.ndarray) -> np.ndarray:
-    """Replaces draws in which nothing was drawn, which are rare, by the mean of the others."""
-    return np.where(np.isnan(replicates), np.nanmean(replicates), replicates)
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _packed(figures: Mapping[str, Figure]) -> Any:

@@ -22,6 +22,7 @@ __all__ = [
     "LEAST_FOR_RATE",
     "attack_by_outputs",
     "confidence",
+    "joined_patients",
     "likelihood_ratios",
     "random_halves",
     "ratio_figures",
@@ -45,6 +46,11 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
     mine = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
     return mine - others
+
+
+def joined_patients(members: Tensor, others: Tensor) -> Tensor:
+    """Numbers the patients of both sides in one row, [N + M]: on each they count from 0, and nobody is on both."""
+    return torch.cat([members, others + int(members.max()) + 1])
 
 
 def random_halves(patients: Tensor, n_halves: int, seed: int) -> Tensor:
@@ -161,8 +167,7 @@ def attack_by_outputs(
         reason = f"an attack is tried on at least {LEAST_FOR_ATTACK} members and as many others; there are {size}"
         return {"mia_accuracy": Figure(n=size, reason=reason)}
     parts = [[values[side][index] for side, index in enumerate(chosen)] for values in (logits, labels, patients)]
-    # Numbers of patients are those of their side: members and others are different people.
-    owners = torch.cat([parts[2][0], parts[2][1] + int(patients[0].max()) + 1])
+    owners = joined_patients(*parts[2])
     features = _answers(torch.cat(parts[0]), torch.cat(parts[1]))
     truth = np.repeat([1, 0], size)
     right = np.zeros(2 * size)

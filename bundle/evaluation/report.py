@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure as Chart
 
 from bundle.audit.catalogue import FIDELITY, PRIVACY
 from bundle.audit.resampling import Figure
 from bundle.evaluation.arms import ARMS
-from bundle.evaluation.catalogue import COMPARISONS, LONG_COMPARISONS, MEASURES, PAPER, PATHS
+from bundle.evaluation.catalogue import COMPARISONS, LONG_COMPARISONS, MEASURES, PAPER
 from bundle.evaluation.seeds import Summary, difference, over_seeds, ratio
 from bundle.figures.evaluations import arms_chart, as_svg, distance_chart, save_chart
 from bundle.files import atomic_write, write_json
+from bundle.markup import markdown_table, write_html
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 
@@ -78,13 +78,7 @@ def write_evaluation(engine: EvaluationEngine) -> dict[str, Any]:
             "common_pairs": engine.source.published_pairs,
         },
         "source": engine.source.settings,
-        "real": {
-            role: {"images": len(side.pixels), "patients": int(side.patients.max()) + 1}
-            for role, side in engine.real.items()
-        },
-        "split_sha256": engine.data.split_sha256,
-        "modality": engine.data.modality.name,
-        "resolution": engine.data.resolution,
+        **engine.real.content(),
         "networks": {name: info["sha256"] for name, info in engine.infos.items()},
         "features": FEATURES,
         "lpips": LPIPS_TRUNK,
@@ -159,16 +153,14 @@ def _pictures(results: dict[str, Any]) -> dict[str, Chart]:
 
 
 def _write_html(results: dict[str, Any], pictures: Mapping[str, Chart], path: Path) -> None:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    text = environment.get_template("report.html.j2").render(
+    write_html(
+        path,
+        Path(__file__).parent / "report.html.j2",
         r=results,
         arms=ARMS,
         paper=PAPER,
         privacy=PRIVACY,
         fidelity=FIDELITY,
-        paths=PATHS,
         measures=MEASURES,
         ratios=RATIOS,
         differences=DIFFERENCES,
@@ -177,8 +169,6 @@ def _write_html(results: dict[str, Any], pictures: Mapping[str, Chart], path: Pa
         pictures={name: Markup(as_svg(picture)) for name, picture in pictures.items()},
         show=_show,
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _show(cell: Mapping[str, Any] | None, is_share: bool, signed: bool = False) -> str:
@@ -205,10 +195,6 @@ def _show(cell: Mapping[str, Any] | None, is_share: bool, signed: bool = False) 
 def markdown_tables(results: dict[str, Any]) -> str:
     """Lays the tables out in Markdown, as docs/results.md shows them."""
 
-    def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
-        return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
-
     def by_measure(keys: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
         measured = {**results["arms"], **results["strangers"]}
         return [
@@ -217,11 +203,11 @@ def markdown_tables(results: dict[str, Any]) -> str:
         ]
 
     titles = {**results["titles"], "test": "test images", "training": "training images"}
-    parts = [table(["", *(titles[arm] for arm in ARMS)], by_measure(list(PAPER), list(ARMS)))]
+    parts = [markdown_table([["", *(titles[arm] for arm in ARMS)], *by_measure(list(PAPER), list(ARMS))])]
     synthetic = [arm for arm in ARMS if ARMS[arm].pool]
     columns = [*synthetic, "test", "training"]
     keys = [*PRIVACY, *FIDELITY, "recognised", "mislabelled"]
-    parts.append(table(["", *(titles[column] for column in columns)], by_measure(keys, columns)))
+    parts.append(markdown_table([["", *(titles[column] for column in columns)], *by_measure(keys, columns)]))
     rows = [
         [
             f"{titles[arm]} less test images",
@@ -229,9 +215,9 @@ def markdown_tables(results: dict[str, Any]) -> str:
         ]
         for arm, found in results["against_test_images"].items()
     ]
-    parts.append(table(["", *(MEASURES[key].title for key in AGAINST_TEST)], rows))
+    parts.append(markdown_table([["", *(MEASURES[key].title for key in AGAINST_TEST)], *rows]))
     long_arms = [arm for arm in titles if arm in results["arms"] and arm not in ARMS]
-    parts.append(table(["", *(titles[arm] for arm in long_arms)], by_measure(LONG_KEYS, long_arms)))
+    parts.append(markdown_table([["", *(titles[arm] for arm in long_arms)], *by_measure(LONG_KEYS, long_arms)]))
     for kind, chosen in (("difference", DIFFERENCES), ("ratio", RATIOS)):
         rows = []
         for comparison in results["comparisons"]:
@@ -241,5 +227,5 @@ def markdown_tables(results: dict[str, Any]) -> str:
                 for key in chosen
             ]
             rows.append([f"{names[0]} {'less' if kind == 'difference' else 'by'} {names[1]}", *row])
-        parts.append(table([kind, *(MEASURES[key].title for key in chosen)], rows))
+        parts.append(markdown_table([[kind, *(MEASURES[key].title for key in chosen)], *rows]))
     return "\n\n".join(parts) + "\n"

@@ -136,7 +136,7 @@ class BalancedObjective:
     """
 
     lambda_id: float = 5.0
-    lambda_dist: float = 0.1
+    lambda_dist: float = 0.02
     lambda_class: float = 5.0
     lambda_even: float = 1.0
     lambda_prior: float = 1.0
