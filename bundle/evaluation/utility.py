@@ -29,7 +29,7 @@ from bundle.audit.resampling import Figure, figure, mean
 from bundle.data.shortcut import random_trunk_features, whole_image_statistics
 from bundle.figures import from_uint8
 from bundle.metrics.recognition import predict
-from bundle.networks.standardise import resized
+from bundle.networks.standardise import resized, standardised
 from bundle.training.network_trainer import AutocastInferer
 from bundle.training.seeds import stream_seed
 
@@ -68,7 +68,7 @@ class ClassifierSettings:
 
 def _inputs(pixels: Tensor, settings: ClassifierSettings) -> Tensor:
     images = from_uint8(pixels)
-    return resized(images, settings.side) if images.shape[-1] > settings.side else images
+    return standardised(resized(images, settings.side) if images.shape[-1] > settings.side else images)
 
 
 def train_classifier(
@@ -93,7 +93,7 @@ def train_classifier(
         device: where to train.
 
     Returns:
-        Images [B, C, H, W] in [-1, 1] to logits [B, num_classes], in evaluation mode.
+        For `classify`: standardised images [B, C, H, W] to logits [B, num_classes], in evaluation mode.
 
     Raises:
         ValueError: a class has no image.
