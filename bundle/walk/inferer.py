@@ -21,7 +21,7 @@ __all__ = ["SETTINGS", "PlanWalkInferer"]
 
 #: How the walk descends on an objective: for ``published`` as the authors do.
 SETTINGS = {
-    "balanced": WalkSettings(steps=80, learning_rate=0.075, cosine=True, tolerance=1e-3),
+    "balanced": WalkSettings(steps=100, learning_rate=0.085, cosine=True, tolerance=1e-3),
     "published": WalkSettings(steps=500, learning_rate=0.1, cosine=False, tolerance=0.0),
 }
 
