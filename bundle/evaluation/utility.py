@@ -158,7 +158,7 @@ def _changes(settings: ClassifierSettings, side: int) -> Compose:
 
 @contextmanager
 def _no_metadata() -> Iterator[None]:
-    """Lets MONAI's transforms return plain tensors: to keep record of every change takes seven times their own time."""
+    """Lets MONAI's transforms return plain tensors: to keep record of every change takes longer than the change."""
     tracked = get_track_meta()
     set_track_meta(False)
     try:
