@@ -79,9 +79,13 @@ class Step:
         """Computes and keeps the result, unless an earlier run has."""
         if self.path is None:
             self.compute()
-        elif not self.path.exists():
+        elif not self.is_kept():
             with atomic_write(self.path) as temporary:
                 torch.save(self.compute(), temporary)
+
+    def is_kept(self) -> bool:
+        """Whether the result is there already."""
+        return self.path is not None and self.path.exists()
 
 
 class Steps:

@@ -54,8 +54,12 @@ class AuditProgress:
         engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
 
     def _open(self, engine: AuditEngine) -> None:
+        # What an earlier run has left says nothing of the pace of this one: counted as done, not as fast.
+        self._kept = {id(step) for step in engine.steps if step.is_kept()}
         self._bar = tqdm(
             total=sum(step.cost for step in engine.steps),
+            initial=sum(step.cost for step in engine.steps if id(step) in self._kept),
+            smoothing=0.0,
             desc=self.title,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
@@ -66,7 +70,8 @@ class AuditProgress:
         self._bar.set_postfix_str(self._step(engine).name.replace("_", " "))
 
     def _advance(self, engine: AuditEngine) -> None:
-        self._bar.update(self._step(engine).cost)
+        if id(self._step(engine)) not in self._kept:
+            self._bar.update(self._step(engine).cost)
 
     @staticmethod
     def _step(engine: AuditEngine) -> Step:

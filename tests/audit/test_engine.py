@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from PIL import Image
 
-from bundle.audit.distances import Step
-from bundle.audit.engine import AuditEngine
+from bundle.audit.distances import Step, Steps
+from bundle.audit.engine import AuditEngine, AuditProgress
 from bundle.audit.images import open_cohort
 from bundle.audit.verdict import COPIES, PASSED, UNUSABLE
 from bundle.data import DataError, ImageData, get_modality
@@ -147,6 +148,30 @@ def test_report_and_results_hold_aggregates_only(
     for address in ("http://", "https://"):  # readable offline: nothing is fetched
         assert f'src="{address}' not in report
         assert f'<link rel="stylesheet" href="{address}' not in report
+
+
+class Stepper(Engine):
+    """An engine that does nothing but take steps."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        super().__init__(lambda engine, step: step.run())
+        self.steps = steps
+        AuditProgress("counting").attach(self)
+
+
+def test_work_of_an_earlier_run_counts_as_done_and_not_as_quick(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Steps(tmp_path)
+    work = [steps.step(f"step{i}", 10.0, lambda: {"x": torch.zeros(1)}) for i in range(4)]
+    for step in work[:3]:
+        step.run()
+    Stepper(work).run(work)
+    shown = capsys.readouterr().err
+    # Nothing is known of the pace before the first step of this run, though three quarters are there.
+    assert re.search(r"counting\s+75%\|.*\?", shown)
+    assert "100%" in shown
+    assert work[3].is_kept()
 
 
 def test_real_images_given_as_the_cohort_are_said_to_be_real(new_audit: Audit, new_cohort: CohortMaker) -> None:
