@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers that recognise a folder of images by what is in it.
 
-A layout turns a folder into records without opening images. To teach the bundle another one, write the two functions of
-:class:`Layout` and add it to :data:`LAYOUTS`.
+A layout turns a folder into records without opening images. A CSV with columns of other names needs no code: say which
+is which (:class:`Table`). To teach the bundle another layout, write the two functions of :class:`Layout` and add it to
+:data:`LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from bundle.data.errors import DataError, Problem
 from bundle.data.modality import Modality, get_modality
 from bundle.data.readers import IMAGE_SUFFIXES, dicom_patient_id, image_suffix, is_dicom
 from bundle.data.records import SPLITS, Record
 
-__all__ = ["LAYOUTS", "Folder", "Layout", "find_images", "read_folder", "read_records"]
+__all__ = ["LAYOUTS", "Folder", "Layout", "Table", "find_images", "read_folder", "read_records"]
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "valid": "val", "validation": "val"}
 _SUPPORTED = "PNG, JPEG, DICOM and NIfTI"
@@ -78,92 +81,194 @@ def find_images(folder: Path) -> Iterator[Path]:
             yield path
 
 
-# --- labels.csv ---------------------------------------------------------------------------------------------------
-
-_CSV_REQUIRED = ("image", "label")
+# --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _recognise_csv(folder: Path) -> bool:
-    return (folder / "labels.csv").is_file()
+@dataclass(frozen=True)
+class Table:
+    """A CSV that lists images, one row each: which column says what, and where the images are.
+
+    Columns are found by name, without regard to case and spaces around it.
+
+    Attributes:
+        image: column of the file's name, relative to the images' folder; the ending may be left out.
+        label: column of the class, a number or a name.
+        label_name: column of the class by name, which must agree with the label; need not be there.
+        patient_id: column that says which images belong together; need not be there.
+        split: column of the split; need not be there.
+        file: name of the table, relative to the data set's folder.
+        folder: the images' folder, relative to the data set's; "." for the table's own.
+        patient: regular expression that finds the patient in the image's name, as its first group, where no column
+            names one; "" counts every image as a patient of its own.
+    """
+
+    image: str = "image"
+    label: str = "label"
+    label_name: str = "label_name"
+    patient_id: str = "patient_id"
+    split: str = "split"
+    file: str = "labels.csv"
+    folder: str = "."
+    patient: str = ""
+
+    @classmethod
+    def named(cls, columns: Mapping[str, Any]) -> Table:
+        """Makes a table from what the option layout says.
+
+        Raises:
+            DataError: a key or a value that means nothing here.
+        """
+        keys = [entry.name for entry in fields(cls)]
+        for key, value in columns.items():
+            if key not in keys:
+                near = difflib.get_close_matches(str(key), keys, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise DataError(f"layout: a table has no {key!r}{hint} It may have {', '.join(keys)}")
+            if not isinstance(value, str):
+                raise DataError(f"layout: {key} is {value!r}; give a text")
+        table = cls(**columns)
+        try:
+            groups = re.compile(table.patient).groups
+        except re.error as error:
+            raise DataError(f"layout: patient is no regular expression ({error}): {table.patient!r}") from error
+        if table.patient and groups != 1:
+            raise DataError(f"layout: patient needs one group, the patient, in brackets; it has {groups}")
+        return table
+
+    def rows(self, folder: Path) -> list[dict[str, str]]:
+        """Reads the table; the keys of a row are this class's own names of the columns.
+
+        Raises:
+            DataError: no such file, no readable CSV, no rows, or a column is missing.
+        """
+        path = folder / self.file
+        if not path.is_file():
+            raise DataError(
+                f"{folder}: no {self.file} in it; add one with the columns {self.image},{self.label} or choose another "
+                "layout"
+            )
+        columns, rows = _read_csv(path)
+        names = {column.casefold(): column for column in columns}
+        wanted = {key: getattr(self, key).strip() for key in ("image", "label", "label_name", "patient_id", "split")}
+        missing = [wanted[key] for key in ("image", "label") if wanted[key].casefold() not in names]
+        if missing:
+            raise DataError(
+                f"{path}: no column {' and no column '.join(map(repr, missing))}; found {columns}. Rename the columns "
+                "to image,label and, where known, label_name,patient_id,split; or say which is which, as in "
+                "--layout \"{'file': 'labels.csv', 'image': 'id_code', 'label': 'diagnosis', 'folder': 'images'}\""
+            )
+        if not rows:
+            raise DataError(f"{path}: has a header but no rows; list one image per row")
+        present = {key: names[name.casefold()] for key, name in wanted.items() if name.casefold() in names}
+        return [{key: row[column].strip() for key, column in present.items()} for row in rows]
 
 
-def _read_csv(folder: Path, modality: Modality) -> Folder:
-    table = folder / "labels.csv"
-    if not table.is_file():
-        raise DataError(f"{folder}: no labels.csv in it; add one with the columns image,label or choose another layout")
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the columns of a CSV and its rows by column; names are stripped.
+
+    Raises:
+        DataError: not a CSV.
+    """
     try:
-        with open(table, newline="", encoding="utf-8-sig") as stream:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restval="")
-            rows = [{(key or "").strip(): value for key, value in row.items()} for row in reader]
-            columns = [column.strip() for column in reader.fieldnames or []]
+            rows = [{(key or "").strip(): value or "" for key, value in row.items() if key} for row in reader]
+            return [column.strip() for column in reader.fieldnames or [] if column.strip()], rows
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: not a readable CSV ({error}); save it as comma-separated UTF-8 text") from error
-    missing = [column for column in _CSV_REQUIRED if column not in columns]
-    if missing:
-        raise DataError(
-            f"{table}: no column {' and no column '.join(map(repr, missing))}; found {columns}. "
-            "Rename the columns to image,label and, where known, label_name,patient_id,split"
-        )
-    if not rows:
-        raise DataError(f"{table}: has a header but no rows; list one image per row")
+        raise DataError(f"{path}: not a readable CSV ({error}); save it as comma-separated UTF-8 text") from error
 
+
+def _columns(path: Path) -> list[str]:
+    """Returns the columns of a CSV, none where the file is no CSV."""
+    try:
+        return _read_csv(path)[0] if path.is_file() else []
+    except DataError:
+        return []
+
+
+def _has_columns(path: Path, *names: str) -> bool:
+    return {name.casefold() for name in names} <= {column.casefold() for column in _columns(path)}
+
+
+class _Images:
+    """The image files of a folder, found by the names that tables give them.
+
+    Args:
+        folder: of the data set.
+        home: of the images, below it.
+    """
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.folder, self.home = folder, home
+        self._by_stem: dict[str, list[Path]] | None = None
+
+    def find(self, name: str) -> list[Path]:
+        """Returns the files that a name may mean: as it stands, or the ending or a folder left out."""
+        path = self.home / name
+        if path.is_file() or image_suffix(path) in IMAGE_SUFFIXES:
+            return [path]
+        if self._by_stem is None:
+            self._by_stem = defaultdict(list)
+            for found in find_images(self.home) if self.home.is_dir() else ():
+                self._by_stem[found.name[: -len(image_suffix(found)) or None]].append(found)
+        return self._by_stem.get(PurePosixPath(name).name, [])
+
+
+def _read_table(folder: Path, table: Table, modality: Modality) -> tuple[list[Record], list[Problem]]:
+    """Returns the records of one table and what is wrong with its rows."""
+    images = _Images(folder, folder / table.folder)
     records: list[Record] = []
     problems: list[Problem] = []
-    seen: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        name = PurePosixPath((row["image"] or "").strip().replace("\\", "/")).as_posix()
-        if name == ".":
-            problems.append(
-                Problem("labels.csv", "missing name", f"line {number} names no image", "Fill in or delete the line")
-            )
+    seen: dict[Path, int] = {}
+    for number, row in enumerate(table.rows(folder), start=2):
+        where = f"line {number} of {table.file}"
+        given = PurePosixPath(row["image"].replace("\\", "/")).as_posix()
+        if given == ".":
+            message, cure = f"line {number} names no image", "Fill in or delete the line"
+            problems.append(Problem(table.file, "missing name", message, cure))
             continue
-        if name in seen:
-            problems.append(
-                Problem(
-                    name,
-                    "duplicate name",
-                    f"listed in lines {seen[name]} and {number} of labels.csv",
-                    "Keep one of the lines",
-                )
+        if ".." in PurePosixPath(given).parts or PurePosixPath(given).is_absolute():
+            message, cure = (
+                f"{where} points outside the folder",
+                "Move the image into the folder and give its path relative to the table",
             )
+            problems.append(Problem(given, "outside", message, cure))
             continue
-        seen[name] = number
-        path = folder / name
-        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-            problems.append(
-                Problem(
-                    name,
-                    "outside",
-                    f"line {number} of labels.csv points outside the folder",
-                    "Move the image into the folder and give its path relative to labels.csv",
-                )
+        found = images.find(given)
+        if len(found) > 1:
+            message, cure = (
+                f"{where} may mean {' or '.join(path.relative_to(folder).as_posix() for path in found[:3])}",
+                "Give the name with its ending and folder",
             )
+            problems.append(Problem(given, "ambiguous name", message, cure))
             continue
-        label, problem = _csv_label(name, row, number, modality)
+        path = found[0] if found else images.home / given
+        name = path.relative_to(folder).as_posix()
+        if path in seen:
+            message = f"listed in lines {seen[path]} and {number} of {table.file}"
+            problems.append(Problem(name, "duplicate name", message, "Keep one of the lines"))
+            continue
+        seen[path] = number
+        label, problem = _label(name, row, where, modality)
         if problem:
             problems.append(problem)
-        split: str | None = (row.get("split") or "").strip() or None
+        split: str | None = row.get("split") or None
         if split is not None:
             if split.casefold() not in _SPLIT_NAMES:
-                problems.append(
-                    Problem(
-                        name,
-                        "unknown split",
-                        f"split {split!r} in line {number} of labels.csv",
-                        f"Use one of {', '.join(SPLITS)}",
-                    )
-                )
+                message = f"split {split!r} in {where}"
+                problems.append(Problem(name, "unknown split", message, f"Use one of {', '.join(SPLITS)}"))
             split = _SPLIT_NAMES.get(split.casefold())
-        patient = (row.get("patient_id") or "").strip() or name
-        records.append(Record(path.absolute(), name, label, patient, split))
-    return Folder(folder, sorted(records, key=lambda record: record.name), problems, "labels_csv", modality.class_names)
+        patient = row.get("patient_id") or ""
+        if not patient and table.patient and (match := re.search(table.patient, PurePosixPath(given).name)):
+            patient = match[1]
+        records.append(Record(path.absolute(), name, label, patient or name, split))
+    return records, problems
 
 
-def _csv_label(name: str, row: dict[str, str], number: int, modality: Modality) -> tuple[int | None, Problem | None]:
-    text = (row["label"] or "").strip()
-    named = modality.label_of((row.get("label_name") or "").strip() or " ")
+def _label(name: str, row: dict[str, str], where: str, modality: Modality) -> tuple[int | None, Problem | None]:
+    text = row["label"]
+    named = modality.label_of(row.get("label_name") or " ")
     valid = ", ".join(f"{label} ({class_name})" for label, class_name in enumerate(modality.class_names))
-    where = f"line {number} of labels.csv"
     if not text:
         if named is not None:
             return named, None
@@ -179,6 +284,54 @@ def _csv_label(name: str, row: dict[str, str], number: int, modality: Modality) 
             f"The labels are {valid}; correct the one that is wrong",
         )
     return label, None
+
+
+def _read_tables(folder: Path, tables: Iterable[Table], modality: Modality, layout: str) -> Folder:
+    records: list[Record] = []
+    problems: list[Problem] = []
+    for table in tables:
+        found, wrong = _read_table(folder, table, modality)
+        records += found
+        problems += wrong
+    return Folder(folder, sorted(records, key=lambda record: record.name), problems, layout, modality.class_names)
+
+
+def _table_layout(name: str, description: str, table: Table, explicit: bool = False) -> Layout:
+    def recognise(folder: Path) -> bool:
+        # A labels.csv is meant for us whatever is in it; other tables are known by their columns.
+        path = folder / table.file
+        return path.is_file() if explicit else _has_columns(path, table.image, table.label)
+
+    def read(folder: Path, modality: Modality) -> Folder:
+        return _read_tables(folder, [table], modality, name)
+
+    return Layout(name, description, recognise, read, explicit)
+
+
+# --- IDRiD ----------------------------------------------------------------------------------------------------------
+
+_IDRID_IMAGES, _IDRID_GRADES = "1. Original Images", "2. Groundtruths"
+
+
+def _idrid_tables(folder: Path) -> list[Table]:
+    """Returns one table for each set as published, "a. Training Set" and "b. Testing Set"; their names repeat."""
+    tables = []
+    for home in (folder, folder / "B. Disease Grading"):
+        for path in sorted((home / _IDRID_GRADES).glob("*.csv")):
+            images = [place for place in _subfolders(home / _IDRID_IMAGES) if place.name[:2] == path.name[:2]]
+            if images and _has_columns(path, "Image name", "Retinopathy grade"):
+                file, place = (part.relative_to(folder).as_posix() for part in (path, images[0]))
+                tables.append(Table("Image name", "Retinopathy grade", file=file, folder=place))
+    return tables
+
+
+def _read_idrid(folder: Path, modality: Modality) -> Folder:
+    tables = _idrid_tables(folder)
+    if not tables:
+        raise DataError(
+            f"{folder}: no grades of IDRiD in it; give the folder that holds {_IDRID_IMAGES!r} and {_IDRID_GRADES!r}"
+        )
+    return _read_tables(folder, tables, modality, "idrid")
 
 
 # --- file names with the label as their last digit (Shenzhen, Montgomery) -------------------------------------------
@@ -280,9 +433,25 @@ def _read_class_folders(folder: Path, modality: Modality) -> Folder:
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout("labels_csv", "a labels.csv with the columns image,label", _recognise_csv, _read_csv, explicit=True),
+        _table_layout("labels_csv", "a labels.csv with the columns image,label", Table(), explicit=True),
         _name_layout("shenzhen", "CHNCXR", "the Shenzhen set as published"),
         _name_layout("montgomery", "MCUCXR", "the Montgomery set as published"),
+        _table_layout(
+            "aptos",
+            "APTOS 2019 as published: train.csv with id_code,diagnosis, and train_images/",
+            Table("id_code", "diagnosis", file="train.csv", folder="train_images"),
+        ),
+        _table_layout(
+            "eyepacs",
+            "EyePACS (Kaggle 2015) as published: trainLabels.csv with image,level, and 10_left.jpeg, 10_right.jpeg",
+            Table("image", "level", file="trainLabels.csv", patient=r"^(.+)_(?:left|right)$"),
+        ),
+        Layout(
+            "idrid",
+            f"the disease grading of IDRiD as published: {_IDRID_IMAGES}/ and {_IDRID_GRADES}/",
+            lambda folder: bool(_idrid_tables(folder)),
+            _read_idrid,
+        ),
         Layout(
             "class_folders",
             "one folder of images per class, also inside folders train, val and test",
@@ -293,12 +462,15 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def read_folder(dataset_dir: str | Path, layout: str = "auto", modality: str | Modality = "xray") -> Folder:
+def read_folder(
+    dataset_dir: str | Path, layout: str | Mapping[str, Any] = "auto", modality: str | Modality = "xray"
+) -> Folder:
     """Reads what a folder says about its images, without opening them.
 
     Args:
         dataset_dir: the folder.
-        layout: a key of :data:`LAYOUTS`, or ``"auto"`` to go by what is in the folder.
+        layout: a key of :data:`LAYOUTS`; or ``"auto"`` to go by what is in the folder; or, for a CSV of any kind, which
+            of its columns says what, as the attributes of :class:`Table`.
         modality: preset whose classes the labels must fit.
 
     Raises:
@@ -309,7 +481,8 @@ def read_folder(dataset_dir: str | Path, layout: str = "auto", modality: str | M
     folder = Path(dataset_dir).expanduser().absolute()
     preset = get_modality(modality)
     known = "\n".join(f"  {name}: {entry.description}" for name, entry in LAYOUTS.items())
-    if layout != "auto" and layout not in LAYOUTS:
+    table = Table.named(layout) if isinstance(layout, Mapping) else None
+    if table is None and layout not in {"auto", *LAYOUTS}:
         near = difflib.get_close_matches(str(layout), LAYOUTS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(f"unknown layout {layout!r}{hint} Use auto or one of:\n{known}")
@@ -318,14 +491,19 @@ def read_folder(dataset_dir: str | Path, layout: str = "auto", modality: str | M
         raise DataError(f"dataset_dir {folder} {what}; give the folder that holds your images")
     if not any(folder.iterdir()):
         raise DataError(f"dataset_dir {folder} is empty; put images there in one of these layouts:\n{known}")
+    if table is not None:
+        return _read_tables(folder, [table], preset, table.file)
     if layout != "auto":
-        return LAYOUTS[layout].read(folder, preset)
+        return LAYOUTS[str(layout)].read(folder, preset)
     fitting = [entry for entry in LAYOUTS.values() if entry.recognise(folder)]
     fitting = [entry for entry in fitting if entry.explicit] or fitting
     if not fitting:
+        tables = [f"{path.name} (columns {_columns(path)})" for path in sorted(folder.glob("*.csv"))[:3]]
+        mapping = "--layout \"{'file': 'TABLE', 'image': 'COLUMN', 'label': 'COLUMN', 'folder': 'FOLDER'}\""
+        hint = f"\nOr say which column says what in {', '.join(tables)}: {mapping}" if tables else ""
         raise DataError(
             f"dataset_dir {folder} has none of the layouts below ({_SUPPORTED} files). Bring the images into one of "
-            f"them:\n{known}"
+            f"them:\n{known}{hint}"
         )
     if len(fitting) > 1:
         raise DataError(
@@ -335,7 +513,9 @@ def read_folder(dataset_dir: str | Path, layout: str = "auto", modality: str | M
     return fitting[0].read(folder, preset)
 
 
-def read_records(dataset_dir: str | Path, layout: str = "auto", modality: str | Modality = "xray") -> list[Record]:
+def read_records(
+    dataset_dir: str | Path, layout: str | Mapping[str, Any] = "auto", modality: str | Modality = "xray"
+) -> list[Record]:
     """Returns the records of a folder sorted by name; like :func:`read_folder`, but any problem is an error.
 
     Raises:
