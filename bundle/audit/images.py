@@ -47,8 +47,6 @@ PREPROCESSING = ("auto", "applied", "none")
 #: Splits of each role: what was learned from, what thresholds are calibrated on, what nobody has seen.
 ROLES = {"train": IDENTITY_SPLITS, "val": ("val",), "test": ("test",)}
 
-# Values of a colour image whose channels differ by no more than this, as JPEG makes of grey ones, show no colour.
-GREY = 0.03
 # Images of each side that are compared to settle the preprocessing.
 SAMPLE = 200
 # Each thread holds a decoded radiograph, some hundred megabytes at full size.
@@ -291,18 +289,14 @@ def _records(folder: Path, modality: Modality) -> list[Record]:
 
 def _inspect(record: Record, channels: int) -> tuple[tuple[int, int], str] | Problem:
     try:
-        image = decode(record.image, 3)
+        image = decode(record.image, channels, strict=True)
     except ReadError as error:
         return Problem(record.name, error.kind, error.message, error.cure)
     height, width = image.shape[-2:]
     if max(height, width) < LEAST_SIDE:
         cure = f"Give images of at least {LEAST_SIDE} pixels"
         return Problem(record.name, "too small", f"{width} x {height} pixels show nobody", cure)
-    colour = float(np.ptp(image, axis=0).mean()) > GREY
-    if colour != (channels == 3):
-        message = "in colour, where the real images are grey" if colour else "grey, where the real images are in colour"
-        return Problem(record.name, "other channels", message, "Name the modality of these images, or convert them")
-    return (height, width), pixel_sha256(image[:channels])
+    return (height, width), pixel_sha256(image)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

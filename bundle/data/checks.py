@@ -20,6 +20,7 @@ from bundle.data.modality import Modality, get_modality
 from bundle.data.readers import ReadError, decode, pixel_sha256
 from bundle.data.records import Record
 from bundle.data.splits import propose_splits
+from bundle.data.transforms import get_preprocessing
 from bundle.files import write_json
 
 __all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"]
@@ -27,7 +28,7 @@ __all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"
 #: So that shares of 70, 10 and 20 % leave at least one image of each class in every split.
 MIN_IMAGES_PER_CLASS = 10
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 #: Each thread holds a decoded radiograph, some hundred megabytes at full size.
 _MAX_THREADS = 8
@@ -71,20 +72,22 @@ def private_dir(output_dir: str | Path) -> Path:
     return Path(output_dir) / "private"
 
 
-def _inspect(path: Path, channels: int) -> _Inspection:
+def _inspect(path: Path, modality: Modality) -> _Inspection:
     status = path.stat() if path.is_file() else None
     size, mtime_ns = (status.st_size, status.st_mtime_ns) if status else (-1, -1)
     try:
-        image = decode(path, channels)
+        image = decode(path, modality.channels, strict=True)
+        get_preprocessing(modality).check(image)
     except ReadError as error:
         return _Inspection(size, mtime_ns, kind=error.kind, message=error.message, cure=error.cure)
     return _Inspection(size, mtime_ns, digest=pixel_sha256(image))
 
 
-def _read_cache(cache_file: Path, channels: int) -> dict[str, _Inspection]:
+def _read_cache(cache_file: Path, modality: Modality) -> dict[str, _Inspection]:
     try:
         content = json.loads(cache_file.read_text(encoding="utf-8"))
-        if (content["format"], content["channels"]) != (_CACHE_FORMAT, channels):
+        seen_as = content["format"], content["channels"], content["preprocessing"]
+        if seen_as != (_CACHE_FORMAT, modality.channels, modality.preprocessing):
             return {}
         return {path: _Inspection(**entry) for path, entry in content["images"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -92,10 +95,10 @@ def _read_cache(cache_file: Path, channels: int) -> dict[str, _Inspection]:
 
 
 def _inspect_all(
-    records: Sequence[Record], channels: int, cache_file: Path | None, progress: bool
+    records: Sequence[Record], modality: Modality, cache_file: Path | None, progress: bool
 ) -> dict[str, _Inspection]:
     """Returns what opening each image has shown, by name; unchanged files are not opened again."""
-    cache = _read_cache(cache_file, channels) if cache_file else {}
+    cache = _read_cache(cache_file, modality) if cache_file else {}
     known: dict[str, _Inspection] = {}
     for record in records:
         entry = cache.get(str(record.image))
@@ -105,12 +108,13 @@ def _inspect_all(
                 known[record.name] = entry
     todo = [record for record in records if record.name not in known]
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda record: _inspect(record.image, channels), todo)
+        found = pool.map(lambda record: _inspect(record.image, modality), todo)
         bar = tqdm(found, "checking images", len(todo), unit="image", disable=not (progress and todo))
         known |= {record.name: entry for record, entry in zip(todo, bar, strict=True)}
     if cache_file and todo:
         images = {str(record.image): asdict(known[record.name]) for record in records}
-        write_json(cache_file, {"format": _CACHE_FORMAT, "channels": channels, "images": images})
+        seen_as = {"channels": modality.channels, "preprocessing": modality.preprocessing}
+        write_json(cache_file, {"format": _CACHE_FORMAT, **seen_as, "images": images})
     return known
 
 
@@ -211,7 +215,7 @@ def check_dataset(
         if not error.problems:
             raise
         problems += error.problems
-    inspections = _inspect_all(records, preset.channels, private / "checked.json" if private else None, progress)
+    inspections = _inspect_all(records, preset, private / "checked.json" if private else None, progress)
     problems += [
         Problem(name, entry.kind, entry.message, entry.cure) for name, entry in inspections.items() if not entry.digest
     ]

@@ -77,6 +77,14 @@ MODALITIES: dict[str, Modality] = {
             *(0.587, 0.635, 0.680, 0.721, 0.760, 0.799, 0.840, 0.882, 1.0),
         ),
     ),
+    "fundus": Modality(
+        name="fundus",
+        channels=3,
+        # Grades of diabetic retinopathy by the international scale (Wilkinson et al., Ophthalmology 110, 2003).
+        class_names=("no_dr", "mild", "moderate", "severe", "proliferative"),
+        class_aliases=(("no dr", "no_dr"), ("proliferate_dr", "proliferative"), ("proliferative dr", "proliferative")),
+        preprocessing="retina",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 
 __all__ = [
+    "GREY",
     "IMAGE_SUFFIXES",
     "MIN_CONTRAST",
     "MIN_SIDE",
@@ -54,6 +55,9 @@ ROBUST_PERCENTILES = (0.5, 99.5)
 
 #: An image whose robust range is narrower than this share of the full scale is blank.
 MIN_CONTRAST = 0.02
+
+#: Mean range of the channels, as a share of the full scale, up to which an image shows no colour: JPEG leaves as much.
+GREY = 0.03
 
 #: Pixels of the shorter side below which a file is no medical image.
 MIN_SIDE = 16
@@ -141,31 +145,39 @@ def _check_format(path: Path) -> str:
     return promised
 
 
-def _pil_array(image: Image.Image, channels: int) -> NDArray[Any]:
+def _is_coloured(pixels: NDArray[Any]) -> bool:
+    """Whether an image [H, W, 3], uint8 or float in [0, 1], shows colour; every n-th pixel of a large one is asked."""
+    flat = pixels.reshape(-1, 3)
+    spread = np.ptp(flat[:: (len(flat) // 2**18) | 1], axis=1).mean()
+    return bool(spread > (255 * GREY if pixels.dtype == np.uint8 else GREY))
+
+
+def _pil_array(image: Image.Image, channels: int, strict: bool) -> NDArray[Any]:
     """Returns [H, W] or [H, W, 3]: uint8 for 8-bit images, the file's own type for deeper ones."""
     if image.mode.startswith(("I", "F")):
         return np.asarray(image)
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "black")
         image = Image.alpha_composite(opaque, image.convert("RGBA"))
-    if channels == 1:
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB"))
+    if strict and channels == 1 and image.mode != "L" and _is_coloured(np.asarray(image.convert("RGB"))):
+        cure = "Convert it to grey, or name the modality that these images are of"
+        raise ReadError("in colour", "is in colour, where the modality has one channel", cure)
+    return np.asarray(image.convert("L" if channels == 1 else "RGB"))
 
 
-def _read_pil(path: Path, channels: int) -> NDArray[Any]:
+def _read_pil(path: Path, channels: int, strict: bool) -> NDArray[Any]:
     with Image.open(path) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             raise ReadError("3D volume", f"holds {frames} frames", "Save one frame as one file")
         image.load()
-        pixels = _pil_array(ImageOps.exif_transpose(image), channels)
+        pixels = _pil_array(ImageOps.exif_transpose(image), channels, strict)
     if pixels.dtype == np.uint8:
         return _full_scale(pixels)
     return _robust_scale(pixels.astype(np.float64))
 
 
-def _read_dicom(path: Path, channels: int) -> NDArray[Any]:
+def _read_dicom(path: Path, channels: int, strict: bool) -> NDArray[Any]:
     dataset = pydicom.dcmread(path)
     if "PixelData" not in dataset:
         raise ReadError("unreadable", "DICOM without pixel data (a report or a header)", "Remove it")
@@ -174,7 +186,7 @@ def _read_dicom(path: Path, channels: int) -> NDArray[Any]:
         raise ReadError("3D volume", f"DICOM of {frames} frames", "Save the frame you mean as its own file")
     raw = pixel_array(dataset)
     if dataset.SamplesPerPixel == 3:
-        return _full_scale(_pil_array(Image.fromarray(raw.astype(np.uint8)), channels))
+        return _full_scale(_pil_array(Image.fromarray(raw.astype(np.uint8)), channels, strict))
     if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
         raise ReadError(
             "unknown format",
@@ -261,7 +273,7 @@ def pixel_sha256(image: NDArray[np.float32]) -> str:
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
-def decode(path: str | Path, channels: int) -> NDArray[np.float32]:
+def decode(path: str | Path, channels: int, strict: bool = False) -> NDArray[np.float32]:
     """Reads one PNG, JPEG, DICOM or 2D NIfTI file.
 
     8-bit images are divided by 255; deeper ones and NIfTI run from the 0.5th to the 99.5th percentile of their own
@@ -275,22 +287,27 @@ def decode(path: str | Path, channels: int) -> NDArray[np.float32]:
     Args:
         path: the file.
         channels: 1 or 3.
+        strict: whether colour is refused where one channel is wanted, and grey where three are.
 
     Returns:
         float32 [channels, H, W] in [0, 1].
 
     Raises:
-        ReadError: the file is absent, empty, damaged, blank, no 2D image, holds NaN, or is not what its name says.
+        ReadError: the file is absent, empty, damaged, blank, no 2D image, holds NaN, or is not what its name says; or
+            shows colour where it must not, or none where it must.
     """
     file = Path(path)
     try:
         form = _check_format(file)
         if form == "DICOM":
-            image = _read_dicom(file, channels)
+            image = _read_dicom(file, channels, strict)
         elif form == "NIfTI":
             image = _read_nifti(file)
         else:
-            image = _read_pil(file, channels)
+            image = _read_pil(file, channels, strict)
+        if strict and channels == 3 and (image.ndim == 2 or not _is_coloured(image)):
+            cure = "Remove it, or name the modality that these images are of"
+            raise ReadError("grey", "shows no colour, where the modality has three channels", cure)
     except ReadError:
         raise
     except Exception as error:

@@ -9,8 +9,7 @@ much of it the frame cuts off, depends on the camera alone.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,48 +20,55 @@ from scipy.ndimage import binary_fill_holes, label, uniform_filter
 
 from bundle.data.readers import ReadError
 
-__all__ = ["CropRetinad", "Retina", "check_retina", "find_retina"]
+__all__ = ["Circle", "CropRetinad", "Retina", "check_retina", "find_retina"]
 
 # Longer side at which the circle is sought.
 _SIDE = 256
 # The brightest channel of what is not black: JPEG noise and stray light around the aperture stay below.
 _BLACK = 0.04
-# Shares: of the frame that a retina covers at least; of the circle's part within the frame that is not black; of the
-# circle that the frame shows; of the radius by which half of the edge may miss the circle.
-_LEAST_AREA, _LEAST_FILLED, _LEAST_SHOWN, _MOST_OFF = 0.1, 0.9, 0.6, 0.03
+# Shares: of the frame that a retina covers at least; of the circle's part within the frame that is lit, and nothing
+# outside; of the circle that the frame shows; of the radius by which half of the edge may miss the circle.
+_LEAST_AREA, _LEAST_FILLED, _LEAST_SHOWN, _MOST_OFF = 0.1, 0.95, 0.6, 0.03
 # Mean luma within the circle, 0 (black) to 1 (white).
 _DARK, _BRIGHT = 0.06, 0.85
 # The rim glows and is blurred: share of the radius that is kept.
 _KEPT = 0.985
 
 
-@dataclass(frozen=True)
-class Retina:
-    """The field of view of one photograph.
-
-    Attributes:
-        x: centre in pixels from the left edge of the frame.
-        y: centre in pixels from the top.
-        radius: in pixels; larger than half the frame where the frame cuts the circle on all sides.
-        off: median distance of the edge from the circle, in radii.
-        filled: share of the circle's part within the frame that is not black. The frame is what a camera showed; one
-            that was padded with black since counts without the padding.
-        shown: share of the circle that lies within the frame.
-        luma: mean luma within it, 0 to 1.
-    """
+class Circle(NamedTuple):
+    """A circle in an image; its upper left corner is (0, 0)."""
 
     x: float
     y: float
     radius: float
+
+    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
+        """Returns which pixels of a frame, [height, width], lie within."""
+        rows, columns = np.ogrid[:height, :width]
+        return np.asarray((columns + 0.5 - self.x) ** 2 + (rows + 0.5 - self.y) ** 2 <= self.radius**2)
+
+    def times(self, factor: float) -> Circle:
+        """Returns the same circle of an image that is so many times as large."""
+        return Circle(*(factor * value for value in self))
+
+
+class Retina(NamedTuple):
+    """The field of view of one photograph.
+
+    Attributes:
+        circle: in pixels; larger than half the frame where the frame cuts it on all sides.
+        off: median distance of the edge from the circle, in radii.
+        filled: what is not black, and the circle's part within the frame: their intersection over their union. The
+            frame is what a camera showed; black that was padded since does not count.
+        shown: share of the circle that lies within the frame.
+        luma: mean luma within it, 0 to 1.
+    """
+
+    circle: Circle
     off: float
     filled: float
     shown: float
     luma: float
-
-    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
-        """Returns which pixels of the frame, [height, width], lie within the circle."""
-        rows, columns = np.ogrid[:height, :width]
-        return np.asarray((columns + 0.5 - self.x) ** 2 + (rows + 0.5 - self.y) ** 2 <= self.radius**2)
 
 
 def find_retina(image: NDArray[np.float32]) -> Retina | None:
@@ -90,21 +96,17 @@ def find_retina(image: NDArray[np.float32]) -> Retina | None:
     points = _edge(largest)
     if len(points) < 0.05 * sum(largest.shape):
         return None
-    centre, radius, off = _fit_circle(points)
-    found = Retina(*(centre * step), radius * step, off, 0.0, 0.0, 0.0)
-    inside = Retina(*centre, radius, off, 0.0, 0.0, 0.0).mask(*largest.shape)
-    inside &= largest.any(axis=1)[:, None] & largest.any(axis=0)
+    circle, off = _fit_circle(points)
+    inside = circle.mask(*largest.shape) & largest.any(axis=1)[:, None] & largest.any(axis=0)
     if not inside.any():
         return None
     luma = np.tensordot((0.299, 0.587, 0.114), small, 1) if len(small) == 3 else small[0]
     return Retina(
-        found.x,
-        found.y,
-        found.radius,
+        circle.times(step),
         off,
-        float(largest[inside].mean()),
-        float(min(1.0, inside.sum() / (np.pi * radius**2))),
-        float(luma[inside].mean()),
+        filled=float((largest & inside).sum() / (largest | inside).sum()),
+        shown=float(min(1.0, inside.sum() / (np.pi * circle.radius**2))),
+        luma=float(luma[inside].mean()),
     )
 
 
@@ -127,8 +129,8 @@ def _edge(region: NDArray[np.bool_]) -> NDArray[np.float64]:
     return found[free].astype(np.float64) + 0.5
 
 
-def _fit_circle(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
-    """Returns centre (x, y), radius and median distance from it in radii, by least squares without the outliers."""
+def _fit_circle(points: NDArray[np.float64]) -> tuple[Circle, float]:
+    """Returns the circle next to points (x, y) and their median distance from it in radii; outliers have no say."""
     kept = np.ones(len(points), bool)
     for _ in range(10):
         x, y = points[kept].T
@@ -140,7 +142,7 @@ def _fit_circle(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], float
         if (now == kept).all():
             break
         kept = now
-    return np.array([a, b]), radius, float(np.median(off))
+    return Circle(float(a), float(b), radius), float(np.median(off))
 
 
 def check_retina(image: NDArray[np.float32]) -> None:
@@ -151,14 +153,13 @@ def check_retina(image: NDArray[np.float32]) -> None:
             too bright.
     """
     retina = find_retina(image)
-    frame = image.shape[1] * image.shape[2]
+    whole = "Give the photograph as the camera made it"
     if retina is None or retina.off > _MOST_OFF or retina.filled < _LEAST_FILLED:
-        raise ReadError("no retina", "shows no round field of view on black", "Give the photograph as the camera made it")
+        raise ReadError("no retina", "shows no round field of view on black", whole)
     if retina.shown < _LEAST_SHOWN:
-        message = f"the frame shows only {retina.shown:.0%} of the round field of view"
-        raise ReadError("cut off", message, "Give the photograph as the camera made it, or remove it")
-    if retina.shown * np.pi * retina.radius**2 < _LEAST_AREA * frame:
-        raise ReadError("no retina", "the field of view is a spot in the frame", "Crop the image, or remove it")
+        raise ReadError("cut off", f"the frame shows only {retina.shown:.0%} of the round field of view", whole)
+    if retina.shown * np.pi * retina.circle.radius**2 < _LEAST_AREA * image.shape[1] * image.shape[2]:
+        raise ReadError("no retina", "the round field of view is a spot in the frame", "Crop it, or remove the image")
     if not _DARK <= retina.luma <= _BRIGHT:
         kind = "too dark" if retina.luma < _DARK else "too bright"
         raise ReadError(kind, f"the retina's mean brightness is {retina.luma:.2f} of 1", "Remove it")
@@ -183,10 +184,9 @@ class CropRetinad(MapTransform):
             if retina is None or retina.off > _MOST_OFF:
                 continue
             height, width = image.shape[1:]
-            radius = _KEPT * retina.radius
-            inner = Retina(retina.x, retina.y, radius, 0.0, 0.0, 0.0, 0.0)
-            cut = image * torch.from_numpy(inner.mask(height, width))
-            left, right = max(0, round(retina.x - radius)), min(width, round(retina.x + radius))
-            top, bottom = max(0, round(retina.y - radius)), min(height, round(retina.y + radius))
+            x, y, radius = retina.circle._replace(radius=_KEPT * retina.circle.radius)
+            cut = image * torch.from_numpy(Circle(x, y, radius).mask(height, width))
+            left, right = max(0, round(x - radius)), min(width, round(x + radius))
+            top, bottom = max(0, round(y - radius)), min(height, round(y + radius))
             result[key] = cut[:, top:bottom, left:right]
         return result

@@ -175,7 +175,7 @@ def shortcut_baseline(
 def measure_shortcut(
     data: ImageData, seeds: Sequence[int] = (0, 1, 2, 3, 4), progress: bool = False
 ) -> dict[str, dict[str, BaselineScore]]:
-    """Measures the shortcut on the train split under each of :data:`bundle.data.transforms.PREPROCESSINGS`.
+    """Measures the shortcut on the train split under each of :data:`bundle.data.transforms.PREPROCESSINGS` that fits.
 
     Args:
         data: the data set; its resolution is the one measured at.
@@ -190,7 +190,8 @@ def measure_shortcut(
     labels = [int(record.label or 0) for record in records]
     patients = [data.identity(record) for record in records]
     result = {}
-    for name in tqdm(PREPROCESSINGS, "measuring", unit="preprocessing", disable=not progress):
+    names = [name for name, entry in PREPROCESSINGS.items() if data.modality.channels in entry.channels]
+    for name in tqdm(names, "measuring", unit="preprocessing", disable=not progress):
         images = data.with_preprocessing(name).load(records)
         statistics = shortcut_baseline(whole_image_statistics(images), labels, patients, seeds)
         trunk = shortcut_baseline(

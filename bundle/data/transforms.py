@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,23 @@ from monai.transforms import (
     ScaleIntensityRanged,
     SpatialPadd,
 )
+from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from bundle.data.errors import DataError
 from bundle.data.modality import Modality, get_modality
 from bundle.data.readers import UprightReader
+from bundle.data.retina import CropRetinad, check_retina
 
-__all__ = ["BORDER", "PREPROCESSINGS", "MatchHistogramd", "ResizeLongestd", "image_transform"]
+__all__ = [
+    "BORDER",
+    "PREPROCESSINGS",
+    "MatchHistogramd",
+    "Preprocessing",
+    "ResizeLongestd",
+    "get_preprocessing",
+    "image_transform",
+]
 
 
 #: Share of the width and height that the preprocessings called "crop" cut off at each side.
@@ -80,22 +91,59 @@ class MatchHistogramd(MapTransform):
         return result
 
 
-def _crop_border() -> MapTransform:
+def _crop_border(modality: Modality) -> list[MapTransform]:
     # Frames, film edges, labels and burned-in text sit in the outermost parts; the lungs rarely reach it.
-    return CenterScaleCropd(keys="image", roi_scale=1.0 - 2.0 * BORDER)
+    return [CenterScaleCropd(keys="image", roi_scale=1.0 - 2.0 * BORDER)]
 
 
-#: What happens to an upright image [C, H, W] in [0, 1]: transforms before and after it is resized. They weaken what
-#: tells the source of an image rather than its content; docs/data.md has the figures.
-PREPROCESSINGS: dict[str, Callable[[Modality], tuple[list[MapTransform], list[MapTransform]]]] = {
-    "plain": lambda modality: ([], []),
-    "crop": lambda modality: ([_crop_border()], []),
-    "histogram": lambda modality: ([], [MatchHistogramd("image", modality.reference_histogram)]),
-    "crop_histogram": lambda modality: (
-        [_crop_border()],
-        [MatchHistogramd("image", modality.reference_histogram)],
-    ),
+def _nothing(modality: Modality) -> list[MapTransform]:
+    return []
+
+
+def _match(modality: Modality) -> list[MapTransform]:
+    return [MatchHistogramd("image", modality.reference_histogram)]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an upright image [C, H, W] in [0, 1] on its way to the networks.
+
+    Attributes:
+        before: makes the transforms before it is resized.
+        after: makes those after it.
+        check: refuses, by a :class:`bundle.data.readers.ReadError`, an image that it makes no sense of.
+        channels: of the images that it is meant for.
+    """
+
+    before: Callable[[Modality], list[MapTransform]] = _nothing
+    after: Callable[[Modality], list[MapTransform]] = _nothing
+    check: Callable[[NDArray[np.float32]], None] = lambda image: None
+    channels: tuple[int, ...] = (1, 3)
+
+
+#: By name. They weaken what tells the source of an image rather than its content; docs/data.md has the figures.
+PREPROCESSINGS: dict[str, Preprocessing] = {
+    "plain": Preprocessing(),
+    "crop": Preprocessing(_crop_border),
+    "histogram": Preprocessing(after=_match),
+    "crop_histogram": Preprocessing(_crop_border, _match),
+    "retina": Preprocessing(lambda modality: [CropRetinad("image")], check=check_retina, channels=(3,)),
 }
+
+
+def get_preprocessing(modality: Modality) -> Preprocessing:
+    """Returns the preprocessing that a preset names.
+
+    Raises:
+        DataError: there is none of this name, or it is not meant for as many channels.
+    """
+    fitting = [name for name, entry in PREPROCESSINGS.items() if modality.channels in entry.channels]
+    if modality.preprocessing not in fitting:
+        raise DataError(
+            f"modality {modality.name!r}: unknown preprocessing {modality.preprocessing!r} for {modality.channels} "
+            f"channels; use one of {', '.join(fitting)}"
+        )
+    return PREPROCESSINGS[modality.preprocessing]
 
 
 def _load_image(channels: int) -> LoadImaged:
@@ -123,21 +171,16 @@ def image_transform(modality: str | Modality, resolution: int) -> Compose:
         DataError: the modality or its preprocessing is unknown, or the resolution is below 1.
     """
     preset = get_modality(modality)
-    if preset.preprocessing not in PREPROCESSINGS:
-        raise DataError(
-            f"modality {preset.name!r}: unknown preprocessing {preset.preprocessing!r}; "
-            f"use one of {', '.join(PREPROCESSINGS)}"
-        )
+    preprocessing = get_preprocessing(preset)
     if resolution < 1:
         raise DataError(f"resolution is {resolution}; use a positive number of pixels")
-    before, after = PREPROCESSINGS[preset.preprocessing](preset)
     return Compose(
         [
             _load_image(preset.channels),
             EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
-            *before,
+            *preprocessing.before(preset),
             ResizeLongestd(keys="image", resolution=resolution),
-            *after,
+            *preprocessing.after(preset),
             SpatialPadd(keys="image", spatial_size=(resolution, resolution)),
             ScaleIntensityRanged(keys="image", a_min=0.0, a_max=1.0, b_min=-1.0, b_max=1.0),
             EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
