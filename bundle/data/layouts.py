@@ -14,7 +14,7 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +26,8 @@ from bundle.data.records import SPLITS, Record
 __all__ = ["LAYOUTS", "Folder", "Layout", "Table", "find_images", "read_folder", "read_records"]
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "valid": "val", "validation": "val"}
+# Ranks of layouts that are known by a table.
+_OURS, _PUBLISHED = 2, 1
 _SUPPORTED = "PNG, JPEG, DICOM and NIfTI"
 
 
@@ -57,14 +59,15 @@ class Layout:
         description: what is in such a folder, for messages.
         recognise: whether a folder looks like this layout.
         read: turns the folder into a :class:`Folder`.
-        explicit: the folder says itself what it is (a CSV), so this layout wins over those that go by names.
+        rank: where a folder fits several layouts, the highest wins: a labels.csv is meant for us, a table with the
+            columns of a published set is that set, names of files and folders may be chance.
     """
 
     name: str
     description: str
     recognise: Callable[[Path], bool]
     read: Callable[[Path, Modality], Folder]
-    explicit: bool = field(default=False)
+    rank: int = 0
 
 
 def _is_image(path: Path) -> bool:
@@ -296,16 +299,15 @@ def _read_tables(folder: Path, tables: Iterable[Table], modality: Modality, layo
     return Folder(folder, sorted(records, key=lambda record: record.name), problems, layout, modality.class_names)
 
 
-def _table_layout(name: str, description: str, table: Table, explicit: bool = False) -> Layout:
+def _table_layout(name: str, description: str, table: Table, rank: int) -> Layout:
     def recognise(folder: Path) -> bool:
-        # A labels.csv is meant for us whatever is in it; other tables are known by their columns.
         path = folder / table.file
-        return path.is_file() if explicit else _has_columns(path, table.image, table.label)
+        return path.is_file() if rank == _OURS else _has_columns(path, table.image, table.label)
 
     def read(folder: Path, modality: Modality) -> Folder:
         return _read_tables(folder, [table], modality, name)
 
-    return Layout(name, description, recognise, read, explicit)
+    return Layout(name, description, recognise, read, rank)
 
 
 # --- IDRiD ----------------------------------------------------------------------------------------------------------
@@ -433,24 +435,27 @@ def _read_class_folders(folder: Path, modality: Modality) -> Folder:
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        _table_layout("labels_csv", "a labels.csv with the columns image,label", Table(), explicit=True),
+        _table_layout("labels_csv", "a labels.csv with the columns image,label", Table(), _OURS),
         _name_layout("shenzhen", "CHNCXR", "the Shenzhen set as published"),
         _name_layout("montgomery", "MCUCXR", "the Montgomery set as published"),
         _table_layout(
             "aptos",
             "APTOS 2019 as published: train.csv with id_code,diagnosis, and train_images/",
             Table("id_code", "diagnosis", file="train.csv", folder="train_images"),
+            _PUBLISHED,
         ),
         _table_layout(
             "eyepacs",
             "EyePACS (Kaggle 2015) as published: trainLabels.csv with image,level, and 10_left.jpeg, 10_right.jpeg",
             Table("image", "level", file="trainLabels.csv", patient=r"^(.+)_(?:left|right)$"),
+            _PUBLISHED,
         ),
         Layout(
             "idrid",
             f"the disease grading of IDRiD as published: {_IDRID_IMAGES}/ and {_IDRID_GRADES}/",
             lambda folder: bool(_idrid_tables(folder)),
             _read_idrid,
+            _PUBLISHED,
         ),
         Layout(
             "class_folders",
@@ -496,7 +501,7 @@ def read_folder(
     if layout != "auto":
         return LAYOUTS[str(layout)].read(folder, preset)
     fitting = [entry for entry in LAYOUTS.values() if entry.recognise(folder)]
-    fitting = [entry for entry in fitting if entry.explicit] or fitting
+    fitting = [entry for entry in fitting if entry.rank == max(other.rank for other in fitting)]
     if not fitting:
         tables = [f"{path.name} (columns {_columns(path)})" for path in sorted(folder.glob("*.csv"))[:3]]
         mapping = "--layout \"{'file': 'TABLE', 'image': 'COLUMN', 'label': 'COLUMN', 'folder': 'FOLDER'}\""

@@ -16,7 +16,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes, label, uniform_filter
+from scipy.ndimage import binary_fill_holes, label, median_filter
 
 from bundle.data.readers import ReadError
 
@@ -88,7 +88,7 @@ def find_retina(image: NDArray[np.float32]) -> Retina | None:
     step = max(1, round(max(height, width) / _SIDE))
     small = image[:, : height // step * step, : width // step * step]
     small = small.reshape(len(image), height // step, step, width // step, step).mean(axis=(2, 4))
-    lit = uniform_filter(small.max(axis=0), 3) > _BLACK
+    lit = median_filter(small.max(axis=0), 3) > _BLACK
     parts, n_parts = label(lit)
     if n_parts == 0:
         return None

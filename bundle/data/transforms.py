@@ -140,8 +140,8 @@ def get_preprocessing(modality: Modality) -> Preprocessing:
     fitting = [name for name, entry in PREPROCESSINGS.items() if modality.channels in entry.channels]
     if modality.preprocessing not in fitting:
         raise DataError(
-            f"modality {modality.name!r}: unknown preprocessing {modality.preprocessing!r} for {modality.channels} "
-            f"channels; use one of {', '.join(fitting)}"
+            f"modality {modality.name!r}: unknown preprocessing {modality.preprocessing!r}; use one of "
+            f"{', '.join(fitting)} (those for channels={modality.channels})"
         )
     return PREPROCESSINGS[modality.preprocessing]
 

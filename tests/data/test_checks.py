@@ -136,9 +136,9 @@ def test_a_second_check_opens_only_what_has_changed(
     opened: list[str] = []
     decode = module.decode
 
-    def counting(path: Path, channels: int) -> NDArray[np.float32]:
+    def counting(path: Path, channels: int, strict: bool) -> NDArray[np.float32]:
         opened.append(path.name)
-        return decode(path, channels)
+        return decode(path, channels, strict)
 
     monkeypatch.setattr(module, "decode", counting)
     check_dataset(folder, output, progress=False)

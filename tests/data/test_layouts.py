@@ -110,6 +110,118 @@ def test_a_label_out_of_range_in_a_file_name(tmp_path: Path) -> None:
     assert (problem.name, problem.kind) == ("CHNCXR_0002_7.png", "label out of range")
 
 
+FUNDUS = "fundus"
+
+
+def _table(folder: Path, name: str, text: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+def test_aptos_as_published(tmp_path: Path) -> None:
+    _touch(tmp_path, "train_images/000c1434d8d7.png", "train_images/001639a390f0.png", "test_images/0005cfc8afb6.png")
+    _table(tmp_path, "train.csv", "id_code,diagnosis\n000c1434d8d7,2\n001639a390f0,4\n")
+    _table(tmp_path, "test.csv", "id_code\n0005cfc8afb6\n")
+    folder = read_folder(tmp_path, modality=FUNDUS)
+    assert (folder.layout, folder.problems) == ("aptos", [])
+    assert [(record.name, record.label) for record in folder.records] == [
+        ("train_images/000c1434d8d7.png", 2),
+        ("train_images/001639a390f0.png", 4),
+    ]
+    assert len({record.patient_id for record in folder.records}) == 2
+
+
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_eyepacs_as_published(tmp_path: Path, below: str) -> None:
+    _touch(tmp_path, *(f"{below}{name}.jpeg" for name in ("10_left", "10_right", "13_left")))
+    _table(tmp_path, "trainLabels.csv", "image,level\n10_left,0\n10_right,3\n13_left,1\n")
+    folder = read_folder(tmp_path, modality=FUNDUS)
+    assert (folder.layout, folder.problems) == ("eyepacs", [])
+    assert [(record.name, record.label, record.patient_id) for record in folder.records] == [
+        (f"{below}10_left.jpeg", 0, "10"),
+        (f"{below}10_right.jpeg", 3, "10"),
+        (f"{below}13_left.jpeg", 1, "13"),
+    ]
+    assert folder.records[0].image == tmp_path / below / "10_left.jpeg"
+
+
+@pytest.mark.parametrize("home", ["", "B. Disease Grading/"])
+def test_idrid_as_published(tmp_path: Path, home: str) -> None:
+    training, testing = (f"{home}1. Original Images/{name} Set" for name in ("a. Training", "b. Testing"))
+    _touch(tmp_path, f"{training}/IDRiD_001.jpg", f"{training}/IDRiD_002.jpg", f"{testing}/IDRiD_001.jpg")
+    header = "Image name,Retinopathy grade,Risk of macular edema ,,,\n"
+    grades = f"{home}2. Groundtruths"
+    _table(
+        tmp_path, f"{grades}/a. IDRiD_Disease Grading_Training Labels.csv", header + "IDRiD_001,3,2\nIDRiD_002,0,0\n"
+    )
+    _table(tmp_path, f"{grades}/b. IDRiD_Disease Grading_Testing Labels.csv", header + "IDRiD_001,4,0,,,\n")
+    folder = read_folder(tmp_path, modality=FUNDUS)
+    assert (folder.layout, folder.problems) == ("idrid", [])
+    assert [(record.name, record.label) for record in folder.records] == [
+        (f"{training}/IDRiD_001.jpg", 3),
+        (f"{training}/IDRiD_002.jpg", 0),
+        (f"{testing}/IDRiD_001.jpg", 4),
+    ]
+    assert len({record.patient_id for record in folder.records}) == 3
+
+
+def test_idrid_asked_for_where_it_is_not(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.png")
+    with pytest.raises(DataError, match="no grades of IDRiD"):
+        read_records(tmp_path, "idrid", FUNDUS)
+
+
+def test_a_grade_that_there_is_not(tmp_path: Path) -> None:
+    _touch(tmp_path, "train_images/a.png", "train_images/b.png")
+    _table(tmp_path, "train.csv", "id_code,diagnosis\na,5\nb,4\n")
+    (problem,) = read_folder(tmp_path, modality=FUNDUS).problems
+    assert (problem.name, problem.kind) == ("train_images/a.png", "label out of range")
+    assert problem.cure.endswith("0 (no_dr), 1 (mild), 2 (moderate), 3 (severe), 4 (proliferative)")
+
+
+def test_a_table_whose_columns_are_named_by_the_user(tmp_path: Path) -> None:
+    _touch(tmp_path, "photos/p1-od.png", "photos/p1-os.png", "photos/p2-od.png")
+    _table(tmp_path, "eyes.csv", " File ,Grade,Set\np1-od,1,train\np1-os,moderate,train\np2-od,0,test\n")
+    table = {"file": "eyes.csv", "image": "file", "label": "grade", "split": "set", "folder": "photos"}
+    folder = read_folder(tmp_path, {**table, "patient": r"^(\w+)-"}, FUNDUS)
+    assert [(record.name, record.label, record.patient_id, record.split) for record in folder.records] == [
+        ("photos/p1-od.png", 1, "p1", "train"),
+        ("photos/p1-os.png", 2, "p1", "train"),
+        ("photos/p2-od.png", 0, "p2", "test"),
+    ]
+
+
+def test_a_table_with_unknown_columns_is_named_with_them(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.png")
+    _table(tmp_path, "eyes.csv", "file,grade\na,0\n")
+    with pytest.raises(DataError, match=r"eyes\.csv \(columns \['file', 'grade'\]\): --layout"):
+        read_records(tmp_path, modality=FUNDUS)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"imag": "a"}, "no 'imag'; did you mean 'image'"),
+        ({"image": 3}, "image is 3; give a text"),
+        ({"patient": "("}, "no regular expression"),
+        ({"patient": "x"}, "needs one group"),
+        ({"file": "absent.csv"}, r"no absent\.csv in it"),
+    ],
+)
+def test_a_table_described_wrongly(tmp_path: Path, layout: dict[str, object], message: str) -> None:
+    _csv(tmp_path, "image,label\na.png,0\n")
+    with pytest.raises(DataError, match=message):
+        read_folder(tmp_path, layout)
+
+
+def test_a_name_that_may_mean_two_files(tmp_path: Path) -> None:
+    _touch(tmp_path, "x/a.png", "y/a.jpg")
+    _csv(tmp_path, "image,label\na,0\n")
+    (problem,) = read_folder(tmp_path).problems
+    assert (problem.name, problem.kind) == ("a", "ambiguous name")
+    assert "x/a.png or y/a.jpg" in problem.message
+
+
 def test_class_folders_by_name(tmp_path: Path) -> None:
     _touch(tmp_path, "Tuberculosis/a.png", "NORMAL/deep/b.JPG", "NORMAL/notes.txt", ".hidden/c.png", "__MACOSX/a.png")
     folder = read_folder(tmp_path)

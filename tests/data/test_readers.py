@@ -76,6 +76,28 @@ def test_other_modes_of_grey_pictures(tmp_path: Path, draw: Drawing, mode: str) 
         np.testing.assert_allclose(image[0], np.asarray(black_and_white) / 255.0, atol=0.1)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_strictly_colour_is_no_grey_and_grey_no_colour(tmp_path: Path, draw: Drawing, mode: str) -> None:
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    grey = Image.fromarray(draw())
+    coloured = Image.merge("RGB", [grey, Image.fromarray(draw(1)), Image.fromarray(draw(2) // 2)])
+    coloured.convert(mode).save(path)
+    assert decode(path, 3, strict=True).shape == (3, 40, 56)
+    with pytest.raises(ReadError, match="is in colour, where the modality has one channel"):
+        decode(path, 1, strict=True)
+    grey.convert("RGB").convert(mode).save(path)
+    assert decode(path, 1, strict=True).shape == (1, 40, 56)
+    with pytest.raises(ReadError, match="shows no colour, where the modality has three channels"):
+        decode(path, 3, strict=True)
+
+
+def test_strictly_deep_images_are_grey(tmp_path: Path, draw: Drawing) -> None:
+    Image.fromarray(draw().astype(np.uint16) * 16).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", 1, strict=True).shape == (1, 40, 56)
+    with pytest.raises(ReadError, match="shows no colour"):
+        decode(tmp_path / "a.png", 3, strict=True)
+
+
 def test_transparent_parts_are_black(tmp_path: Path, draw: Drawing) -> None:
     alpha = np.full(draw().shape, 255, np.uint8)
     alpha[-10:] = 0
