@@ -30,8 +30,10 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
 __all__ = [
     "Choice",
     "Device",
+    "Either",
     "File",
     "Folder",
+    "Folders",
     "Integer",
     "Integers",
     "Kind",
@@ -157,6 +159,32 @@ class Folder:
     def problem(self, value: Any) -> str | None:
         """See `Kind.problem`."""
         return _path_problem(value, "folder", Path.is_dir)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A folder that is there, or a list of some."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        return next(filter(None, map(Folder().problem, values)), None)
+
+
+@dataclass(frozen=True)
+class Either:
+    """One of ``choices``, or a value of another type, described by ``what``."""
+
+    choices: tuple[str | int, ...]
+    type: type
+    what: str
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        if isinstance(value, self.type):
+            return None
+        problem = Choice(self.choices).problem(value)
+        return None if problem is None else f"{problem} Or give {self.what}."
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from bundle.audit.engine import AuditEngine
 from bundle.audit.images import LEAST_SIDE, Cohort
-from bundle.data import ImageData, open_dataset
+from bundle.data import DatasetDir, ImageData, open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.files import content_digest
 from bundle.networks.weights import WeightsError, load_weights, read_info
@@ -40,14 +40,14 @@ def default_audit_dir(cohort: Cohort, options: dict[str, Any]) -> str:
 
 
 def open_audit_data(
-    dataset_dir: str,
+    dataset_dir: DatasetDir,
     cohort: Cohort,
     models_dir: str,
     output_dir: str,
     modality: str,
     resolution: int,
     seed: int,
-    layout: str = "auto",
+    layout: str | Mapping[str, Any] = "auto",
 ) -> ImageData:
     """Opens the real images, at the size at which the cohort can be compared with them.
 
@@ -70,11 +70,11 @@ def open_audit_data(
 
 def audit_networks(
     data: ImageData,
-    dataset_dir: str,
+    dataset_dir: DatasetDir,
     models_dir: str,
     bundle_root: str,
     output_dir: str,
-    layout: str = "auto",
+    layout: str | Mapping[str, Any] = "auto",
     device: str = "cpu",
 ) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
     """Finds the audit's networks of a data set, or trains them.

@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from bundle.cohort.datasheet import datasheet
 from bundle.cohort.judge import synthesise
 from bundle.cohort.ledger import CohortError, WalkLedger
 from bundle.cohort.writer import verify_cohort, write_cohort
-from bundle.data import ImageData, open_dataset
+from bundle.data import DatasetDir, ImageData, open_dataset
 from bundle.figures import from_uint8, save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
 from bundle.files import content_digest, write_json
@@ -261,7 +261,11 @@ def splits_home(models_dir: str, output_dir: str) -> Path:
 
 
 def open_training_data(
-    dataset_dir: str | None, models_dir: str, output_dir: str, models: ModelSet, layout: str = "auto"
+    dataset_dir: DatasetDir | None,
+    models_dir: str,
+    output_dir: str,
+    models: ModelSet,
+    layout: str | Mapping[str, Any] = "auto",
 ) -> ImageData | None:
     """Opens the real images that the models were trained on; None where no folder is given.
 

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import bundle.options
 from bundle.audit.images import PREPROCESSING
 from bundle.data import LAYOUTS, MODALITIES
-from bundle.options import Choice, Device, File, Folder, Integer, Integers, Kind, Number, OutputFolder
+from bundle.options import Choice, Device, Either, File, Folder, Folders, Integer, Integers, Kind, Number, OutputFolder
 from bundle.training.discriminators import DISCRIMINATORS
 from bundle.walk.objective import OBJECTIVES
 
@@ -26,14 +26,16 @@ KINDS: dict[str, Kind] = {
     "checkpoint": File(),
     "cohort_dir": Folder(),
     "cohort_preprocessing": Choice(PREPROCESSING),
-    "dataset_dir": Folder(),
+    "dataset_dir": Folders(),
     "device": Device(),
     "discriminator": Choice(("auto", *DISCRIMINATORS)),
     "ema_kimg": Number(above=0),
     "epoch_kimg": Number(above=0),
     "guides": Choice(("latent", "image")),
     "init_from": File(),
-    "layout": Choice(("auto", *LAYOUTS)),
+    "layout": Either(
+        ("auto", *LAYOUTS), Mapping, "the columns of a table, as in {'image': 'id_code', 'label': 'diagnosis'}"
+    ),
     "learning_rate": Number(above=0),
     "long_pairs": Integer(1),
     "long_points": Integer(3),

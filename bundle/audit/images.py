@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bundle.data import ImageData, Modality, image_transform
+from bundle.data import DatasetDir, ImageData, Modality, image_transform
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.data.errors import DataError, Problem
 from bundle.data.layouts import LAYOUTS, find_images, read_folder
@@ -161,7 +161,7 @@ class RealData:
         }
 
 
-def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: str | os.PathLike[str], modality: Modality) -> Cohort:
+def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir, modality: Modality) -> Cohort:
     """Opens every image of a folder once and lists everything that is wrong at once.
 
     Args:
@@ -172,10 +172,12 @@ def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: str | os.PathLi
     Raises:
         DataError: the folder is empty, is that of the real images, or holds images that cannot be judged.
     """
-    folder, real = Path(cohort_dir).expanduser().resolve(), Path(dataset_dir).expanduser().resolve()
+    folder = Path(cohort_dir).expanduser().resolve()
+    several = [dataset_dir] if isinstance(dataset_dir, str | Path) else dataset_dir
+    real = [Path(one).expanduser().resolve() for one in several]
     if not folder.is_dir():
         raise DataError(f"cohort_dir {cohort_dir} is no folder; give the folder that holds the synthetic images.")
-    if folder == real or real in folder.parents:
+    if any(place in real for place in (folder, *folder.parents)):
         raise DataError(
             f"cohort_dir {cohort_dir} is the folder of the real images, or lies in it. Name the folder of the "
             "synthetic images as cohort_dir and that of the real ones as dataset_dir."

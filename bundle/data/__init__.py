@@ -6,7 +6,7 @@ from bundle.data.check_data import check_data
 from bundle.data.checks import CheckReport, check_dataset
 from bundle.data.dataset import ImageData, open_dataset
 from bundle.data.errors import DataError, Problem
-from bundle.data.layouts import LAYOUTS, read_records
+from bundle.data.layouts import LAYOUTS, DatasetDir, read_records
 from bundle.data.modality import MODALITIES, Modality, get_modality
 from bundle.data.records import SPLITS, Record
 from bundle.data.shortcut import print_shortcut
@@ -19,6 +19,7 @@ __all__ = [
     "SPLITS",
     "CheckReport",
     "DataError",
+    "DatasetDir",
     "ImageData",
     "Modality",
     "Problem",

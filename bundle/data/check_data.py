@@ -7,15 +7,17 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bundle.data.checks import CheckReport, check_dataset, private_dir
 from bundle.data.dataset import ImageData
 from bundle.data.errors import DataError, Problem
-from bundle.data.modality import get_modality
+from bundle.data.layouts import DatasetDir
+from bundle.data.modality import Modality, get_modality
 from bundle.data.records import SPLITS
 from bundle.data.splits import resolve_splits
 from bundle.data.transforms import image_transform
@@ -85,11 +87,11 @@ def _draw_sheet(data: ImageData, path: Path, columns: int) -> None:
 
 
 def check_data(
-    dataset_dir: str | Path,
+    dataset_dir: DatasetDir,
     output_dir: str | Path,
-    modality: str = "xray",
+    modality: str | Modality = "xray",
     resolution: int = 128,
-    layout: str = "auto",
+    layout: str | Mapping[str, Any] = "auto",
     seed: int = 0,
     columns: int = 10,
 ) -> None:
@@ -99,11 +101,11 @@ def check_data(
     ``contact_sheet.png``. That folder shows real images and must not leave the house.
 
     Args:
-        dataset_dir: the folder of images.
+        dataset_dir: the folder of images, or several.
         output_dir: where to write.
         modality: preset.
         resolution: side in pixels at which the contact sheet shows the images.
-        layout: forces a layout; ``"auto"`` goes by what is in the folder.
+        layout: see :func:`bundle.data.layouts.read_folder`.
         seed: of the splits, where they have to be drawn.
         columns: images in a row of the contact sheet.
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from bundle.data.errors import DataError, Problem
-from bundle.data.layouts import Folder, find_images, read_folder
+from bundle.data.layouts import DatasetDir, Folder, find_images, read_folder
 from bundle.data.modality import Modality, get_modality
 from bundle.data.readers import ReadError, decode, pixel_sha256
 from bundle.data.records import Record
@@ -179,21 +180,21 @@ def _class_counts(folder: Folder, split_of: Mapping[str, str | None]) -> list[Pr
 
 
 def check_dataset(
-    dataset_dir: str | Path,
+    dataset_dir: DatasetDir,
     output_dir: str | Path | None = None,
     modality: str | Modality = "xray",
-    layout: str = "auto",
+    layout: str | Mapping[str, Any] = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> CheckReport:
     """Opens every image and lists everything that is wrong at once.
 
     Args:
-        dataset_dir: the folder of images.
+        dataset_dir: the folder of images, or several.
         output_dir: where its folder ``private`` may hold a split file, which then counts, and keeps what the check has
             seen, so that a second check opens only files whose size or time of change differ. None keeps nothing.
         modality: preset, or its name.
-        layout: forces a layout; ``"auto"`` goes by what is in the folder.
+        layout: see :func:`bundle.data.layouts.read_folder`.
         seed: of the splits, where they have to be drawn.
         progress: whether to show a progress bar.
 
@@ -225,7 +226,8 @@ def check_dataset(
     # Splits that could not be settled would make every class look as if it were missing.
     if all(split_of.values()):
         problems += _class_counts(folder, split_of)
-    unlisted = len(set(find_images(folder.path)) - {record.image for record in records})
+    there = {image for path in folder.paths for image in find_images(path)}
+    unlisted = len(there - {record.image for record in records})
     if unlisted:
         notes.append(f"{unlisted} image files in the folder belong to no record and are left out.")
     digests = {name: entry.digest for name, entry in inspections.items() if entry.digest}

@@ -10,12 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import CacheDataset, Dataset
 
 from bundle.data.checks import check_dataset, private_dir
 from bundle.data.errors import DataError
+from bundle.data.layouts import DatasetDir
 from bundle.data.modality import Modality, get_modality
 from bundle.data.records import SPLITS, Record
 from bundle.data.splits import Splits, resolve_splits
@@ -142,23 +144,23 @@ class ImageData:
 
 
 def open_dataset(
-    dataset_dir: str | Path,
+    dataset_dir: DatasetDir,
     output_dir: str | Path,
     modality: str | Modality = "xray",
     resolution: int = 64,
     seed: int = 0,
-    layout: str = "auto",
+    layout: str | Mapping[str, Any] = "auto",
 ) -> ImageData:
     """Opens a folder of real images after every one of them has been checked.
 
     Args:
-        dataset_dir: the folder, in any of the layouts of :data:`bundle.data.layouts.LAYOUTS`.
+        dataset_dir: the folder, or several, in any of the layouts of :data:`bundle.data.layouts.LAYOUTS`.
         output_dir: its folder ``private`` keeps the split file and what the check has seen, so that the next
             check is quick.
         modality: preset, or its name.
         resolution: side of the square images in pixels.
         seed: of the splits, where they have to be drawn.
-        layout: forces a layout; ``"auto"`` goes by what is in the folder.
+        layout: see :func:`bundle.data.layouts.read_folder`.
 
     Raises:
         DataError: the data cannot be used; lists what is wrong, where, and the cure.

@@ -13,8 +13,8 @@ import csv
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +23,10 @@ from bundle.data.modality import Modality, get_modality
 from bundle.data.readers import IMAGE_SUFFIXES, dicom_patient_id, image_suffix, is_dicom
 from bundle.data.records import SPLITS, Record
 
-__all__ = ["LAYOUTS", "Folder", "Layout", "Table", "find_images", "read_folder", "read_records"]
+__all__ = ["LAYOUTS", "DatasetDir", "Folder", "Layout", "Table", "find_images", "read_folder", "read_records"]
+
+#: A folder, or several whose images are one data set.
+DatasetDir = str | Path | Sequence[str | Path]
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "valid": "val", "validation": "val"}
 # Ranks of layouts that are known by a table.
@@ -36,14 +39,14 @@ class Folder:
     """A data set as its layout describes it, before any image is opened.
 
     Attributes:
-        path: the folder.
+        paths: the folder, or several.
         records: one per image, sorted by name.
         problems: what the layout's own files (a CSV, folder names) got wrong.
         layout: name of the layout.
         class_names: the name of each label as this data set uses them.
     """
 
-    path: Path
+    paths: tuple[Path, ...]
     records: list[Record]
     problems: list[Problem]
     layout: str
@@ -296,7 +299,7 @@ def _read_tables(folder: Path, tables: Iterable[Table], modality: Modality, layo
         found, wrong = _read_table(folder, table, modality)
         records += found
         problems += wrong
-    return Folder(folder, sorted(records, key=lambda record: record.name), problems, layout, modality.class_names)
+    return Folder((folder,), sorted(records, key=lambda record: record.name), problems, layout, modality.class_names)
 
 
 def _table_layout(name: str, description: str, table: Table, rank: int) -> Layout:
@@ -370,7 +373,7 @@ def _name_layout(name: str, prefix: str, source: str) -> Layout:
             records.append(Record(path.absolute(), relative, label, path.name[: -len(image_suffix(path))]))
         if not records:
             raise DataError(f"{folder}: no image named {prefix}_<number>_<label> in it or in its folder CXR_png")
-        return Folder(folder, sorted(records, key=lambda record: record.name), problems, name, modality.class_names)
+        return Folder((folder,), sorted(records, key=lambda record: record.name), problems, name, modality.class_names)
 
     return Layout(
         name, f"{source}: {prefix}_0001_0.png, last digit the label", lambda folder: any(matches(folder)), read
@@ -429,7 +432,7 @@ def _read_class_folders(folder: Path, modality: Modality) -> Folder:
             name = path.relative_to(folder).as_posix()
             patient = dicom_patient_id(path) or name
             records.append(Record(path.absolute(), name, labels[class_folder.name], patient, split))
-    return Folder(folder, sorted(records, key=lambda record: record.name), [], "class_folders", tuple(class_names))
+    return Folder((folder,), sorted(records, key=lambda record: record.name), [], "class_folders", tuple(class_names))
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -468,19 +471,23 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def read_folder(
-    dataset_dir: str | Path, layout: str | Mapping[str, Any] = "auto", modality: str | Modality = "xray"
+    dataset_dir: DatasetDir, layout: str | Mapping[str, Any] = "auto", modality: str | Modality = "xray"
 ) -> Folder:
     """Reads what a folder says about its images, without opening them.
 
     Args:
-        dataset_dir: the folder.
+        dataset_dir: the folder, or several whose images are one data set. The names of images then begin with the name
+            of their folder; patients of one id are one patient.
         layout: a key of :data:`LAYOUTS`; or ``"auto"`` to go by what is in the folder; or, for a CSV of any kind, which
             of its columns says what, as the attributes of :class:`Table`.
         modality: preset whose classes the labels must fit.
 
     Raises:
-        DataError: the folder is missing or empty, the layout unknown, or nothing in it is recognised.
+        DataError: the folder is missing or empty, the layout unknown, or nothing in it is recognised; or several
+            folders have one name or name the classes differently.
     """
+    if isinstance(dataset_dir, Sequence) and not isinstance(dataset_dir, str):
+        return _join([read_folder(one, layout, modality) for one in dataset_dir])
     if not str(dataset_dir or ""):
         raise DataError("no dataset_dir given; add --dataset_dir and the folder that holds your images")
     folder = Path(dataset_dir).expanduser().absolute()
@@ -518,8 +525,38 @@ def read_folder(
     return fitting[0].read(folder, preset)
 
 
+def _join(folders: Sequence[Folder]) -> Folder:
+    """Makes several folders one."""
+    if not folders:
+        raise DataError("dataset_dir is an empty list; name one folder or several")
+    if len(folders) == 1:
+        return folders[0]
+    paths = [path for folder in folders for path in folder.paths]
+    for path in paths:
+        if [other.name for other in paths].count(path.name) > 1:
+            raise DataError(f"dataset_dir names several folders called {path.name!r}; rename one of them")
+    if len({folder.class_names for folder in folders}) > 1:
+        named = "; ".join(
+            f"{path.name}: {', '.join(folder.class_names)}" for path, folder in zip(paths, folders, strict=True)
+        )
+        raise DataError(
+            f"the folders of dataset_dir name their classes differently ({named}); give them one set of names"
+        )
+    records, problems = [], []
+    for path, folder in zip(paths, folders, strict=True):
+        for record in folder.records:
+            name = f"{path.name}/{record.name}"
+            patient = name if record.patient_id == record.name else record.patient_id
+            records.append(replace(record, name=name, patient_id=patient))
+        problems += [replace(problem, name=f"{path.name}/{problem.name}") for problem in folder.problems]
+    layout = " and ".join(dict.fromkeys(folder.layout for folder in folders))
+    return Folder(
+        tuple(paths), sorted(records, key=lambda record: record.name), problems, layout, folders[0].class_names
+    )
+
+
 def read_records(
-    dataset_dir: str | Path, layout: str | Mapping[str, Any] = "auto", modality: str | Modality = "xray"
+    dataset_dir: DatasetDir, layout: str | Mapping[str, Any] = "auto", modality: str | Modality = "xray"
 ) -> list[Record]:
     """Returns the records of a folder sorted by name; like :func:`read_folder`, but any problem is an error.
 

@@ -56,8 +56,9 @@ ROBUST_PERCENTILES = (0.5, 99.5)
 #: An image whose robust range is narrower than this share of the full scale is blank.
 MIN_CONTRAST = 0.02
 
-#: Mean range of the channels, as a share of the full scale, up to which an image shows no colour: JPEG leaves as much.
-GREY = 0.03
+#: Mean range of the channels, as a share of the full scale, up to which an image shows no colour. Grey saved in colour
+#: has 0, a tinted film little more; the palest of 1270 fundus photographs, black surround included, has 0.028.
+GREY = 0.015
 
 #: Pixels of the shorter side below which a file is no medical image.
 MIN_SIDE = 16

@@ -9,7 +9,7 @@ unless it is well above this baseline.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from bundle.data.dataset import ImageData, open_dataset
+from bundle.data.layouts import DatasetDir
+from bundle.data.modality import Modality
 from bundle.data.transforms import PREPROCESSINGS
 
 __all__ = [
@@ -203,21 +205,21 @@ def measure_shortcut(
 
 
 def print_shortcut(
-    dataset_dir: str | Path,
+    dataset_dir: DatasetDir,
     output_dir: str | Path,
-    modality: str = "xray",
+    modality: str | Modality = "xray",
     resolution: int = 128,
-    layout: str = "auto",
+    layout: str | Mapping[str, Any] = "auto",
     seed: int = 0,
 ) -> None:
     """Prints :func:`measure_shortcut` of a folder as a table, one line per preprocessing.
 
     Args:
-        dataset_dir: the folder of images.
+        dataset_dir: the folder of images, or several.
         output_dir: its folder ``private`` keeps the split file.
         modality: preset; the line of its own preprocessing is marked.
         resolution: side in pixels.
-        layout: forces a layout.
+        layout: see :func:`bundle.data.layouts.read_folder`.
         seed: of the splits, where they have to be drawn.
 
     Raises:

@@ -62,12 +62,12 @@ def test_everything_that_is_wrong_is_listed_at_once(new_cohort: CohortMaker, hos
     with pytest.raises(DataError) as error:
         open_cohort(folder, hospital, XRAY)
     text = str(error.value)
-    assert "0001.png: in colour, where the real images are grey" in text
+    assert "0001.png: is in colour, where the modality has one channel" in text
     assert "0002.png: 20 x 20 pixels show nobody. Give images of at least 32 pixels" in text
     assert "cut.png" in text
     assert "0000.png" not in text
     colour = replace(XRAY, channels=3)
-    with pytest.raises(DataError, match="grey, where the real images are in colour"):
+    with pytest.raises(DataError, match="shows no colour, where the modality has three channels"):
         open_cohort(new_cohort("grey", grey(1)), hospital, colour)
 
 

@@ -214,6 +214,37 @@ def test_a_table_described_wrongly(tmp_path: Path, layout: dict[str, object], me
         read_folder(tmp_path, layout)
 
 
+def test_several_folders_are_one_data_set(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    _touch(first, "a.png", "b.png")
+    _csv(first, "image,label,patient_id,split\na.png,0,p1,train\nb.png,1,,test\n")
+    _touch(second, "a.png")
+    _csv(second, "image,label,patient_id,split\na.png,1,p1,extra\nc.png,7,p2,extra\n")
+    folder = read_folder([first, str(second)])
+    assert [(record.name, record.patient_id, record.split) for record in folder.records] == [
+        ("first/a.png", "p1", "train"),
+        ("first/b.png", "first/b.png", "test"),
+        ("second/a.png", "p1", "extra"),
+        ("second/c.png", "p2", "extra"),
+    ]
+    assert folder.records[2].image == second / "a.png"
+    assert [problem.name for problem in folder.problems] == ["second/c.png"]
+    assert folder.paths == (first, second)
+    assert read_folder([first]).records == read_folder(first).records
+
+
+def test_several_folders_that_cannot_be_one(tmp_path: Path) -> None:
+    _touch(tmp_path / "x" / "set", "pneumonia/a.png", "tb/b.png")
+    _touch(tmp_path / "y" / "set", "normal/a.png", "tb/b.png")
+    _touch(tmp_path / "other", "normal/a.png", "tb/b.png")
+    with pytest.raises(DataError, match="several folders called 'set'"):
+        read_folder([tmp_path / "x" / "set", tmp_path / "y" / "set"])
+    with pytest.raises(DataError, match=r"differently \(set: pneumonia, tuberculosis; other: normal, tuberculosis\)"):
+        read_folder([tmp_path / "x" / "set", tmp_path / "other"])
+    with pytest.raises(DataError, match="empty list"):
+        read_folder([])
+
+
 def test_a_name_that_may_mean_two_files(tmp_path: Path) -> None:
     _touch(tmp_path, "x/a.png", "y/a.jpg")
     _csv(tmp_path, "image,label\na,0\n")
