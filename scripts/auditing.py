@@ -15,7 +15,7 @@ from torch import nn
 
 from bundle.audit.engine import AuditEngine
 from bundle.audit.images import LEAST_SIDE, Cohort
-from bundle.data import DatasetDir, ImageData, open_dataset
+from bundle.data import DatasetDir, ImageData, Modality, open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.files import content_digest
 from bundle.networks.weights import WeightsError, load_weights, read_info
@@ -44,7 +44,7 @@ def open_audit_data(
     cohort: Cohort,
     models_dir: str,
     output_dir: str,
-    modality: str,
+    modality: str | Modality,
     resolution: int,
     seed: int,
     layout: str | Mapping[str, Any] = "auto",
@@ -119,7 +119,7 @@ def audit_networks(
             bundle_root=bundle_root,
             dataset_dir=dataset_dir,
             layout=layout,
-            modality=data.modality.name,
+            modality=data.modality,
             device=device,
             output_dir=str(home),
         )

@@ -28,7 +28,7 @@ from bundle.cohort.datasheet import datasheet
 from bundle.cohort.judge import synthesise
 from bundle.cohort.ledger import CohortError, WalkLedger
 from bundle.cohort.writer import verify_cohort, write_cohort
-from bundle.data import DatasetDir, ImageData, open_dataset
+from bundle.data import DatasetDir, ImageData, Modality, open_dataset
 from bundle.figures import from_uint8, save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
 from bundle.files import content_digest, write_json
@@ -266,8 +266,17 @@ def open_training_data(
     output_dir: str,
     models: ModelSet,
     layout: str | Mapping[str, Any] = "auto",
+    modality: str | Modality = "",
 ) -> ImageData | None:
     """Opens the real images that the models were trained on; None where no folder is given.
+
+    Args:
+        dataset_dir: the folder, or several.
+        models_dir: of the models; beside it may lie the split file of the training.
+        output_dir: of this command.
+        models: the networks, whose JSONs name the kind of image.
+        layout: see `bundle.data.open_dataset`.
+        modality: preset; where the models are of another kind of image, the preset that they name.
 
     Raises:
         CohortError: the models were trained on other images or another split of them.
@@ -276,7 +285,8 @@ def open_training_data(
         return None
     info = models.infos["generator"]
     home = splits_home(models_dir, output_dir)
-    data = open_dataset(dataset_dir, home, info["modality"], info["resolution"], info["seed"], layout)
+    preset = modality if str(modality) == info["modality"] else info["modality"]
+    data = open_dataset(dataset_dir, home, preset, info["resolution"], info["seed"], layout)
     if data.split_sha256 != models.split_sha256:
         raise CohortError(
             f"dataset_dir: {dataset_dir} is not what the models in {models_dir} were trained on, or it is split "

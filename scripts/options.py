@@ -9,7 +9,7 @@ from typing import Any
 
 import bundle.options
 from bundle.audit.images import PREPROCESSING
-from bundle.data import LAYOUTS, MODALITIES
+from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.options import Choice, Device, Either, File, Folder, Folders, Integer, Integers, Kind, Number, OutputFolder
 from bundle.training.discriminators import DISCRIMINATORS
 from bundle.walk.objective import OBJECTIVES
@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
     "long_points": Integer(3),
     "max_epochs": Integer(1),
     "measure_kimg": Number(above=0),
-    "modality": Choice(tuple(MODALITIES)),
+    "modality": Either(tuple(MODALITIES), Modality, "a configuration file that describes one, as docs/data.md shows"),
     "models_dir": Folder(),
     "n_images": Integer(1),
     "n_latents": Integer(1),

@@ -96,7 +96,7 @@ def let_pass(folder: Path) -> None:
         torch.manual_seed(0)
         for _ in range(60):
             with torch.no_grad():
-                ends = [generator.mapping(torch.randn(128, 8), label) for _ in range(2)]
+                ends = [generator.mapping(torch.randn(128, generator.z_dim), label) for _ in range(2)]
                 images = generator.synthesis(torch.lerp(ends[0], ends[1], torch.rand(128, 1)))
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(images), label).backward()

@@ -51,6 +51,10 @@ class Modality:
         if unknown:
             raise ValueError(f"modality {self.name!r}: class_aliases point to {unknown}, not in {self.class_names}")
 
+    def __str__(self) -> str:
+        """Returns the name: folders are called by it, whether a configuration names a preset or describes one."""
+        return self.name
+
     @property
     def has_one_histogram(self) -> bool:
         """Whether the preprocessing gives the same histogram to every image."""

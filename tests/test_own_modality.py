@@ -1,0 +1,122 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A kind of image that the bundle does not know, brought by an overlay alone, through every command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.test_evaluation import do_little, let_pass
+
+SIDE = 32
+SPLITS = ["train"] * 40 + ["val"] * 16 + ["test"] * 24
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Round and square cells of two sizes each, on a ground that tells one patient from another."""
+    folder = tmp_path_factory.mktemp("slides")
+    rows, columns = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    with (folder / "cells.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(["slide", "finding", "set", "case"])
+        for number, split in enumerate(SPLITS):
+            draw = np.random.default_rng(number)
+            ground = Image.fromarray(draw.integers(0, 120, (6, 6), dtype=np.uint8)).resize((SIDE, SIDE))
+            radius = draw.uniform(5, 9)
+            square = np.maximum(abs(rows), abs(columns)) < radius
+            cell = square if number % 2 else np.hypot(rows, columns) < radius
+            pixels = np.where(cell, 230, np.asarray(ground)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"slide{number:02d}.png")
+            table.writerow([f"slide{number:02d}", ("round", "square")[number % 2], split, f"case{number}"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory: pytest.TempPathFactory, slides: Path) -> Path:
+    path = tmp_path_factory.mktemp("overlay") / "cells.json"
+    modality = {"_target_": "bundle.data.Modality", "name": "cells", "channels": 1, "class_names": ["round", "square"]}
+    layout = {"file": "cells.csv", "image": "slide", "label": "finding", "split": "set", "patient_id": "case"}
+    path.write_text(json.dumps({"modality": modality, "layout": layout, "resolution": SIDE}), encoding="utf-8")
+    return path
+
+
+def test_a_kind_of_image_of_ones_own_goes_through_every_command(
+    slides: Path, overlay: Path, trunk_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_little(monkeypatch)
+    for module in ("assessment", "controls", "distances"):
+        monkeypatch.setattr(f"bundle.audit.{module}.DRAWS", 40)
+    monkeypatch.setattr("bundle.audit.assessment.HALVES", 4)
+    home = tmp_path / "cells"
+    models = home / "models"
+
+    def run(config: str, *run_id: str, extra: tuple[str, ...] = (), **options: Any) -> None:
+        files = [str(ROOT / "configs" / f"{name}.json") for name in (config, *extra)]
+        monai.bundle.run(*run_id, config_file=[*files, str(overlay)], bundle_root=str(ROOT), **options)
+
+    real = {"dataset_dir": str(slides)}
+    trained = {**real, "output_dir": str(home)}
+    run("check_data", "check_data", **trained)
+    run(
+        "train_gan",
+        **trained,
+        trunk_file=str(trunk_file),
+        discriminator="residual",
+        total_kimg=0.064,
+        epoch_kimg=0.032,
+        measure_kimg=0.032,
+    )
+    run("train_guides", **trained, max_epochs=2)
+    run("train_latent_guides", output_dir=str(home), n_latents=256, n_visited=64, max_epochs=1)
+    run("train_audit", **trained, max_epochs=2)
+    assert json.loads((models / "generator.json").read_text(encoding="utf-8"))["modality"] == "cells"
+
+    made = {"models_dir": str(models)}
+    assert json.loads((models / "gate_class.json").read_text(encoding="utf-8"))["class_names"] == ["round", "square"]
+    let_pass(models)  # networks of a few steps' training agree on hardly any class
+    run("plan", "generate", **real, **made, n_images=8, output_dir=str(tmp_path / "cohort"))
+    manifest = json.loads((tmp_path / "cohort" / "cohort" / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["modality"], manifest["class_names"]) == ("cells", ["round", "square"])
+    run(
+        "inference",
+        checkpoint=str(models / "generator.pt"),
+        n_images=24,
+        output_dir=str(tmp_path / "samples"),
+        **{"network_def#resolution": SIDE},
+    )
+    with pytest.raises(SystemExit):
+        run(
+            "audit",
+            "audit",
+            **real,
+            **made,
+            trunk_file=str(trunk_file),
+            cohort_dir=str(tmp_path / "samples" / "samples"),
+            output_dir=str(tmp_path / "audit"),
+        )
+    assert (tmp_path / "audit" / "report.html").exists()
+    run(
+        "evaluate",
+        "evaluate",
+        extra=("evaluate_quick",),
+        **real,
+        **made,
+        trunk_file=str(trunk_file),
+        n_images=24,
+        n_points=4,
+        long_points=5,
+        long_pairs=2,
+        max_epochs=1,
+        output_dir=str(tmp_path / "evaluation"),
+    )
+    assert (tmp_path / "evaluation" / "report.html").exists()
