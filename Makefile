@@ -6,6 +6,9 @@ PYTHON := $(VENV)/bin/python
 # Made last, so that it stands for a whole installation; without it .venv is made anew.
 INSTALLED := $(VENV)/installed
 ARGS ?=
+MODALITY ?= xray
+# A modality other than the configurations' own is a small file behind them.
+PLAN := $(if $(filter xray,$(MODALITY)),configs/plan.json,"['configs/plan.json','configs/$(MODALITY).json']")
 
 .DEFAULT_GOAL := help
 .PHONY: help generate test benchmark benchmark_training lint format lock clean
@@ -13,10 +16,11 @@ ARGS ?=
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-19s%s\n", $$1, $$2}' Makefile
 	@echo
+	@echo '  MODALITY=fundus makes fundus photographs instead of X-rays.'
 	@echo '  ARGS="--n_images 16 --seed 7" goes on to generate, ARGS="-k walk" to the tests of make test.'
 
 generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights
-	@$(PYTHON) -m monai.bundle run generate --config_file configs/plan.json $(ARGS)
+	@$(PYTHON) -m monai.bundle run generate --config_file $(PLAN) $(ARGS)
 
 test: lint  ## Check format, lint and types, then run the tests
 	$(PYTHON) -m pytest $(ARGS)

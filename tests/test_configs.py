@@ -17,8 +17,10 @@ from tests.conftest import ROOT
 
 FILES = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "metadata.json")
 # Small files that change options of another one, behind which they are named.
-OVERLAYS = {"evaluate_quick": "evaluate", "memorise": "train_gan"}
+OVERLAYS = {"evaluate_quick": ("evaluate",), "memorise": ("train_gan",), "fundus": ()}
 CONFIGS = [path for path in FILES if path.stem not in OVERLAYS]
+# A modality goes behind every one of them.
+OVERLAYS["fundus"] = tuple(path.stem for path in CONFIGS)
 
 
 @pytest.fixture(params=CONFIGS, ids=[path.stem for path in CONFIGS])
@@ -69,7 +71,7 @@ def given_options(expression: str, config: dict[str, Any]) -> set[str]:
     return {name for name, _ in pairs}
 
 
-@pytest.mark.parametrize(("overlay", "base"), OVERLAYS.items())
+@pytest.mark.parametrize(("overlay", "base"), [(name, base) for name, bases in OVERLAYS.items() for base in bases])
 def test_overlay_changes_options_that_its_base_has(overlay: str, base: str) -> None:
     changed, config = (json.loads((ROOT / "configs" / f"{name}.json").read_text("utf-8")) for name in (overlay, base))
     assert changed
