@@ -64,8 +64,8 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
         files = [str(ROOT / "configs" / f"{name}.json") for name in (config, *extra)]
         monai.bundle.run(*run_id, config_file=[*files, str(overlay)], bundle_root=str(ROOT), **options)
 
-    real = {"dataset_dir": str(slides)}
-    trained = {**real, "output_dir": str(home)}
+    real: dict[str, Any] = {"dataset_dir": str(slides)}
+    trained: dict[str, Any] = {**real, "output_dir": str(home)}
     run("check_data", "check_data", **trained)
     run(
         "train_gan",
@@ -81,7 +81,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     run("train_audit", **trained, max_epochs=2)
     assert json.loads((models / "generator.json").read_text(encoding="utf-8"))["modality"] == "cells"
 
-    made = {"models_dir": str(models)}
+    made: dict[str, Any] = {"models_dir": str(models)}
     assert json.loads((models / "gate_class.json").read_text(encoding="utf-8"))["class_names"] == ["round", "square"]
     let_pass(models)  # networks of a few steps' training agree on hardly any class
     run("plan", "generate", **real, **made, n_images=8, output_dir=str(tmp_path / "cohort"))

@@ -22,6 +22,8 @@ class Modality:
         class_names: the name of each label, in the order of the labels 0, 1, ...
         class_aliases: other names that public data sets use for the classes, as pairs (alias, class name); compared
             without regard to case.
+        ordered: whether the classes are grades, each above the one before: then quadratic weighted kappa, which
+            forgives the neighbouring grade, stands beside every accuracy.
         preprocessing: name of the intensity and border treatment, a key of
             :data:`bundle.data.transforms.PREPROCESSINGS`.
         reference_histogram: the brightness, 0 (black) to 1 (white), at equally spaced quantiles of a typical image,
@@ -32,6 +34,7 @@ class Modality:
     channels: int
     class_names: tuple[str, ...]
     class_aliases: tuple[tuple[str, str], ...] = ()
+    ordered: bool = False
     preprocessing: str = "plain"
     reference_histogram: tuple[float, ...] = (0.0, 1.0)
 
@@ -87,6 +90,7 @@ MODALITIES: dict[str, Modality] = {
         # Grades of diabetic retinopathy by the international scale (Wilkinson et al., Ophthalmology 110, 2003).
         class_names=("no_dr", "mild", "moderate", "severe", "proliferative"),
         class_aliases=(("no dr", "no_dr"), ("proliferate_dr", "proliferative"), ("proliferative dr", "proliferative")),
+        ordered=True,
         preprocessing="retina",
     ),
 }

@@ -9,7 +9,7 @@ from bundle.audit.catalogue import Measure
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 
-__all__ = ["COMPARISONS", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS"]
+__all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS"]
 
 _TEST = "ResNet-18 trained on the arm, real test images"
 _FEATURES = f"{FEATURES} features, all images of the arm against all training images"
@@ -19,6 +19,7 @@ _REAL = "near Real's"
 PAPER = {
     "accuracy": Measure("Acc", _TEST, _REAL, True),
     "auc": Measure("AUC", _TEST, _REAL),
+    "kappa": Measure("Quadratic weighted kappa", _TEST, _REAL),
     "balanced_accuracy": Measure("Balanced accuracy", _TEST, _REAL, True),
     "statistics_accuracy": Measure(
         "Shortcut: accuracy of 14 statistics",
@@ -29,6 +30,8 @@ PAPER = {
     "random_trunk_accuracy": Measure(
         "Shortcut: accuracy of a random trunk", "logistic regression on an untrained ResNet-18", "well below Acc", True
     ),
+    "statistics_kappa": Measure("Shortcut: kappa of 14 statistics", "as above", "well below kappa"),
+    "random_trunk_kappa": Measure("Shortcut: kappa of a random trunk", "as above", "well below kappa"),
     "mia_accuracy": Measure("MIA", "gradient boosting on the classifier's answers", "50 %", True),
     "lira_auc": Measure("LiRA, transferred: AUC", "shadow models on halves of the real images", "0.5"),
     "lira_tpr": Measure("LiRA: members found at 1 % false alarms", "the same", "1 %", True),
@@ -36,6 +39,9 @@ PAPER = {
     "kid_all": Measure("KID", _FEATURES, "low"),
     "mml": AUDIT_MEASURES["mml"],
 }
+
+#: Those that are taken of grades alone.
+GRADES = ("kappa", "statistics_kappa", "random_trunk_kappa")
 
 #: Of the images before the gate, by the gate; and of long paths.
 PATHS = {

@@ -386,9 +386,10 @@ class EvaluationEngine(Engine):
         attack = stream_seed(seed, ATTACK)
         pixels, labels = self._images(seed, arm)
         sides = (logits[:n], logits[n:]), (train.labels, test.labels), (train.patients, test.patients)
+        ordered = self.data.modality.ordered
         figures = {
-            **accuracy_figures(logits[n:], test.labels, self.test_draws),
-            **shortcut_figures(pixels, labels, test.pixels, test.labels, self.test_draws, attack),
+            **accuracy_figures(logits[n:], test.labels, self.test_draws, ordered),
+            **shortcut_figures(pixels, labels, test.pixels, test.labels, self.test_draws, attack, ordered),
             **attack_by_outputs(*sides, seed=attack),
         }
         shadows = [self._read(seed, f"shadow_{number:02d}")["logits"] for number in range(self.n_shadows)]

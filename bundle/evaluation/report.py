@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Chart
 from bundle.audit.catalogue import FIDELITY, PRIVACY
 from bundle.audit.resampling import Figure
 from bundle.evaluation.arms import ARMS
-from bundle.evaluation.catalogue import COMPARISONS, LONG_COMPARISONS, MEASURES, PAPER
+from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER
 from bundle.evaluation.seeds import Summary, difference, over_seeds, ratio
 from bundle.figures.evaluations import arms_chart, as_svg, distance_chart, save_chart
 from bundle.files import atomic_write, write_json
@@ -36,7 +36,17 @@ CHARTED = ("accuracy", "mia_accuracy", "copy_rate", "lpips_p5", "mml", "kid_all"
 #: Measures whose ratio of two arms means something.
 RATIOS = ("mml", "lpips_p5", "kid_all", "frechet_all", "smoothness", "path_variety")
 #: Measures whose differences the tables show; results.json has those of all.
-DIFFERENCES = ("accuracy", "mia_accuracy", "lira_auc", "copy_rate", "lpips_p5", "mml", "kid_all", "mislabelled")
+DIFFERENCES = (
+    "accuracy",
+    "kappa",
+    "mia_accuracy",
+    "lira_auc",
+    "copy_rate",
+    "lpips_p5",
+    "mml",
+    "kid_all",
+    "mislabelled",
+)
 #: Measures whose differences from test images the tables show.
 AGAINST_TEST = ("copy_rate", "dcr_p5", "nndr_p5", "lpips_p5", "mml", "reidentified", "same_patient_named")
 #: Measures of long paths that the tables show.
@@ -54,19 +64,22 @@ def write_evaluation(engine: EvaluationEngine) -> dict[str, Any]:
     """
     figures = {arm: [engine.figures(arm, seed) for seed in engine.seeds] for arm in (*ARMS, *engine.long_arms)}
     strangers = engine.strangers()
-    arms = {arm: _summaries(found) for arm, found in figures.items()}
+    # Kappa is taken of grades alone: what no arm has is in no table.
+    taken = {key for seeds in figures.values() for found in seeds for key in found}
+    measures = {key: measure for key, measure in MEASURES.items() if key in taken or key not in GRADES}
+    arms = {arm: _summaries(found, measures) for arm, found in figures.items()}
     curves = {pool: _band(engine, pool) for pool in engine.pools if pool.startswith("long")}
     results = {
         "arms": {arm: _content(summaries) for arm, summaries in arms.items()},
         "titles": {arm: kind.title for arm, kind in {**ARMS, **engine.long_arms}.items()},
-        "strangers": {column: _content(_summaries([found])) for column, found in strangers.items()},
+        "strangers": {column: _content(_summaries([found], measures)) for column, found in strangers.items()},
         "comparisons": [
             _comparison(figures, first, second)
             for first, second in (*COMPARISONS, *LONG_COMPARISONS)
             if first in figures and second in figures
         ],
         "against_test_images": {arm: _against(figures[arm], strangers["test"]) for arm in ARMS if ARMS[arm].pool},
-        "measures": {key: asdict(measure) for key, measure in MEASURES.items()},
+        "measures": {key: asdict(measure) for key, measure in measures.items()},
         "curves": curves,
         "seeds": list(engine.seeds),
         "n_shadows": engine.n_shadows,
@@ -93,13 +106,11 @@ def write_evaluation(engine: EvaluationEngine) -> dict[str, Any]:
     return results
 
 
-def _summaries(seeds: Sequence[Mapping[str, Figure]]) -> dict[str, Summary]:
+def _summaries(seeds: Sequence[Mapping[str, Figure]], keys: Iterable[str]) -> dict[str, Summary]:
     failed = next((found[""].reason for found in seeds if "" in found), "")
     if failed:
-        return {key: Summary(reason=failed) for key in MEASURES}
-    return {
-        key: over_seeds([found[key] for found in seeds]) for key in MEASURES if all(key in found for found in seeds)
-    }
+        return {key: Summary(reason=failed) for key in keys}
+    return {key: over_seeds([found[key] for found in seeds]) for key in keys if all(key in found for found in seeds)}
 
 
 def _content(summaries: Mapping[str, Summary]) -> dict[str, Any]:
@@ -158,12 +169,12 @@ def _write_html(results: dict[str, Any], pictures: Mapping[str, Chart], path: Pa
         Path(__file__).parent / "report.html.j2",
         r=results,
         arms=ARMS,
-        paper=PAPER,
+        paper={key: measure for key, measure in PAPER.items() if key in results["measures"]},
         privacy=PRIVACY,
         fidelity=FIDELITY,
         measures=MEASURES,
         ratios=RATIOS,
-        differences=DIFFERENCES,
+        differences=[key for key in DIFFERENCES if key in results["measures"]],
         long_keys=LONG_KEYS,
         against_test=AGAINST_TEST,
         pictures={name: Markup(as_svg(picture)) for name, picture in pictures.items()},
@@ -202,8 +213,9 @@ def markdown_tables(results: dict[str, Any]) -> str:
             for key in keys
         ]
 
+    paper, differences = ([key for key in keys if key in results["measures"]] for keys in (PAPER, DIFFERENCES))
     titles = {**results["titles"], "test": "test images", "training": "training images"}
-    parts = [markdown_table([["", *(titles[arm] for arm in ARMS)], *by_measure(list(PAPER), list(ARMS))])]
+    parts = [markdown_table([["", *(titles[arm] for arm in ARMS)], *by_measure(paper, list(ARMS))])]
     synthetic = [arm for arm in ARMS if ARMS[arm].pool]
     columns = [*synthetic, "test", "training"]
     keys = [*PRIVACY, *FIDELITY, "recognised", "mislabelled"]
@@ -218,7 +230,7 @@ def markdown_tables(results: dict[str, Any]) -> str:
     parts.append(markdown_table([["", *(MEASURES[key].title for key in AGAINST_TEST)], *rows]))
     long_arms = [arm for arm in titles if arm in results["arms"] and arm not in ARMS]
     parts.append(markdown_table([["", *(titles[arm] for arm in long_arms)], *by_measure(LONG_KEYS, long_arms)]))
-    for kind, chosen in (("difference", DIFFERENCES), ("ratio", RATIOS)):
+    for kind, chosen in (("difference", differences), ("ratio", RATIOS)):
         rows = []
         for comparison in results["comparisons"]:
             names = [results["titles"][comparison[side]] for side in ("first", "second")]

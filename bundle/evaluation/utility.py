@@ -28,6 +28,7 @@ from bundle.audit.measures import area_under_curve
 from bundle.audit.resampling import Figure, figure, mean
 from bundle.data.shortcut import random_trunk_features, whole_image_statistics
 from bundle.figures import from_uint8
+from bundle.metrics.agreement import quadratic_kappa
 from bundle.metrics.recognition import predict
 from bundle.networks.standardise import resized, standardised
 from bundle.training.network_trainer import AutocastInferer
@@ -173,40 +174,49 @@ def classify(network: nn.Module, pixels: Tensor, settings: ClassifierSettings) -
 
 
 def accuracy_figures(
-    logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], prefix: str = ""
+    logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], ordered: bool = False, prefix: str = ""
 ) -> dict[str, Figure]:
-    """Returns accuracy, balanced accuracy and AUC, with intervals of patients drawn anew.
+    """Returns accuracy, balanced accuracy and AUC, with intervals of patients drawn anew; of grades also kappa.
 
     Args:
         logits: [N, K], or logarithms of probabilities.
         labels: [N].
         draws: of patients, as indices into the images.
+        ordered: whether the classes are grades.
         prefix: of the names.
 
     Returns:
-        ``accuracy``, ``balanced_accuracy`` and ``auc`` (for more than two classes the mean over one against the rest).
+        ``accuracy``, ``balanced_accuracy`` and ``auc`` (for more than two classes the mean over one against the rest);
+        of grades also ``kappa``, quadratic weighted.
     """
     scores = torch.as_tensor(logits).double()
     classes = range(scores.shape[1])
 
-    def of(index: NDArray[np.int64] | slice) -> tuple[float, float, float]:
+    def of(index: NDArray[np.int64] | slice) -> tuple[float, ...]:
         truth, given = labels[index], scores[index]
-        right = (given.argmax(dim=1) == truth).double()
+        named = given.argmax(dim=1)
+        right = (named == truth).double()
         members = [truth == value for value in classes]
-        balanced = np.mean([mean(right[mine]) for mine in members if mine.any()])
+        balanced = float(np.mean([mean(right[mine]) for mine in members if mine.any()]))
+        kappa = (quadratic_kappa(truth, named, len(classes)),) if ordered else ()
         if not all(mine.any() for mine in members):
-            return mean(right), float(balanced), np.nan
+            return mean(right), balanced, np.nan, *kappa
         odds = given - torch.stack([_others(given, value) for value in classes], dim=1)
         areas = [area_under_curve(odds[mine, value], odds[~mine, value]) for value, mine in enumerate(members)]
-        return mean(right), float(balanced), float(np.mean(areas))
+        return mean(right), balanced, float(np.mean(areas)), *kappa
 
     values = of(slice(None))
     replicates = np.array([of(draw) for draw in draws]).T
+    names = ("accuracy", "balanced_accuracy", "auc", "kappa")[: len(values)]
+    missing = len(classes) - len(labels.unique())
+    reasons = {
+        "auc": f"{missing} of the classes have no test image",
+        "kappa": "all images are of one grade, and named so",
+    }
     figures = {}
-    for name, value, drawn in zip(("accuracy", "balanced_accuracy", "auc"), values, replicates, strict=True):
+    for name, value, drawn in zip(names, values, replicates, strict=True):
         if np.isnan(value):
-            missing = len(classes) - len(labels.unique())
-            figures[prefix + name] = Figure(n=len(labels), reason=f"{missing} of the classes have no test image")
+            figures[prefix + name] = Figure(n=len(labels), reason=reasons[name])
         else:
             figures[prefix + name] = figure(value, np.where(np.isnan(drawn), value, drawn), len(labels))
     return figures
@@ -218,7 +228,13 @@ def _others(logits: Tensor, value: int) -> Tensor:
 
 
 def shortcut_figures(
-    pixels: Tensor, labels: Tensor, test_pixels: Tensor, test_labels: Tensor, draws: list[NDArray[np.int64]], seed: int
+    pixels: Tensor,
+    labels: Tensor,
+    test_pixels: Tensor,
+    test_labels: Tensor,
+    draws: list[NDArray[np.int64]],
+    seed: int,
+    ordered: bool = False,
 ) -> dict[str, Figure]:
     """Tries on test images what was fitted to other images without seeing any anatomy.
 
@@ -229,6 +245,7 @@ def shortcut_figures(
         test_labels: of these.
         draws: of their patients.
         seed: of the classifiers and of the random trunk.
+        ordered: whether the classes are grades.
 
     Returns:
         The figures of `accuracy_figures`, named ``statistics_...`` for gradient boosting on 14 numbers of the whole
@@ -246,5 +263,5 @@ def shortcut_figures(
         model.fit(features(from_uint8(pixels)), labels.numpy())
         probabilities = model.predict_proba(features(from_uint8(test_pixels)))
         scores = torch.from_numpy(probabilities.clip(1e-9)).log()
-        figures.update(accuracy_figures(scores, test_labels, draws, prefix))
+        figures.update(accuracy_figures(scores, test_labels, draws, ordered, prefix))
     return figures

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from bundle.data import ImageData
+from bundle.metrics.agreement import quadratic_kappa
 from bundle.metrics.recognition import highest_probability, predict, recognition_scores
 from bundle.networks.guides import GateClassifier, Guide, NobodyHead
 from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
@@ -254,7 +255,8 @@ class GuideTrainer(NetworkTrainer):
             scores["calibration"] = calibration
         else:
             sets = {"train": (known, labels), **images}
-            scores = {split: class_scores(self.network, *part) for split, part in sets.items() if len(part[0])}
+            ordered = self.data.modality.ordered
+            scores = {split: class_scores(self.network, *part, ordered) for split, part in sets.items() if len(part[0])}
         return {"scores": scores}
 
     def accuracy(self, output: dict[str, Any]) -> float:
@@ -338,17 +340,18 @@ class _Cosines(nn.Module):
         return head.cosine(self.network.features(image))
 
 
-def class_scores(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+def class_scores(network: nn.Module, images: Tensor, labels: Tensor, ordered: bool = False) -> dict[str, float]:
     """Measures a classifier of diagnoses.
 
     Args:
         network: images in [-1, 1] to logits [N, K].
         images: [N, C, H, W].
         labels: [N].
+        ordered: whether the classes are grades.
 
     Returns:
-        Accuracy, balanced accuracy, mean highest probability and, where every class is there, AUC (for more than two
-        classes the mean over one against the rest).
+        Accuracy, balanced accuracy, mean highest probability, for grades quadratic weighted kappa and, where every
+        class is there, AUC (for more than two classes the mean over one against the rest).
     """
     logits = predict(network, images)
     predicted, truth = logits.argmax(dim=1), labels.numpy()
@@ -359,6 +362,8 @@ def class_scores(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str
         "highest_probability": float(highest_probability(logits).mean()),
     }
     num_classes = logits.shape[1]
+    if ordered:
+        scores["kappa"] = quadratic_kappa(truth, predicted.numpy(), num_classes)
     if len(labels.unique()) == num_classes:
         probabilities = logits.double().softmax(dim=1).numpy()
         scores["auc"] = float(

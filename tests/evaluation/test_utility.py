@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 from torch import Tensor
 
 from bundle.audit.resampling import patient_draws
@@ -72,6 +72,11 @@ def test_accuracy_figures(num_classes: int) -> None:
     assert found["balanced_accuracy"].value == pytest.approx(balanced_accuracy_score(labels, named))
     assert found["auc"].value == pytest.approx(roc_auc_score(labels, score, multi_class="ovr"))
     assert all(figure.low < figure.value < figure.high for figure in found.values())
+    assert "kappa" not in found
+    graded = accuracy_figures(logits, labels, patient_draws(torch.arange(120), 200, 0), ordered=True)
+    assert {key: figure for key, figure in graded.items() if key != "kappa"} == found
+    assert graded["kappa"].value == pytest.approx(cohen_kappa_score(labels, named, weights="quadratic"))
+    assert graded["kappa"].low < graded["kappa"].value < graded["kappa"].high
 
 
 def test_class_without_a_test_image_leaves_the_auc_open() -> None:

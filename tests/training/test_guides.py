@@ -199,6 +199,10 @@ def test_class_scores_of_a_hand_computed_case() -> None:
     assert scores["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
     assert scores["auc"] == 1.0
     assert "auc" not in class_scores(Pixel(), images[:3], torch.tensor([0, 0, 0]))
+    assert "kappa" not in scores
+    # Of two classes, one answer in five differs, where chance would let 0.6 * 0.6 + 0.4 * 0.4 of them differ.
+    graded = class_scores(Pixel(), images, torch.tensor([0, 0, 0, 1, 1]), ordered=True)
+    assert graded["kappa"] == pytest.approx(1 - 0.2 / 0.52)
 
 
 def test_unseen_changes_are_other_families_than_the_guides_train_on_or_stronger() -> None:
