@@ -60,63 +60,33 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     home = tmp_path / "cells"
     models = home / "models"
 
-    def run(config: str, *run_id: str, extra: tuple[str, ...] = (), **options: Any) -> None:
-        files = [str(ROOT / "configs" / f"{name}.json") for name in (config, *extra)]
-        monai.bundle.run(*run_id, config_file=[*files, str(overlay)], bundle_root=str(ROOT), **options)
+    def run(run_id: str, configs: str, options: dict[str, Any]) -> None:
+        files = [str(ROOT / "configs" / f"{name}.json") for name in configs.split()]
+        monai.bundle.run(run_id, config_file=[*files, str(overlay)], bundle_root=str(ROOT), **options)
 
     real: dict[str, Any] = {"dataset_dir": str(slides)}
     trained: dict[str, Any] = {**real, "output_dir": str(home)}
-    run("check_data", "check_data", **trained)
-    run(
-        "train_gan",
-        **trained,
-        trunk_file=str(trunk_file),
-        discriminator="residual",
-        total_kimg=0.064,
-        epoch_kimg=0.032,
-        measure_kimg=0.032,
-    )
-    run("train_guides", **trained, max_epochs=2)
-    run("train_latent_guides", output_dir=str(home), n_latents=256, n_visited=64, max_epochs=1)
-    run("train_audit", **trained, max_epochs=2)
+    trunk: dict[str, Any] = {"trunk_file": str(trunk_file)}
+    run("check_data", "check_data", trained)
+    kimg = {"total_kimg": 0.064, "epoch_kimg": 0.032, "measure_kimg": 0.032}
+    run("run", "train_gan", {**trained, **trunk, **kimg, "discriminator": "residual"})
+    run("run", "train_guides", {**trained, "max_epochs": 2})
+    few = {"n_latents": 256, "n_visited": 64, "max_epochs": 1}
+    run("run", "train_latent_guides", {"output_dir": str(home), **few})
+    run("run", "train_audit", {**trained, "max_epochs": 2})
     assert json.loads((models / "generator.json").read_text(encoding="utf-8"))["modality"] == "cells"
-
-    made: dict[str, Any] = {"models_dir": str(models)}
     assert json.loads((models / "gate_class.json").read_text(encoding="utf-8"))["class_names"] == ["round", "square"]
+
     let_pass(models)  # networks of a few steps' training agree on hardly any class
-    run("plan", "generate", **real, **made, n_images=8, output_dir=str(tmp_path / "cohort"))
-    manifest = json.loads((tmp_path / "cohort" / "cohort" / "manifest.json").read_text(encoding="utf-8"))
+    made: dict[str, Any] = {**real, "models_dir": str(models)}
+    cohort = tmp_path / "cohort" / "cohort"
+    run("generate", "plan", {**made, "n_images": 24, "output_dir": str(cohort.parent)})
+    manifest = json.loads((cohort / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["modality"], manifest["class_names"]) == ("cells", ["round", "square"])
-    run(
-        "inference",
-        checkpoint=str(models / "generator.pt"),
-        n_images=24,
-        output_dir=str(tmp_path / "samples"),
-        **{"network_def#resolution": SIDE},
-    )
     with pytest.raises(SystemExit):
-        run(
-            "audit",
-            "audit",
-            **real,
-            **made,
-            trunk_file=str(trunk_file),
-            cohort_dir=str(tmp_path / "samples" / "samples"),
-            output_dir=str(tmp_path / "audit"),
-        )
+        run("audit", "audit", {**made, **trunk, "cohort_dir": str(cohort), "output_dir": str(tmp_path / "audit")})
     assert (tmp_path / "audit" / "report.html").exists()
-    run(
-        "evaluate",
-        "evaluate",
-        extra=("evaluate_quick",),
-        **real,
-        **made,
-        trunk_file=str(trunk_file),
-        n_images=24,
-        n_points=4,
-        long_points=5,
-        long_pairs=2,
-        max_epochs=1,
-        output_dir=str(tmp_path / "evaluation"),
-    )
-    assert (tmp_path / "evaluation" / "report.html").exists()
+    little = {"n_images": 24, "n_points": 4, "long_points": 5, "long_pairs": 2, "max_epochs": 1}
+    evaluation = tmp_path / "evaluation"
+    run("evaluate", "evaluate evaluate_quick", {**made, **trunk, **little, "output_dir": str(evaluation)})
+    assert (evaluation / "report.html").exists()
