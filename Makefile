@@ -16,7 +16,6 @@ PLAN := $(if $(filter xray,$(MODALITY)),configs/plan.json,"['configs/plan.json',
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-19s%s\n", $$1, $$2}' Makefile
 	@echo
-	@echo '  MODALITY=fundus makes fundus photographs instead of X-rays.'
 	@echo '  ARGS="--n_images 16 --seed 7" goes on to generate, ARGS="-k walk" to the tests of make test.'
 
 generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights
