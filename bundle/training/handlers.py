@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -163,18 +164,27 @@ def fixed_latents(n: int, z_dim: int, num_classes: int, seed: int) -> tuple[Tens
 
 
 class SampleGrid:
-    """Draws the averaged generator's images of fixed latents.
+    """Draws the averaged generator's images of fixed latents, one row of each class.
 
     Args:
         folder: gets ``kimg_NNNNNN.png``.
         interval_kimg: thousands of images between two pictures.
+        class_names: name of each label.
         seed: of the latents.
-        n: images in a picture.
+        n: images in a row.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], interval_kimg: float, seed: int = 0, n: int = 64) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        interval_kimg: float,
+        class_names: Sequence[str],
+        seed: int = 0,
+        n: int = 16,
+    ) -> None:
         self.folder = Path(folder)
         self.interval_kimg = interval_kimg
+        self.class_names = tuple(class_names)
         self.seed = seed
         self.n = n
 
@@ -185,9 +195,11 @@ class SampleGrid:
     def draw(self, engine: StyleGAN2Trainer) -> None:
         """Writes one picture."""
         generator = engine.average
-        images = sample_images(generator, *fixed_latents(self.n, generator.z_dim, generator.num_classes, self.seed))
+        classes = len(self.class_names)
+        images = sample_images(generator, *fixed_latents(self.n * classes, generator.z_dim, classes, self.seed))
         path = self.folder / f"kimg_{engine.images_seen // 1000:06d}.png"
-        save_png(image_grid(images, columns=8 * generator.num_classes), path)
+        rows = torch.cat([images[label::classes] for label in range(classes)])
+        save_png(image_grid(rows, self.n, self.class_names), path)
         engine.state.last_sample_grid = str(path)  # where a tracking handler finds the picture
 
 
