@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from bundle.markup import markdown_table
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest, pairwise
-from bundle.metrics.recognition import recognition_scores
+from bundle.metrics.recognition import predict, recognition_scores
 from bundle.networks.model_set import ModelSet
 from bundle.networks.sampling import sample_images, sample_z
 
@@ -43,16 +43,18 @@ def score_models(
 ) -> None:
     """Measures a generator and its identity guide against their bars and prints the table.
 
-    For each class: KID of samples to training images, below that between the training images of two classes; mean
-    pairwise LPIPS of samples, at least 0.8 of that of training images; 5th percentile of LPIPS from a sample to the
-    nearest training image, at least that of test images, at equal n, with a control that must miss it. Samples that
-    crowd are near to all images: so that distance is also given to equal numbers of training and of held-out images
-    (val and test), which no network has seen; what is nearer to the former has been remembered. For phi_id:
-    share of the training images that it names under changes its training never used, at least 0.9. Samples are drawn
-    with ``n_seeds`` seeds, as many in a class as there are training images; the spread is over them.
+    For each class: KID of samples to training images, below that between these and the training images of another
+    class, the mean over the others (neighbouring grades may hardly differ); mean pairwise LPIPS of samples, at least
+    0.8 of that of training images; 5th percentile of LPIPS from a sample to the nearest training image, at least that
+    of test images, at equal n, with a control that must miss it. Samples that crowd are near to all images: so that
+    distance is also given to equal numbers of training and of held-out images (val and test), which no network has
+    seen; what is nearer to the former has been remembered. Of grades: the mean grade that ``gate_class``, trained on
+    real images, expects of the samples of a class, above that of the class below. For phi_id: share of the training
+    images that it names under changes its training never used, at least 0.9. Samples are drawn with ``n_seeds``
+    seeds, as many in a class as there are training images; the spread is over them.
 
     Args:
-        models: ``generator``, and ``identity_guide`` where it is to be measured.
+        models: ``generator``, ``identity_guide`` where it is to be measured, and ``gate_class`` to grade samples.
         data: the images that they were trained on.
         output_dir: gets ``scores.json`` and ``samples.png``, the first samples of each class.
         n_seeds: number of seeds.
@@ -73,15 +75,20 @@ def score_models(
     memory: dict[str, dict[str, float | None]] = {}
     rows: list[dict[str, Any]] = []
     pictured: list[Tensor] = []
-    between = min(
-        kid(features[train_label == a], features[train_label == b]) for a in range(len(names)) for b in range(a)
-    )
+    grades: list[list[float]] = []
+    grader = models.networks.get("gate_class") if data.modality.ordered else None
     for label, name in enumerate(names):
         real = train[train_label == label]
+        between = mean(
+            kid(features[train_label == label], features[train_label == other])
+            for other in range(len(names))
+            if other != label
+        )
         n_test = int((test_label == label).sum())
         bar_near = float(test_nearest[test_label == label].quantile(PERCENTILE))
         variety = mean_pairwise(real, lpips)
         measured: dict[str, list[float]] = {key: [] for key in ("kid", "variety", "near", "to_training", "to_held_out")}
+        grades.append([])
         for seed in tqdm(range(n_seeds), desc=f"samples of {name}", unit="seed"):
             z = sample_z(range(len(real)), generator.z_dim, seed)
             samples = sample_images(generator, z, torch.full((len(real),), label))
@@ -89,6 +96,8 @@ def score_models(
                 pictured.append(samples[:PICTURED])
             measured["kid"].append(kid(squeezenet_features(samples, trunk_file), features[train_label == label]))
             measured["variety"].append(mean_pairwise(samples, lpips) / variety)
+            if grader is not None:
+                grades[-1].append(_expected_grade(grader, samples))
             distances = pairwise(samples, train, lpips)
             measured["near"].append(_low(distances[:n_test]))
             seen, unseen = equal_draws(train_label, held_out_label, seed)
@@ -105,10 +114,22 @@ def score_models(
             "difference_std": stdev(differences) if n_seeds > 1 else None,
         }
         bars: list[tuple[str, str, str, float, Callable[[float, float], bool]]] = [
-            ("kid", "KID to training images", "below KID between two classes", between, lambda x, bar: x < bar),
+            ("kid", "KID to training images", "below KID between the classes", between, lambda x, bar: x < bar),
             ("variety", "mean pairwise LPIPS, share of real", "at least", COLLAPSE, lambda x, bar: x >= bar),
             ("near", "LPIPS to nearest, 5th percentile", "at least test images'", bar_near, lambda x, bar: x >= bar),
         ]
+        if grader is not None and label > 0:
+            below = mean(grades[label - 1])
+            bars.append(
+                (
+                    "grade",
+                    "mean grade by gate_class",
+                    f"above that of {names[label - 1]}",
+                    below,
+                    lambda x, bar: x > bar,
+                )
+            )
+            measured["grade"] = grades[label]
         for key, measure, relation, bar, holds in bars:
             values = measured[key]
             rows.append(
@@ -164,6 +185,13 @@ def equal_draws(label: Tensor, other: Tensor, seed: int) -> tuple[Tensor, Tensor
             order = torch.randperm(len(indices), generator=random)
             draw.append(indices[order[: min(map(len, members))]])
     return torch.cat(draws[0]), torch.cat(draws[1])
+
+
+@torch.no_grad()
+def _expected_grade(grader: nn.Module, images: Tensor) -> float:
+    """The grade that a classifier expects of images [N, C, H, W], their mean: classes times their probabilities."""
+    probabilities = predict(grader, images).double().softmax(dim=1)
+    return float((probabilities @ torch.arange(probabilities.shape[1], dtype=torch.float64)).mean())
 
 
 def _low(distances: Tensor) -> float:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from bundle.data import ImageData, open_dataset
+from bundle.data import ImageData, Modality, open_dataset
 from bundle.networks.model_set import ModelSet
 from bundle.networks.stylegan2 import Generator
 from scripts.score import equal_draws, score_models
@@ -100,6 +100,50 @@ def test_noise_is_told_from_images_of_the_class(
     weak, strong = scale["kid_of_blurred_training_images"].values()
     assert weak < strong
     assert f"blurred (sigma in pixels): {weak:.3g} at 0.5, {strong:.3g} at 0.8" in shown
+
+
+class Brightness(nn.Module):
+    """Grades an image by its mean brightness, -1 to 1, in three grades."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.tensor([-0.6, 0.0, 0.6]))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns logits [N, 3]."""
+        return -40.0 * (image.mean(dim=(1, 2, 3))[:, None] - self.centres).square()
+
+
+class Shades(nn.Module):
+    """Stands for a synthesis network whose images are as bright as their first latent says, with a little noise."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Returns one image for each latent."""
+        return (w[:, :1, None, None] + 0.05 * torch.randn(len(w), 1, 32, 32)).clamp(-1.0, 1.0)
+
+
+def test_grades_of_samples_must_rise(tmp_path: Path, trunk_file: Path) -> None:
+    folder = tmp_path / "data"
+    for grade, level in enumerate((50, 128, 200)):
+        (folder / "abc"[grade]).mkdir(parents=True)
+        for i in range(14):
+            pixels = np.random.default_rng(100 * grade + i).integers(level - 40, level + 40, (32, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "abc"[grade] / f"{i}.png")
+    data = open_dataset(folder, tmp_path, Modality("toy", 1, ("a", "b", "c"), ordered=True), 32)
+    generator = Generator(32, channel_base=128, channel_max=8, num_classes=3)
+    generator.synthesis = Shades()  # type: ignore[assignment]
+
+    def rising(levels: list[float]) -> list[bool]:
+        values = torch.tensor(levels)[:, None]
+        generator.mapping.forward = lambda z, label: values[label].expand(-1, 8)  # type: ignore[method-assign]
+        networks = {"generator": generator, "gate_class": Brightness()}
+        score_models(ModelSet(networks, {"generator": {}}), data, str(tmp_path), 2, str(trunk_file))
+        rows = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["rows"]
+        assert [row["class"] for row in rows if row["measure"] == "mean grade by gate_class"] == ["b", "c"]
+        return [row["met"] for row in rows if row["measure"] == "mean grade by gate_class"]
+
+    assert rising([-0.6, 0.0, 0.6]) == [True, True]
+    assert rising([-0.6, 0.6, 0.0]) == [True, False]
 
 
 def test_subset_keeps_every_held_out_image_and_few_others(data: ImageData, tmp_path: Path) -> None:
