@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.losses import ContrastiveLoss
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -26,7 +27,14 @@ from bundle.training.info import weights_info
 from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
 from bundle.training.seeds import stream_seed
 
-__all__ = ["AUDIT_NETWORKS", "AuditTrainer", "PairSampler", "new_audit_network", "verification_loss"]
+__all__ = [
+    "AUDIT_NETWORKS",
+    "AuditTrainer",
+    "PairSampler",
+    "new_audit_network",
+    "recognition_of_others",
+    "verification_loss",
+]
 
 #: Every network of the audit by the name of its weight file.
 AUDIT_NETWORKS: dict[str, type[ContrastiveEmbedding] | type[SiameseVerifier]] = {
@@ -129,6 +137,35 @@ def verification_loss(logits: Tensor) -> Tensor:
     return (same + F.softplus(logits[other]).mean()) / 2
 
 
+def recognition_of_others(alike: Tensor, patients: Sequence[str]) -> dict[str, float]:
+    """Says how well two different images of a patient (both eyes, two visits) are told from those of two patients.
+
+    Copies are found by what an image shows; this asks whether a patient is known in an image that was never seen.
+
+    Args:
+        alike: how alike two images are, [N, N]; of patients whom no network has seen.
+        patients: whose image each is.
+
+    Returns:
+        ``pairs`` of two images of one patient; ``auc`` of their likeness against that of pairs of two patients; and
+        ``first``, the share of images with a sibling whose most alike other image is one. Without such
+        pairs, nothing but their number.
+    """
+    known = {patient: number for number, patient in enumerate(sorted(set(patients)))}
+    owner = torch.tensor([known[patient] for patient in patients])
+    same = (owner[:, None] == owner) & ~torch.eye(len(owner), dtype=torch.bool)
+    pairs = int(same.sum()) // 2
+    if not pairs:
+        return {"pairs": 0}
+    one, other = torch.triu_indices(len(owner), len(owner), offset=1)
+    mutual = ((alike + alike.T) / 2).cpu()
+    auc = roc_auc_score(same[one, other].numpy(), mutual[one, other].numpy())
+    nearest = mutual.fill_diagonal_(-torch.inf).argmax(dim=1)
+    asked = same.any(dim=1)
+    first = same[torch.arange(len(owner)), nearest][asked].double().mean()
+    return {"pairs": pairs, "auc": float(auc), "first": float(first)}
+
+
 class AuditTrainer(NetworkTrainer):
     """Trains one network of the audit and writes its weights.
 
@@ -188,9 +225,11 @@ class AuditTrainer(NetworkTrainer):
         self.audited = network
 
     def measure(self) -> dict[str, Any]:
-        """Returns how well copies of training images are told from held-out ones, and what the network saw."""
+        """Returns how well copies are told from held-out images, and patients from each other; and what was seen."""
         known, _, _ = self.data.tensors(IDENTITY_SPLITS)
         val, test = (self.data.tensors(split)[0] for split in ("val", "test"))
+        held_out = predict(self.network, torch.cat([val, test]))
+        patients = [record.patient_id for split in ("val", "test") for record in self.data.records(split)]
         gallery = predict(self.network, known)
 
         def nearest(images: Tensor) -> Tensor:
@@ -205,6 +244,7 @@ class AuditTrainer(NetworkTrainer):
                 for name, images in copies.items()
             },
             "test_above": float((nearest(test) > threshold).double().mean()),
+            "other_images": recognition_of_others(self._alike(held_out), patients),
         }
         seen = sorted(digest[:DIGEST] for digest in self.data.digests(IDENTITY_SPLITS))
         return {"scores": scores, "seen": seen}
@@ -213,6 +253,11 @@ class AuditTrainer(NetworkTrainer):
         """Returns the share of patients whose second image is the most alike of all second images to the first."""
         first, second = output["pred"].chunk(2)
         return float((self.audited.compare(first, second).argmax(dim=1) == output["label"]).float().mean())
+
+    @torch.no_grad()
+    def _alike(self, features: Tensor) -> Tensor:
+        """How alike any two are, [N, N]; by blocks, which keep the memory small."""
+        return torch.cat([self.audited.compare(block, features) for block in features.split(32)])
 
     @staticmethod
     def _loss(network: ContrastiveEmbedding | SiameseVerifier) -> Callable[[Tensor, Tensor], Tensor]:

@@ -18,6 +18,7 @@ from bundle.training.audit_networks import (
     AuditTrainer,
     PairSampler,
     new_audit_network,
+    recognition_of_others,
     verification_loss,
 )
 from bundle.training.handlers import CheckpointError
@@ -66,6 +67,22 @@ def test_weights_say_what_they_saw_and_nothing_that_names_it(data: ImageData, tm
     assert 0.0 <= info["scores"]["test_above"] <= 1.0
     text = json.dumps(info)
     assert all(record.name not in text and record.patient_id not in text for record in data.records("train"))
+
+
+def test_other_images_of_patients_are_told_from_those_of_others() -> None:
+    alike = torch.tensor(
+        [
+            [1.0, 0.9, 0.1, 0.2, 0.0],
+            [0.9, 1.0, 0.3, 0.1, 0.2],
+            [0.1, 0.3, 1.0, 0.25, 0.6],
+            [0.2, 0.1, 0.25, 1.0, 0.1],
+            [0.0, 0.2, 0.6, 0.1, 1.0],
+        ]
+    )
+    # Pairs of one patient: 0.9 and 0.25; of two: 0.1 0.2 0.0 0.3 0.1 0.2 0.6 0.1, two of which are above 0.25.
+    found = recognition_of_others(alike, ["a", "a", "b", "b", "c"])
+    assert found == {"pairs": 2, "auc": pytest.approx(14 / 16), "first": 0.75}
+    assert recognition_of_others(alike, list("abcde")) == {"pairs": 0}
 
 
 def test_finished_network_is_checked_and_not_trained_again(
