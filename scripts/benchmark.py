@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--models_dir", default="models/xray", help="the networks (%(default)s)")
-    parser.add_argument("--dataset_dir", default="", help="real images: adds distances to them, and copies")
+    parser.add_argument("--dataset_dir", nargs="+", help="real images: adds distances to them, and copies")
     parser.add_argument("--trunk_file", default=None, help="of LPIPS; left out, torchvision downloads it")
     parser.add_argument("--pairs", type=int, default=16, help="paths of each class (%(default)s)")
     parser.add_argument(

@@ -41,7 +41,7 @@ def plant(data: ImageData, folder: Path, n_images: int) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.plant", description=__doc__)
-    parser.add_argument("--dataset_dir", required=True, type=Path, help="the real images")
+    parser.add_argument("--dataset_dir", required=True, nargs="+", help="the real images: a folder, or several")
     parser.add_argument("--output_dir", required=True, type=Path, help="gets the folders copies and private")
     parser.add_argument("--n_images", default=100, type=int, help="copies to write (default: %(default)s)")
     parser.add_argument("--modality", default="xray", help="preset of the real images (default: %(default)s)")

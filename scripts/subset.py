@@ -50,7 +50,7 @@ def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.subset", description=__doc__)
-    parser.add_argument("--dataset_dir", required=True, help="the whole data set")
+    parser.add_argument("--dataset_dir", required=True, nargs="+", help="the whole data set: a folder, or several")
     parser.add_argument("--output_dir", required=True, type=Path, help="gets images/ (the part) and private/")
     parser.add_argument("--n_train", type=int, default=100, help="training images kept (default: %(default)s)")
     parser.add_argument("--modality", default="xray", help="preset (default: %(default)s)")
