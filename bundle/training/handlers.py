@@ -199,7 +199,7 @@ class SampleGrid:
         images = sample_images(generator, *fixed_latents(self.n * classes, generator.z_dim, classes, self.seed))
         path = self.folder / f"kimg_{engine.images_seen // 1000:06d}.png"
         rows = torch.cat([images[label::classes] for label in range(classes)])
-        save_png(image_grid(rows, self.n, self.class_names), path)
+        save_png(image_grid(rows, len(rows) // classes, self.class_names), path)
         engine.state.last_sample_grid = str(path)  # where a tracking handler finds the picture
 
 
