@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.test_evaluation import do_little, let_pass
 
 SIDE = 32
-SPLITS = ["train"] * 40 + ["val"] * 16 + ["test"] * 24
+SPLITS = ["train"] * 40 + ["val"] * 16 + ["test"] * 24 + ["extra"] * 6
 
 
 @pytest.fixture(scope="module")
@@ -89,4 +89,8 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     little = {"n_images": 24, "n_points": 4, "long_points": 5, "long_pairs": 2, "max_epochs": 1}
     evaluation = tmp_path / "evaluation"
     run("evaluate", "evaluate evaluate_quick", {**made, **trunk, **little, "output_dir": str(evaluation)})
-    assert (evaluation / "report.html").exists()
+    results = json.loads((evaluation / "results.json").read_text(encoding="utf-8"))
+    # Extra images are behind the generator, but not behind Real and no members of an attack.
+    assert (results["real"]["train"]["images"], results["extra_images"]) == (46, 6)
+    assert results["quotas"] == {"round": 12, "square": 12}
+    assert "6 of them extra" in (evaluation / "report.html").read_text(encoding="utf-8")

@@ -120,6 +120,12 @@ class RealImages:
         labels = torch.tensor([-1 if record.label is None else record.label for record in records])
         return cls(pixels, labels, torch.tensor(patients), records)
 
+    def part(self, index: Tensor) -> RealImages:
+        """Returns some of the images, patients numbered anew."""
+        patients = self.patients[index].unique(return_inverse=True)[1]
+        records = tuple(self.records[number] for number in index.tolist())
+        return RealImages(self.pixels[index], self.labels[index], patients, records)
+
 
 class RealData:
     """Real images of every role, and how results and caches name them.
@@ -128,7 +134,8 @@ class RealData:
         data: at the resolution of whatever is held against them.
 
     Attributes:
-        sides: ``train``, ``val`` and ``test``.
+        sides: ``train``, ``val`` and ``test``; train with the extra images, which the networks saw as well.
+        own: indices of train's images that are not extra: those whose classes are in the shares of the test images.
 
     Raises:
         DataError: a split is empty.
@@ -137,6 +144,8 @@ class RealData:
     def __init__(self, data: ImageData) -> None:
         self.data = data
         self.sides = {role: RealImages.load(data, splits) for role, splits in ROLES.items()}
+        own = {record.name for record in data.records("train")}
+        self.own = torch.tensor([n for n, record in enumerate(self.sides["train"].records) if record.name in own])
 
     def key(self) -> dict[str, Any]:
         """Returns plain values that change with whatever distances to the images depend on."""
@@ -155,6 +164,7 @@ class RealData:
                 role: {"images": len(side.pixels), "patients": int(side.patients.max()) + 1}
                 for role, side in self.sides.items()
             },
+            "extra_images": len(self.sides["train"].pixels) - len(self.own),
             "split_sha256": self.data.split_sha256,
             "modality": self.data.modality.name,
             "resolution": self.data.resolution,

@@ -141,7 +141,9 @@ class EvaluationEngine(Engine):
                 "split that no network has seen, by a column split in labels.csv or by folders of these names."
             )
         self.real = RealData(data)
-        self.train, self.test = self.real.sides["train"], self.real.sides["test"]
+        # The generator saw extra images too, in other shares of the classes than arms and test images have: distances
+        # are taken to them as well; classifiers, attacks and distributions leave them out.
+        self.train, self.test = self.real.sides["train"].part(self.real.own), self.real.sides["test"]
         # Training and test images together: what the attacks are tried on.
         self.judged = torch.cat([self.train.pixels, self.test.pixels])
         self.judged_labels = torch.cat([self.train.labels, self.test.labels])
@@ -428,7 +430,7 @@ class EvaluationEngine(Engine):
 
     def _distribution(self, part: Distances) -> dict[str, Figure]:
         """KID and Fréchet distance of all images of an arm, with intervals of halves of pairs and of patients."""
-        train = self.reference.features["train"]
+        train = self.reference.features["train"][self.real.own]
         mine = part.rows["features"]
         patients = self.train.patients
         statistics: dict[str, Callable[[Tensor, Tensor], float]] = {"kid_all": kid, "frechet_all": frechet_distance}

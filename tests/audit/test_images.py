@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.audit.images import RealImages, choose_preprocessing, open_cohort, read_pixels
+from bundle.audit.images import RealData, RealImages, choose_preprocessing, open_cohort, read_pixels
 from bundle.data import DataError, ImageData, get_modality, open_dataset
 from tests.hospital import CohortMaker, blobs
 
@@ -69,6 +69,26 @@ def test_everything_that_is_wrong_is_listed_at_once(new_cohort: CohortMaker, hos
     colour = replace(XRAY, channels=3)
     with pytest.raises(DataError, match="shows no colour, where the modality has three channels"):
         open_cohort(new_cohort("grey", grey(1)), hospital, colour)
+
+
+def test_extra_images_are_told_from_those_of_train(tmp_path: Path) -> None:
+    lines = ["image,label,patient_id,split"]
+    splits = ["extra", "train", "train", "extra", *["train"] * 16, *["val"] * 10, *["test"] * 10]
+    for i, split in enumerate(splits):
+        Image.fromarray(blobs(700 + i)).save(tmp_path / f"{i:02d}.png")
+        lines.append(f"{i:02d}.png,{i % 2},{'q' if i in (1, 4) else f'p{i}'},{split}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    real = RealData(open_dataset(tmp_path, tmp_path / "output", resolution=32))
+    train = real.sides["train"]
+    assert [train.records[i].name for i in (0, 3)] == ["00.png", "03.png"]
+    assert real.own.tolist() == [1, 2, *range(4, 20)]
+    part = train.part(real.own)
+    assert [record.name for record in part.records[:3]] == ["01.png", "02.png", "04.png"]
+    assert torch.equal(part.pixels, train.pixels[real.own])
+    assert part.patients.tolist()[:4] == [0, 1, 0, 2]
+    assert part.patients.unique().tolist() == list(range(17))
+    assert part.labels.tolist()[:3] == [1, 0, 0]
+    assert real.content()["extra_images"] == 2
 
 
 def test_folders_that_are_no_cohort_are_refused(new_cohort: CohortMaker, hospital: Path, tmp_path: Path) -> None:
