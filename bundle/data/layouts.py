@@ -200,12 +200,11 @@ class _Images:
     """The image files of a folder, found by the names that tables give them.
 
     Args:
-        folder: of the data set.
-        home: of the images, below it.
+        home: the folder.
     """
 
-    def __init__(self, folder: Path, home: Path) -> None:
-        self.folder, self.home = folder, home
+    def __init__(self, home: Path) -> None:
+        self.home = home
         self._by_stem: dict[str, list[Path]] | None = None
 
     def find(self, name: str) -> list[Path]:
@@ -222,7 +221,7 @@ class _Images:
 
 def _read_table(folder: Path, table: Table, modality: Modality) -> tuple[list[Record], list[Problem]]:
     """Returns the records of one table and what is wrong with its rows."""
-    images = _Images(folder, folder / table.folder)
+    images = _Images(folder / table.folder)
     records: list[Record] = []
     problems: list[Problem] = []
     seen: dict[Path, int] = {}

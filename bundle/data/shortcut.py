@@ -30,7 +30,7 @@ from tqdm import tqdm
 from bundle.data.dataset import ImageData, open_dataset
 from bundle.data.layouts import DatasetDir
 from bundle.data.modality import Modality
-from bundle.data.transforms import PREPROCESSINGS
+from bundle.data.transforms import fitting_preprocessings
 
 __all__ = [
     "STATISTICS",
@@ -192,7 +192,7 @@ def measure_shortcut(
     labels = [int(record.label or 0) for record in records]
     patients = [data.identity(record) for record in records]
     result = {}
-    names = [name for name, entry in PREPROCESSINGS.items() if data.modality.channels in entry.channels]
+    names = fitting_preprocessings(data.modality.channels)
     for name in tqdm(names, "measuring", unit="preprocessing", disable=not progress):
         images = data.with_preprocessing(name).load(records)
         statistics = shortcut_baseline(whole_image_statistics(images), labels, patients, seeds)

@@ -36,6 +36,7 @@ __all__ = [
     "MatchHistogramd",
     "Preprocessing",
     "ResizeLongestd",
+    "fitting_preprocessings",
     "get_preprocessing",
     "image_transform",
 ]
@@ -131,13 +132,18 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
 }
 
 
+def fitting_preprocessings(channels: int) -> list[str]:
+    """Returns the names of the preprocessings that are meant for images of 1 or 3 channels."""
+    return [name for name, entry in PREPROCESSINGS.items() if channels in entry.channels]
+
+
 def get_preprocessing(modality: Modality) -> Preprocessing:
     """Returns the preprocessing that a preset names.
 
     Raises:
         DataError: there is none of this name, or it is not meant for as many channels.
     """
-    fitting = [name for name, entry in PREPROCESSINGS.items() if modality.channels in entry.channels]
+    fitting = fitting_preprocessings(modality.channels)
     if modality.preprocessing not in fitting:
         raise DataError(
             f"modality {modality.name!r}: unknown preprocessing {modality.preprocessing!r}; use one of "

@@ -64,9 +64,9 @@ def write_evaluation(engine: EvaluationEngine) -> dict[str, Any]:
     """
     figures = {arm: [engine.figures(arm, seed) for seed in engine.seeds] for arm in (*ARMS, *engine.long_arms)}
     strangers = engine.strangers()
-    # Kappa is taken of grades alone: what no arm has is in no table.
-    taken = {key for seeds in figures.values() for found in seeds for key in found}
-    measures = {key: measure for key, measure in MEASURES.items() if key in taken or key not in GRADES}
+    # Kappa is taken of grades alone.
+    graded = engine.data.modality.ordered
+    measures = {key: measure for key, measure in MEASURES.items() if graded or key not in GRADES}
     arms = {arm: _summaries(found, measures) for arm, found in figures.items()}
     curves = {pool: _band(engine, pool) for pool in engine.pools if pool.startswith("long")}
     results = {

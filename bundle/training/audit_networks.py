@@ -227,24 +227,23 @@ class AuditTrainer(NetworkTrainer):
     def measure(self) -> dict[str, Any]:
         """Returns how well copies are told from held-out images, and patients from each other; and what was seen."""
         known, _, _ = self.data.tensors(IDENTITY_SPLITS)
-        val, test = (self.data.tensors(split)[0] for split in ("val", "test"))
-        held_out = predict(self.network, torch.cat([val, test]))
-        patients = [record.patient_id for split in ("val", "test") for record in self.data.records(split)]
         gallery = predict(self.network, known)
+        val, test = (predict(self.network, self.data.tensors(split)[0]) for split in ("val", "test"))
+        patients = [record.patient_id for split in ("val", "test") for record in self.data.records(split)]
 
-        def nearest(images: Tensor) -> Tensor:
-            return self.audited.nearest(predict(self.network, images), gallery)[0]
+        def nearest(features: Tensor) -> Tensor:
+            return self.audited.nearest(features, gallery)[0]
 
         threshold = copy_threshold(nearest(val))
         copies = {"as they are": known, **{name: change(known) for name, change in PLANTED_CHANGES.items()}}
         scores = {
             "threshold": threshold,
             "found": {
-                name: float((nearest(images.clamp(-1.0, 1.0)) > threshold).double().mean())
+                name: float((nearest(predict(self.network, images.clamp(-1.0, 1.0))) > threshold).double().mean())
                 for name, images in copies.items()
             },
             "test_above": float((nearest(test) > threshold).double().mean()),
-            "other_images": recognition_of_others(self._alike(held_out), patients),
+            "other_images": recognition_of_others(self._alike(torch.cat([val, test])), patients),
         }
         seen = sorted(digest[:DIGEST] for digest in self.data.digests(IDENTITY_SPLITS))
         return {"scores": scores, "seen": seen}

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bundle.data import DataError, Modality, image_transform
-from bundle.data.transforms import PREPROCESSINGS, MatchHistogramd
+from bundle.data.transforms import MatchHistogramd, fitting_preprocessings
 
 Drawing = Callable[..., NDArray[np.uint8]]
 
 
 #: Those for images of one channel.
-GREY = sorted(name for name, entry in PREPROCESSINGS.items() if 1 in entry.channels)
+GREY = sorted(fitting_preprocessings(1))
 
 
 def _toy(preprocessing: str = "plain", channels: int = 1) -> Modality:
