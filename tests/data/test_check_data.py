@@ -13,7 +13,6 @@ from monai.bundle import run
 from PIL import Image
 
 from bundle.data import check_data
-from bundle.data.transforms import fitting_preprocessings
 
 FolderMaker = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +81,6 @@ def test_the_run_id_shortcut(make_folder: FolderMaker, tmp_path: Path, capsys: p
     lines = capsys.readouterr().out.splitlines()
     (first,) = [index for index, line in enumerate(lines) if "16 images of train at 32 px" in line]
     rows = [line.split(" | ") for line in lines[first + 2 :]]
-    assert [row[0].removesuffix(" (default)") for row in rows] == fitting_preprocessings(1)
+    assert [row[0].removesuffix(" (default)") for row in rows] == ["plain", "crop", "histogram", "crop_histogram"]
     assert sum(row[0].endswith(" (default)") for row in rows) == 1
     assert {len(row) for row in rows} == {4}

@@ -13,13 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bundle.data import DataError, Modality, image_transform
-from bundle.data.transforms import MatchHistogramd, fitting_preprocessings
+from bundle.data.transforms import MatchHistogramd, fitting_preprocessings, get_preprocessing
 
 Drawing = Callable[..., NDArray[np.uint8]]
 
 
 #: Those for images of one channel.
-GREY = sorted(fitting_preprocessings(1))
+GREY = ["crop", "crop_histogram", "histogram", "plain"]
+
+
+def test_preprocessings_fit_numbers_of_channels() -> None:
+    assert sorted(fitting_preprocessings(1)) == GREY
+    assert set(fitting_preprocessings(3)) == {*GREY, "retina"}
+    with pytest.raises(DataError, match="unknown preprocessing 'retina'; use one of plain, crop"):
+        get_preprocessing(_toy("retina"))
 
 
 def _toy(preprocessing: str = "plain", channels: int = 1) -> Modality:
