@@ -19,6 +19,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, run, verify_metadata, verify_net_in_out
 from PIL import Image
 
+from bundle.data import get_modality
 from bundle.files import sha256_file
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import save_weights
@@ -28,6 +29,14 @@ from tests.conftest import ROOT
 METADATA = ROOT / "configs" / "metadata.json"
 INFERENCE = ROOT / "configs" / "inference.json"
 MODEL = ROOT / "models" / "model.pt"
+#: Files of metadata and of the configuration of inference, by modality.
+MODALITIES = {
+    "xray": ([str(METADATA)], [str(INFERENCE)]),
+    "fundus": (
+        [str(METADATA), str(ROOT / "configs" / "metadata_fundus.json")],
+        [str(INFERENCE), str(ROOT / "configs" / "fundus.json")],
+    ),
+}
 LARGEST_FILE = 25 * 2**20
 
 
@@ -92,9 +101,10 @@ def test_the_version_is_in_the_changelog_and_in_the_project_file(metadata: dict[
     assert metadata["version"] == project["version"]
 
 
-def test_the_metadata_follow_the_schema(shared_data: Path) -> None:
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_metadata_follow_the_schema(modality: str, shared_data: Path) -> None:
     schema = shared_data / "schema" / "meta_schema_20240725.json"
-    verify_metadata(meta_file=str(METADATA), filepath=str(schema))
+    verify_metadata(meta_file=MODALITIES[modality][0], filepath=str(schema))
     assert json.loads(METADATA.read_text())["schema"].endswith(schema.name)
 
 
@@ -118,22 +128,32 @@ def test_every_requirement_is_pinned_and_from_no_named_host() -> None:
     assert not any("://" in line for line in lines)
 
 
-def test_the_network_takes_and_gives_what_the_metadata_say(metadata: dict[str, Any]) -> None:
-    verify_net_in_out("network_def", meta_file=str(METADATA), config_file=str(INFERENCE), device="cpu")
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_network_takes_and_gives_what_the_metadata_say(modality: str) -> None:
+    meta_files, config_files = MODALITIES[modality]
+    verify_net_in_out("network_def", meta_file=meta_files, config_file=config_files, device="cpu")
     parser = ConfigParser()
-    parser.read_config(INFERENCE)
+    parser.read_config(config_files)
+    parser.read_meta(meta_files)
     network = parser.get_parsed_content("network_def").eval()
-    expected = metadata["network_data_format"]["outputs"]["pred"]
+    formats = parser["_meta_"]["network_data_format"]
+    taken, expected = formats["inputs"]["image"], formats["outputs"]["pred"]
     with torch.no_grad():
-        image = network(torch.randn(2, metadata["network_data_format"]["inputs"]["image"]["num_channels"]) * 3)
+        image = network(torch.randn(2, taken["num_channels"]) * 3)
     assert list(image.shape) == [2, expected["num_channels"], *expected["spatial_shape"]]
     assert expected["value_range"][0] <= float(image.min()) < float(image.max()) <= expected["value_range"][1]
+    assert len(expected["channel_def"]) == expected["num_channels"]
+    class_names = get_modality(modality).class_names
+    said = [f"1 for {name}, else 0" for name in class_names]
+    assert [taken["channel_def"][str(network.z_dim + index)] for index in range(len(class_names))] == said
+    assert parser["_meta_"]["label_classes"] == ", ".join(f"{index}: {name}" for index, name in enumerate(class_names))
 
 
-def test_the_network_of_the_configuration_is_that_of_the_weights(shipped: Path) -> None:
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_network_of_the_configuration_is_that_of_the_weights(modality: str, shipped: Path) -> None:
     parser = ConfigParser()
-    parser.read_config(INFERENCE)
-    info = json.loads((ROOT / "models" / "xray" / "generator.json").read_text())
+    parser.read_config(MODALITIES[modality][1])
+    info = json.loads((shipped.parent / modality / "generator.json").read_text())
     assert parser.get_parsed_content("network_def").arguments == info["arguments"]
 
 

@@ -42,6 +42,7 @@ Figures = dict[str, dict[str, Figure]]
 
 LEAST_FOR_PERCENTILE = 20
 LEAST_FOR_SET = 20
+LEAST_FOR_OTHERS = 10
 LEAST_FOR_RATE = 100
 #: Draws of halves for figures of whole sets.
 HALVES = 100
@@ -175,11 +176,25 @@ def _reidentification(distances: Distances, sides: dict[str, Side]) -> Figures:
         ]
         value = area_under_curve(mine.verified, strangers.verified)
         auc[column] = figure(value, np.array(replicates), len(mine.verified))
+    others = {name: _other_images(side) for name, side in sides.items()}
     return {
+        "other_images": others,
         "reidentified": {name: share(exceeds(side.verified, threshold), side.draws) for name, side in sides.items()},
         "reidentification_auc": auc,
         "same_patient_named": {name: share(side.agree(patients), side.draws) for name, side in sides.items()},
     }
+
+
+def _other_images(side: Side) -> Figure:
+    n = int((~side.others.isnan()).sum())
+    if n < LEAST_FOR_OTHERS:
+        reason = f"the nearest patient has several training images for {n} images only; {LEAST_FOR_OTHERS} are needed"
+        return Figure(reason=reason, n=n)
+    return figure(_known_mean(side.others), bootstrap(side.others, side.draws, _known_mean), n)
+
+
+def _known_mean(values: Tensor) -> float:
+    return float(values.nanmean())
 
 
 def _of_sets(distances: Distances, seed: int) -> Figures:

@@ -48,6 +48,11 @@ PRIVACY = {
     "same_patient_named": Measure(
         "Embedding and verifier name the same patient", f"{_EMBEDDING}, {_VERIFIER}", _NOT_ABOVE, True
     ),
+    "other_images": Measure(
+        "Other images of the nearest patient (other eye, other visit) against those of others: AUC",
+        _VERIFIER,
+        _NOT_ABOVE,
+    ),
     "aa_train": Measure(
         "Nearest-neighbour adversarial accuracy against training images", LPIPS_TRUNK, "that against held-out images"
     ),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundle.audit.images import RealData, RealImages
-from bundle.audit.measures import nearest_two
+from bundle.audit.measures import nearest_two, other_images_auc
 from bundle.audit.resampling import DRAWS, patient_draws
 from bundle.figures import from_uint8
 from bundle.files import atomic_write, sha256_file
@@ -29,7 +29,7 @@ from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.metrics.features import squeezenet_features
 from bundle.metrics.lpips import lpips_model, pairwise, pairwise_within
 from bundle.metrics.recognition import predict
-from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
+from bundle.networks.embeddings import ROWS, ContrastiveEmbedding, SiameseVerifier
 
 __all__ = [
     "EMBEDDING",
@@ -120,6 +120,8 @@ class Side:
         lpips: LPIPS to the training image that is nearest by LPIPS.
         verified: the verifier's highest logit.
         verified_index: of the training image that has it.
+        others: how well the verifier tells other images of the nearest patient from those of all others
+            (`bundle.audit.measures.other_images_auc`); NaN where there are none.
         draws: of patients with replacement, as indices into the set.
     """
 
@@ -130,6 +132,7 @@ class Side:
     lpips: Tensor
     verified: Tensor
     verified_index: Tensor
+    others: Tensor
     draws: list[NDArray[np.int64]]
 
     def agree(self, patients: Tensor) -> Tensor:
@@ -254,6 +257,17 @@ class Reference(Steps):
             return pairwise_within(from_uint8(x), **options)
         return pairwise(from_uint8(x), from_uint8(y), **options)
 
+    def others(self, seen: Tensor, index: Tensor) -> Tensor:
+        """Returns `bundle.audit.measures.other_images_auc` [N] of images by the verifier.
+
+        Args:
+            seen: what the verifier makes of them.
+            index: [N], of the nearest training image.
+        """
+        gallery, patients = self.points[VERIFIER]["train"], self.real["train"].patients
+        blocks = zip(self.network(VERIFIER).alikeness(seen, gallery), index.split(ROWS), strict=True)
+        return torch.cat([other_images_auc(alike, nearest, patients) for alike, nearest in blocks])
+
     def _places(self, role: str) -> slice:
         roles = ("train", "test", "val")
         sizes = [len(self.real[name].pixels) for name in roles]
@@ -346,8 +360,8 @@ class Distances(Steps):
         """What is known of each synthetic image.
 
         ``point`` [N, D] of the embedding; ``alike`` and ``index`` of the training image that it is most alike;
-        ``verified`` and ``verified_index``, the same by the verifier; ``features`` [N, F]; ``lpips`` to every image of
-        train, then of test.
+        ``verified`` and ``verified_index``, the same by the verifier; ``others``, see `Side`; ``features`` [N, F];
+        ``lpips`` to every image of train, then of test.
         """
         blocks = [self.read(f"cohort_{number:04d}") for number in range(len(self.cohort.split(BLOCK)))]
         return {key: torch.cat([block[key] for block in blocks]) for key in blocks[0]}
@@ -394,27 +408,30 @@ class Distances(Steps):
             "cohort": (
                 self.rows["point"],
                 (self.rows["verified"], self.rows["verified_index"]),
+                self.rows["others"],
                 self.lpips_to_train(),
                 self.groups,
             ),
             "test": (
                 points["test"],
                 (verifier["test_alike"], verifier["test_index"]),
+                self.reference.others(verifier["test"], points["test_index"]),
                 self.reference.lpips("test", "train").amin(dim=1),
                 test.patients,
             ),
             "training": (
                 points["train"][drawn],
                 self.reference.network(VERIFIER).nearest(verifier["train"][drawn], verifier["train"]),
+                self.reference.others(verifier["train"][drawn], drawn),
                 torch.zeros(len(drawn)),  # each is its own nearest training image
                 train.patients[drawn],
             ),
         }
         sides = {}
-        for number, (name, (at, verified, near, patients)) in enumerate(sets.items()):
+        for number, (name, (at, verified, others, near, patients)) in enumerate(sets.items()):
             first, second, index = nearest_two(1.0 - at @ points["train"].T, train.patients)
             draws = patient_draws(patients, DRAWS, seed + number, self.n_groups if name == "cohort" else None)
-            sides[name] = Side(1.0 - first, first, second, index, near, *verified, draws)
+            sides[name] = Side(1.0 - first, first, second, index, near, *verified, others, draws)
         return sides
 
     def _block(self, block: Tensor) -> Tensors:
@@ -430,6 +447,7 @@ class Distances(Steps):
             "index": index,
             "verified": verified,
             "verified_index": verified_index,
+            "others": reference.others(seen, index),
             "features": reference.measure_features(block),
             "lpips": reference.measure_lpips(block, real),
         }

@@ -31,7 +31,7 @@ from bundle.metrics.lpips import LPIPS_TRUNK
 __all__ = ["AuditEngine", "AuditProgress"]
 
 # Of what the steps on disk are made; counts up whenever that changes.
-FORMAT = 2
+FORMAT = 3
 # CPU-milliseconds of the conclusion, for the bar.
 CONCLUSION_MS = 30_000.0
 

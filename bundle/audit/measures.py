@@ -20,6 +20,7 @@ __all__ = [
     "low_percentile",
     "membership_scores",
     "nearest_two",
+    "other_images_auc",
     "precision_recall",
     "true_positive_rate",
     "variety",
@@ -78,6 +79,27 @@ def authentic(to_real: Tensor, index: Tensor, real_to_other: Tensor) -> Tensor:
         [N], boolean.
     """
     return to_real >= real_to_other[index]
+
+
+def other_images_auc(alike: Tensor, index: Tensor, patients: Tensor) -> Tensor:
+    """Asks whether an image leads to its patient by images that it is no copy of: the other eye, another visit.
+
+    Args:
+        alike: [N, M] of N images with M training images.
+        index: [N], the nearest training image of each, which says who its patient is and is itself left out.
+        patients: [M], whose image each training image is.
+
+    Returns:
+        [N], for each image the area under the ROC curve of its alikeness with the other training images of that patient
+        against those of all other patients; NaN where the patient, or everybody else, has none.
+    """
+    same = patients[index][:, None] == patients[None, :]
+    others = same.clone()
+    others[torch.arange(len(index)), index] = False
+    found = torch.full((len(index),), torch.nan)
+    for row in (others.any(dim=1) & ~same.all(dim=1)).nonzero()[:, 0].tolist():
+        found[row] = area_under_curve(alike[row][others[row]], alike[row][~same[row]])
+    return found
 
 
 def adversarial_accuracy(real_to_synthetic: Tensor, real_to_real: Tensor, synthetic_to_synthetic: Tensor) -> float:

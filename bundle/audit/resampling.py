@@ -101,8 +101,8 @@ def mean(values: Tensor) -> float:
 
 
 def figure(value: float, replicates: NDArray[np.float64], n: int) -> Figure:
-    """Puts a figure together with the percentile interval of its replicates."""
-    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    """Puts a figure together with the percentile interval of its replicates; NaN are draws without a value."""
+    low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Figure(float(value), float(low), float(high), n, replicates=replicates)
 
 

@@ -8,7 +8,7 @@ each is trained with a seed and a loss of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from bundle.networks.standardise import resized, standardised
 from bundle.networks.weights import register_network
 
-__all__ = ["ContrastiveEmbedding", "SiameseVerifier"]
+__all__ = ["ROWS", "ContrastiveEmbedding", "SiameseVerifier"]
 
 WIDTHS = (32, 64, 96, 128, 192)
-# Images that are compared with a gallery at a time.
+#: Images that are compared with a gallery at a time.
 ROWS = 64
 
 
@@ -72,14 +72,21 @@ class _PlainTrunk(nn.Module):
         Returns:
             The alikeness [N] to the most alike, and its index [N]. Blocks of ``x`` keep the memory small.
         """
-        device = self.projection.weight.device
-        gallery = gallery.to(device)
         # Filled in place: small results between large temporary blocks would keep the blocks from being used again.
         alike, index = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
-        for start in range(0, len(x), ROWS):
-            found = self.compare(x[start : start + ROWS].to(device), gallery).max(dim=1)
-            alike[start : start + ROWS], index[start : start + ROWS] = found.values, found.indices
+        for number, block in enumerate(self.alikeness(x, gallery)):
+            rows = slice(number * ROWS, (number + 1) * ROWS)
+            alike[rows], index[rows] = block.max(dim=1)
         return alike, index
+
+    def alikeness(self, x: Tensor, gallery: Tensor) -> Iterator[Tensor]:
+        """Yields `compare` of x [N, dimension] and a gallery [M, dimension], by blocks of `ROWS` rows, on the CPU."""
+        device = self.projection.weight.device
+        gallery = gallery.to(device)
+        for block in x.split(ROWS):
+            with torch.no_grad():
+                compared = self.compare(block.to(device), gallery)
+            yield compared.cpu()
 
 
 @register_network

@@ -235,6 +235,8 @@ class AuditTrainer(NetworkTrainer):
             return self.audited.nearest(features, gallery)[0]
 
         threshold = copy_threshold(nearest(val))
+        held_out = torch.cat([val, test])
+        alikeness = self.audited.alikeness(held_out, held_out)
         copies = {"as they are": known, **{name: change(known) for name, change in PLANTED_CHANGES.items()}}
         scores = {
             "threshold": threshold,
@@ -243,7 +245,7 @@ class AuditTrainer(NetworkTrainer):
                 for name, images in copies.items()
             },
             "test_above": float((nearest(test) > threshold).double().mean()),
-            "other_images": recognition_of_others(self._alike(torch.cat([val, test])), patients),
+            "other_images": recognition_of_others(torch.cat(list(alikeness)), patients),
         }
         seen = sorted(digest[:DIGEST] for digest in self.data.digests(IDENTITY_SPLITS))
         return {"scores": scores, "seen": seen}
@@ -252,11 +254,6 @@ class AuditTrainer(NetworkTrainer):
         """Returns the share of patients whose second image is the most alike of all second images to the first."""
         first, second = output["pred"].chunk(2)
         return float((self.audited.compare(first, second).argmax(dim=1) == output["label"]).float().mean())
-
-    @torch.no_grad()
-    def _alike(self, features: Tensor) -> Tensor:
-        """How alike any two are, [N, N]; by blocks, which keep the memory small."""
-        return torch.cat([self.audited.compare(block, features) for block in features.split(32)])
 
     @staticmethod
     def _loss(network: ContrastiveEmbedding | SiameseVerifier) -> Callable[[Tensor, Tensor], Tensor]:

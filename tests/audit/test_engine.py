@@ -74,6 +74,7 @@ def test_strangers_pass_and_every_measure_tells_training_images_from_test_images
     assert found["privacy_loss"]["training"]["low"] > found["privacy_loss"]["test"]["value"]
     assert found["gan_leaks_auc"]["training"]["low"] > 0.5
     assert found["reidentification_auc"]["training"]["low"] > 0.9
+    assert found["other_images"]["training"]["value"] > 0.9
     assert "less than one image" in found["gan_leaks_whole_tpr"]["cohort"]["not_estimable"]
     assert found["kid"]["cohort"]["value"] > found["kid"]["test"]["high"]
 
