@@ -15,7 +15,7 @@ import scripts
 from scripts.options import KINDS
 from tests.conftest import ROOT
 
-FILES = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "metadata.json")
+FILES = sorted(path for path in (ROOT / "configs").glob("*.json") if not path.name.startswith("metadata"))
 # Small files that change options of another one, behind which they are named.
 OVERLAYS = {"evaluate_quick": ("evaluate",), "memorise": ("train_gan",), "fundus": ()}
 CONFIGS = [path for path in FILES if path.stem not in OVERLAYS]

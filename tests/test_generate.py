@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`generate` from end to end, on untrained networks."""
+"""`generate` from end to end, on untrained networks and on the shipped ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from bundle.cohort.judge import JudgePathd
 from bundle.cohort.ledger import CohortError
-from bundle.data import open_dataset
+from bundle.data import get_modality, open_dataset
 from bundle.files import write_json
 from bundle.options import OptionError
 from bundle.walk.inferer import SETTINGS
@@ -75,6 +75,32 @@ def test_cohort_holds_what_it_should(cohort: Path) -> None:
         "datasheet.md",
         "contact_sheet.png",
     }
+
+
+@pytest.mark.parametrize("modality", ["xray", "fundus"])
+def test_shipped_networks_write_a_cohort(modality: str, tmp_path: Path) -> None:
+    info = ROOT / "models" / modality / "identity_guide.json"
+    if not info.is_file():
+        pytest.skip(f"needs {info}, which this checkout does not have: this modality's networks are not all trained")
+    overlay = [] if modality == "xray" else [str(ROOT / "configs" / f"{modality}.json")]
+    monai.bundle.run(
+        "generate",
+        config_file=[str(ROOT / "configs" / "plan.json"), *overlay],
+        bundle_root=str(ROOT),
+        output_dir=str(tmp_path),
+        device="cpu",
+        n_images=10,
+        n_points=4,
+    )
+    with open(tmp_path / "cohort" / "labels.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    preset, side = get_modality(modality), json.loads(info.read_text(encoding="utf-8"))["resolution"]
+    assert [row["label_name"] for row in rows] == sorted(
+        [*preset.class_names] * (10 // len(preset.class_names)), key=preset.class_names.index
+    )
+    for row in rows:
+        with Image.open(tmp_path / "cohort" / row["image"]) as image:
+            assert (image.size, image.mode) == ((side, side), {1: "L", 3: "RGB"}[preset.channels])
 
 
 def test_cohort_names_no_folder_of_this_machine(cohort: Path, toy_models: Path) -> None:

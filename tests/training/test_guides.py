@@ -272,12 +272,16 @@ def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_fo
     assert (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns == before
 
 
-def test_shipped_guide_names_training_images_under_unseen_changes(shared_data: Path, tmp_path: Path) -> None:
-    weights = ROOT / "models" / "xray" / "identity_guide.pt"
+@pytest.mark.parametrize(("modality", "folders"), [("xray", ["cxr"]), ("fundus", ["fundus", "fundus_extra"])])
+def test_shipped_guide_names_training_images_under_unseen_changes(
+    modality: str, folders: list[str], shared_data: Path, tmp_path: Path
+) -> None:
+    weights = ROOT / "models" / modality / "identity_guide.pt"
     if not weights.is_file():
         pytest.skip(f"needs {weights}, which this checkout does not have")
     network, info = load_weights(weights)
-    data = open_dataset(shared_data / "cxr", tmp_path, resolution=info["resolution"])
+    homes = [shared_data / folder for folder in folders]
+    data = open_dataset(homes, tmp_path, modality, resolution=info["resolution"])
     if data.split_sha256 != info["split_sha256"]:
         pytest.skip("the shipped guide was trained on other splits than those of the images that are here")
     images, _, identities = data.tensors(("train", "extra"))
