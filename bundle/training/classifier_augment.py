@@ -35,6 +35,8 @@ GUIDE_CHANGES: dict[str, float] = {
     "coarseness": 3.0,  # factor by which half of the images lose pixels, one factor for a batch
     "brightness": 0.4,  # added, in units of [-1, 1]
     "contrast": 1.6,  # factor, or its inverse
+    "tint": 0.25,  # added to each channel of a colour image by itself, in units of [-1, 1]
+    "balance": 1.5,  # factor of the contrast of each channel of a colour image by itself, or its inverse
     "noise": 0.1,  # standard deviation, in units of [-1, 1]
 }
 
@@ -72,6 +74,8 @@ def augment_for_guide(images: Tensor) -> Tensor:
     """Changes images [B, C, H, W] in [-1, 1] by every family of `GUIDE_CHANGES`, evenly up to its strongest value."""
     change = GUIDE_CHANGES
     images = _coarsen(_transform(images, _similarities(images, change), change["shift"]), change["coarseness"])
+    if images.shape[1] > 1:
+        images = _recolour(images, change["tint"], change["balance"])
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     contrast = _per_image(_log_uniform(images, 1.0 / change["contrast"], change["contrast"]))
     brightness = _per_image(_uniform(images, -change["brightness"], change["brightness"]))
@@ -192,6 +196,15 @@ def _coarsen(images: Tensor, most: float) -> Tensor:
     small = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
     coarse = F.interpolate(small, size=list(images.shape[-2:]), mode="bilinear", align_corners=False)
     return torch.where(_per_image(torch.rand(len(images), device=images.device) < 0.5), coarse, images)
+
+
+def _recolour(images: Tensor, tint: float, balance: float) -> Tensor:
+    """Changes brightness and contrast of each channel by itself, as another camera or another exposure would."""
+    size = (*images.shape[:2], 1, 1)
+    offset = torch.empty(size, device=images.device).uniform_(-tint, tint)
+    factor = torch.empty(size, device=images.device).uniform_(-math.log(balance), math.log(balance)).exp()
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    return (images - mean) * factor + mean + offset
 
 
 def _erase(images: Tensor, side: float) -> Tensor:

@@ -20,6 +20,10 @@ from bundle.training.classifier_augment import (
 )
 
 
+#: Changes that are factors: 1 is none.
+FACTORS = ("scale", "aspect", "contrast", "balance")
+
+
 @pytest.mark.parametrize("augment", [augment_for_guide, augment_for_gate, augment_for_audit])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_changed_images_stay_in_range_and_depend_on_the_seed_alone(
@@ -52,7 +56,7 @@ def test_the_audit_trains_on_every_planted_change_but_one_family_and_at_other_st
 def test_guides_see_half_of_the_images_with_fewer_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(GUIDE_CHANGES):
         if name != "coarseness":
-            monkeypatch.setitem(GUIDE_CHANGES, name, 1.0 if name in ("scale", "aspect", "contrast") else 0.0)
+            monkeypatch.setitem(GUIDE_CHANGES, name, 1.0 if name in FACTORS else 0.0)
     board = (torch.arange(32).view(-1, 1) + torch.arange(32)).remainder(2).mul(2.0).sub(1.0)
     deviations = []
     for seed in range(40):
@@ -61,6 +65,16 @@ def test_guides_see_half_of_the_images_with_fewer_pixels(monkeypatch: pytest.Mon
     kept = torch.cat(deviations)
     assert 0.35 < float((kept > 0.99).double().mean()) < 0.65
     assert float((kept < 0.2).double().mean()) > 0.25  # the finest pattern is gone as soon as 1.5 pixels make one
+
+
+def test_guides_see_the_channels_of_colour_images_change_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(GUIDE_CHANGES) - {"tint"}:
+        monkeypatch.setitem(GUIDE_CHANGES, name, 1.0 if name in (*FACTORS, "coarseness") else 0.0)
+    torch.manual_seed(0)
+    added = augment_for_guide(torch.zeros(200, 3, 16, 16)).mean(dim=(2, 3))
+    assert 0.9 * GUIDE_CHANGES["tint"] < float(added.abs().amax()) <= GUIDE_CHANGES["tint"]
+    assert float(torch.corrcoef(added.T).fill_diagonal_(0.0).abs().max()) < 0.3
+    assert torch.equal(augment_for_guide(torch.zeros(8, 1, 16, 16)), torch.zeros(8, 1, 16, 16))
 
 
 def test_the_gate_sees_images_without_their_darkest_and_brightest_values(monkeypatch: pytest.MonkeyPatch) -> None:
