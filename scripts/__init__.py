@@ -11,7 +11,7 @@ from bundle.data import get_modality as get_modality
 from bundle.data import open_dataset as open_dataset
 from bundle.data import print_shortcut as print_shortcut
 from bundle.evaluation.engine import EvaluationEngine as EvaluationEngine
-from bundle.evaluation.utility import ClassifierSettings as ClassifierSettings
+from bundle.evaluation.utility import classifier_settings as classifier_settings
 from bundle.gate.gate import Gate as Gate
 from bundle.latent.pairs import PairBlocks as PairBlocks
 from bundle.latent.prior import LatentPrior as LatentPrior

@@ -24,6 +24,7 @@ KINDS: dict[str, Kind] = {
     "augment_target": Number(above=-1, most=1),
     "batch_size": Integer(1),
     "checkpoint": File(),
+    "class_learning_rate": Number(above=0),
     "cohort_dir": Folder(),
     "cohort_preprocessing": Choice(PREPROCESSING),
     "dataset_dir": Folders(),

@@ -24,6 +24,8 @@ class Modality:
             without regard to case.
         ordered: whether the classes are grades, each above the one before: then quadratic weighted kappa, which
             forgives the neighbouring grade, stands beside every accuracy.
+        pretrained: whether classifiers of the diagnosis start from ImageNet weights, for signs that are small and
+            labelled images that are few.
         preprocessing: name of the intensity and border treatment, a key of
             :data:`bundle.data.transforms.PREPROCESSINGS`.
         reference_histogram: the brightness, 0 (black) to 1 (white), at equally spaced quantiles of a typical image,
@@ -35,6 +37,7 @@ class Modality:
     class_names: tuple[str, ...]
     class_aliases: tuple[tuple[str, str], ...] = ()
     ordered: bool = False
+    pretrained: bool = False
     preprocessing: str = "plain"
     reference_histogram: tuple[float, ...] = (0.0, 1.0)
 
@@ -91,6 +94,7 @@ MODALITIES: dict[str, Modality] = {
         class_names=("no_dr", "mild", "moderate", "severe", "proliferative"),
         class_aliases=(("no dr", "no_dr"), ("proliferate_dr", "proliferative"), ("proliferative dr", "proliferative")),
         ordered=True,
+        pretrained=True,
         preprocessing="retina",
     ),
 }

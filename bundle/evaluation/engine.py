@@ -341,8 +341,7 @@ class EvaluationEngine(Engine):
         if self._reason(seed, arm):
             return {"logits": torch.empty(0)}
         own = stream_seed(seed, TARGET)  # the same start in every arm
-        network = train_classifier(pixels, labels, len(self.quotas), self.settings, own, self.device)
-        return {"logits": classify(network, self.judged, self.settings)}
+        return self._logits(pixels, labels, own)
 
     def _shadow(self, seed: int, number: int) -> Tensors:
         half = self._halves(seed)[number]
@@ -350,7 +349,11 @@ class EvaluationEngine(Engine):
         if set(labels.tolist()) != set(self.quotas):
             return {"logits": torch.empty(0)}
         own = stream_seed(seed, SHADOW, number)
-        network = train_classifier(pixels, labels, len(self.quotas), self.settings, own, self.device)
+        return self._logits(pixels, labels, own)
+
+    def _logits(self, pixels: Tensor, labels: Tensor, seed: int) -> Tensors:
+        options: dict[str, Any] = {"device": self.device, "trunk_file": self.reference.trunk_file}
+        network = train_classifier(pixels, labels, len(self.quotas), self.settings, seed, **options)
         return {"logits": classify(network, self.judged, self.settings)}
 
     def _halves(self, seed: int) -> Tensor:

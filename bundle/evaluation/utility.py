@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,15 +27,24 @@ from torch import Tensor, nn
 
 from bundle.audit.measures import area_under_curve
 from bundle.audit.resampling import Figure, figure, mean
+from bundle.data import Modality
 from bundle.data.shortcut import random_trunk_features, whole_image_statistics
 from bundle.figures import from_uint8
 from bundle.metrics.agreement import quadratic_kappa
 from bundle.metrics.recognition import predict
+from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.networks.standardise import resized, standardised
 from bundle.training.network_trainer import AutocastInferer
 from bundle.training.seeds import stream_seed
 
-__all__ = ["ClassifierSettings", "accuracy_figures", "classify", "shortcut_figures", "train_classifier"]
+__all__ = [
+    "ClassifierSettings",
+    "accuracy_figures",
+    "classifier_settings",
+    "classify",
+    "shortcut_figures",
+    "train_classifier",
+]
 
 # Streams of random numbers of a training: weights, order of the images, their changes.
 WEIGHTS, ORDER, CHANGES = range(3)
@@ -54,6 +64,7 @@ class ClassifierSettings:
         shift: and moved by up to this share of their side.
         scale: and resized by up to this share.
         gamma: and made lighter or darker, by an exponent up to this or down to its inverse.
+        pretrained: the network is SqueezeNet 1.1 with ImageNet weights, in place of a ResNet-18 with random ones.
     """
 
     epochs: int = 20
@@ -65,11 +76,25 @@ class ClassifierSettings:
     shift: float = 0.1
     scale: float = 0.15
     gamma: float = 1.65
+    pretrained: bool = False
+
+
+def classifier_settings(modality: Modality, epochs: int) -> ClassifierSettings:
+    """Returns settings under which a classifier of the modality's real images learns something.
+
+    Args:
+        modality: whether its classifiers start from ImageNet weights.
+        epochs: passes over the images.
+    """
+    if not modality.pretrained:
+        return ClassifierSettings(epochs)
+    return ClassifierSettings(epochs, learning_rate=3e-4, side=128, pretrained=True)
 
 
 def _inputs(pixels: Tensor, settings: ClassifierSettings) -> Tensor:
     images = from_uint8(pixels)
-    return standardised(resized(images, settings.side) if images.shape[-1] > settings.side else images)
+    images = resized(images, settings.side) if images.shape[-1] > settings.side else images
+    return images if settings.pretrained else standardised(images)
 
 
 def train_classifier(
@@ -79,8 +104,9 @@ def train_classifier(
     settings: ClassifierSettings,
     seed: int,
     device: str | torch.device = "cpu",
+    trunk_file: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
-    """Trains a ResNet-18 (He et al., CVPR 2016) from random weights, on images that are changed at random.
+    """Trains a ResNet-18 (He et al., CVPR 2016) or `ImageNetClassifier`, on images that are changed at random.
 
     They are mirrored, turned, moved, resized and made lighter or darker, as whoever trains on few images does: the
     images of a generator vary less in all that than a hospital's.
@@ -92,12 +118,14 @@ def train_classifier(
         settings: of the training.
         seed: of weights, order and changes.
         device: where to train.
+        trunk_file: weights of SqueezeNet 1.1, if the settings start from them; None lets torchvision find them.
 
     Returns:
         For `classify`: standardised images [B, C, H, W] to logits [B, num_classes], in evaluation mode.
 
     Raises:
         ValueError: a class has no image.
+        TrunkUnavailable: the trunk's weights are not to be had.
     """
     absent = sorted(set(range(num_classes)) - set(labels.tolist()))
     if absent:
@@ -114,10 +142,7 @@ def train_classifier(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, WEIGHTS))
-        # MONAI's own stem keeps twice as many rows and columns: four times the time.
-        network = resnet18(
-            spatial_dims=2, n_input_channels=images.shape[1], num_classes=num_classes, conv1_t_size=7, conv1_t_stride=2
-        )
+        network = _network(images.shape[1], num_classes, settings.pretrained, trunk_file)
     network = network.to(memory_format=torch.channels_last).to(device)
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     optimizer = torch.optim.AdamW(network.parameters(), **options, fused=True)
@@ -140,6 +165,17 @@ def train_classifier(
     with _no_metadata():
         trainer.run()
     return network.eval()
+
+
+def _network(channels: int, num_classes: int, pretrained: bool, trunk_file: str | os.PathLike[str] | None) -> nn.Module:
+    if pretrained:
+        network = ImageNetClassifier(channels, num_classes, "squeezenet1_1")
+        network.load_imagenet(trunk_file)
+        return network
+    # MONAI's own stem keeps twice as many rows and columns: four times the time.
+    return resnet18(
+        spatial_dims=2, n_input_channels=channels, num_classes=num_classes, conv1_t_size=7, conv1_t_stride=2
+    )
 
 
 def _changes(settings: ClassifierSettings, side: int) -> Compose:

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset, Sampler
 from bundle.data import ImageData
 from bundle.metrics.agreement import quadratic_kappa
 from bundle.metrics.recognition import highest_probability, predict, recognition_scores
-from bundle.networks.guides import GateClassifier, Guide, NobodyHead
+from bundle.networks.guides import Classifier, GateClassifier, Guide, NobodyHead
+from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
 from bundle.training.info import weights_info
 from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
@@ -53,34 +54,42 @@ class Role:
         identity: whether it tells patients apart, or diagnoses.
         splits: what it trains on. Extra images are for what must know everybody whom G saw; their labels are not used.
         augment: changes its training images [B, C, H, W].
+        trunk: of the `ImageNetClassifier` that takes the network's place in modalities that ask for one; empty for
+            networks that tell patients apart.
     """
 
     network: type[Guide] | type[GateClassifier]
     identity: bool
     splits: tuple[str, ...]
     augment: Callable[[Tensor], Tensor]
+    trunk: str = ""
 
 
 #: Every classifier by the name of its weight file. What the walk differentiates and what decides over its result
 #: differ in architecture, seed and augmentation.
 ROLES: dict[str, Role] = {
     "identity_guide": Role(Guide, True, ("train", "extra"), augment_for_guide),
-    "class_guide": Role(Guide, False, ("train",), augment_for_guide),
+    "class_guide": Role(Guide, False, ("train",), augment_for_guide, "resnet18"),
     "gate_identity": Role(GateClassifier, True, ("train", "extra"), augment_for_gate),
-    "gate_class": Role(GateClassifier, False, ("train",), augment_for_gate),
+    "gate_class": Role(GateClassifier, False, ("train",), augment_for_gate, "squeezenet1_1"),
 }
 
 
-def new_classifier(name: str, data: ImageData, seed: int) -> Guide | GateClassifier:
-    """Builds a classifier with random weights that depend on its name and the seed alone.
+def new_classifier(
+    name: str, data: ImageData, seed: int, imagenet_file: str | os.PathLike[str] | None = None
+) -> Classifier:
+    """Builds a classifier with random weights that depend on its name and the seed alone, or with those of ImageNet.
 
     Args:
         name: one of `ROLES`.
         data: gives the channels and the number of classes: diagnoses, or patients in train and extra.
         seed: of the whole set of classifiers.
+        imagenet_file: weights of the role's trunk, for modalities that ask for one; None lets torchvision download
+            them.
 
     Raises:
         TrainingError: the training images show fewer than two classes.
+        TrunkUnavailable: the trunk's weights are not to be had.
     """
     role = ROLES[name]
     num_classes = data.n_identities if role.identity else len(data.class_names)
@@ -89,7 +98,11 @@ def new_classifier(name: str, data: ImageData, seed: int) -> Guide | GateClassif
         raise TrainingError(f"{name} tells {what} apart and needs at least 2; the dataset has {num_classes}.")
     with torch.random.fork_rng():
         torch.manual_seed(role_seed(name, seed))
-        return role.network(data.modality.channels, num_classes, identity=role.identity)
+        if not (role.trunk and data.modality.pretrained):
+            return role.network(data.modality.channels, num_classes, identity=role.identity)
+        network = ImageNetClassifier(data.modality.channels, num_classes, role.trunk)
+    network.load_imagenet(imagenet_file)
+    return network
 
 
 class ShuffledBatchSampler(Sampler[list[int]]):
@@ -203,7 +216,7 @@ class GuideTrainer(NetworkTrainer):
         name: str,
         data: ImageData,
         dataset: Dataset[Any],
-        network: Guide | GateClassifier,
+        network: Classifier,
         output_dir: str | os.PathLike[str],
         device: torch.device | str,
         batch_size: int = 32,
@@ -265,9 +278,7 @@ class GuideTrainer(NetworkTrainer):
         return float((predicted.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
 
 
-def calibrate_head(
-    network: Guide | GateClassifier, known: Tensor, identities: Tensor, nobody: Tensor
-) -> dict[str, Any]:
+def calibrate_head(network: Classifier, known: Tensor, identities: Tensor, nobody: Tensor) -> dict[str, Any]:
     r"""Settles how sure an identity classifier is, without changing whom it takes an image for.
 
     Fits the two scalars of a `NobodyHead`, its scale and its cosine of nobody, to the sum of two means: cross-entropy
@@ -330,7 +341,7 @@ def calibrate_head(
 class _Cosines(nn.Module):
     """The cosines between an image's feature and every identity's prototype, [B, K]."""
 
-    def __init__(self, network: Guide | GateClassifier) -> None:
+    def __init__(self, network: Classifier) -> None:
         super().__init__()
         self.network = network
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_
 from torch import Tensor
 
 from bundle.audit.resampling import patient_draws
+from bundle.data import get_modality
 from bundle.evaluation.utility import (
     ClassifierSettings,
     accuracy_figures,
+    classifier_settings,
     classify,
     shortcut_figures,
     train_classifier,
@@ -51,6 +55,18 @@ def test_seed_decides_and_nothing_else() -> None:
         logits.append(classify(train_classifier(pixels, labels, 2, settings, seed), pixels, settings))
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2])
+
+
+def test_classifiers_of_a_modality_that_asks_for_it_start_from_imagenet_weights(trunk_file: Path) -> None:
+    assert classifier_settings(get_modality("xray"), 7) == ClassifierSettings(epochs=7)
+    settings = classifier_settings(get_modality("fundus"), 1)
+    assert (settings.epochs, settings.pretrained) == (1, True)
+    pixels, labels = discs(32, 0, channels=3, side=32)
+    network = train_classifier(pixels, labels, 2, settings, seed=0, trunk_file=trunk_file)
+    kernel = torch.load(trunk_file, weights_only=True)["features.0.weight"]
+    found = network.state_dict()["trunk.features.0.weight"]
+    assert 0 < float((found - kernel).abs().max()) < 0.01  # one epoch away
+    assert classify(network, pixels, settings).shape == (32, 2)
 
 
 def test_class_without_an_image_is_refused() -> None:

@@ -19,7 +19,6 @@ from bundle.training.classifier_augment import (
     mix_patients,
 )
 
-
 #: Changes that are factors: 1 is none.
 FACTORS = ("scale", "aspect", "contrast", "balance")
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from bundle.data import ImageData, open_dataset
+from bundle.data import ImageData, get_modality, open_dataset
 from bundle.metrics.recognition import (
     UNSEEN_CHANGES,
     highest_probability,
@@ -69,6 +70,31 @@ def make_trainer(data: ImageData, output_dir: Path, name: str = "gate_identity",
     dataset = data.dataset(ROLES[name].splits)
     network = new_classifier(name, data, options.get("seed", 0))
     return GuideTrainer(name, data, dataset, network, output_dir, "cpu", **options)
+
+
+@pytest.mark.parametrize("name", sorted(ROLES))
+def test_classifiers_of_diagnoses_start_from_imagenet_weights_where_the_modality_says_so(
+    name: str, dataset_dir: Path, resnet_file: Path, trunk_file: Path, tmp_path: Path
+) -> None:
+    modality = replace(get_modality("xray"), pretrained=True)
+    data = open_dataset(dataset_dir, tmp_path, modality, resolution=32)
+    role = ROLES[name]
+    file = {"resnet18": resnet_file, "squeezenet1_1": trunk_file, "": None}[role.trunk]
+    network = new_classifier(name, data, 0, file)
+    if role.identity:
+        assert isinstance(network, role.network)
+        return
+    key = {"resnet18": "conv1.weight", "squeezenet1_1": "features.0.weight"}[role.trunk]
+    assert file is not None
+    assert torch.equal(network.trunk.state_dict()[key], torch.load(file, weights_only=True)[key])
+    trainer = GuideTrainer(name, data, data.dataset(role.splits), network, tmp_path, "cpu", max_epochs=1, batch_size=4)
+    trainer.run()
+    assert load_weights(tmp_path / "models" / f"{name}.pt")[1]["network"] == "ImageNetClassifier"
+
+
+def test_guide_and_gate_never_share_a_trunk() -> None:
+    trunks = [role.trunk for role in ROLES.values() if not role.identity]
+    assert len(trunks) == len(set(trunks)) == 2
 
 
 @pytest.mark.parametrize("name", sorted(ROLES))
