@@ -23,6 +23,7 @@ from bundle.cohort.judge import JudgePathd
 from bundle.cohort.ledger import CohortError
 from bundle.data import get_modality, open_dataset
 from bundle.files import write_json
+from bundle.networks.model_set import GENERATION_NETWORKS
 from bundle.options import OptionError
 from bundle.walk.inferer import SETTINGS
 from scripts.generation import default_guides
@@ -79,9 +80,10 @@ def test_cohort_holds_what_it_should(cohort: Path) -> None:
 
 @pytest.mark.parametrize("modality", ["xray", "fundus"])
 def test_shipped_networks_write_a_cohort(modality: str, tmp_path: Path) -> None:
-    info = ROOT / "models" / modality / "identity_guide.json"
-    if not info.is_file():
-        pytest.skip(f"needs {info}, which this checkout does not have: this modality's networks are not all trained")
+    models = ROOT / "models" / modality
+    missing = [name for name in GENERATION_NETWORKS if not (models / f"{name}.pt").is_file()]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} in {models}, which this checkout does not have")
     overlay = [] if modality == "xray" else [str(ROOT / "configs" / f"{modality}.json")]
     monai.bundle.run(
         "generate",
@@ -94,7 +96,7 @@ def test_shipped_networks_write_a_cohort(modality: str, tmp_path: Path) -> None:
     )
     with open(tmp_path / "cohort" / "labels.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    preset, side = get_modality(modality), json.loads(info.read_text(encoding="utf-8"))["resolution"]
+    preset, side = get_modality(modality), json.loads((models / "generator.json").read_text())["resolution"]
     assert [row["label_name"] for row in rows] == sorted(
         [*preset.class_names] * (10 // len(preset.class_names)), key=preset.class_names.index
     )
