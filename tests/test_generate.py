@@ -23,6 +23,7 @@ from bundle.cohort.judge import JudgePathd
 from bundle.cohort.ledger import CohortError
 from bundle.data import get_modality, open_dataset
 from bundle.files import write_json
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS
 from bundle.options import OptionError
 from bundle.walk.inferer import SETTINGS
@@ -81,7 +82,7 @@ def test_cohort_holds_what_it_should(cohort: Path) -> None:
 @pytest.mark.parametrize("modality", ["xray", "fundus"])
 def test_shipped_networks_write_a_cohort(modality: str, tmp_path: Path) -> None:
     models = ROOT / "models" / modality
-    missing = [name for name in GENERATION_NETWORKS if not (models / f"{name}.pt").is_file()]
+    missing = [name for name in (*GENERATION_NETWORKS, *LATENT_GUIDES) if not (models / f"{name}.pt").is_file()]
     if missing:
         pytest.skip(f"needs {', '.join(missing)} in {models}, which this checkout does not have")
     overlay = [] if modality == "xray" else [str(ROOT / "configs" / f"{modality}.json")]
