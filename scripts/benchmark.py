@@ -58,7 +58,7 @@ def peak_memory(arm: str, models_dir: str, n_points: int) -> float:
 
 def measure_memory(arm: str, models_dir: str, n_points: int) -> float:
     """Loads the networks, walks a block for three steps, draws and judges it; returns the most memory held, in MiB."""
-    walker, _ = open_walker(ARMS[arm], models_dir, n_points, seed=0)
+    walker, _ = open_walker(ARMS[arm], models_dir, n_points, seed=0, lambda_prior=1.0)
     walker.inferer.settings = dataclasses.replace(walker.inferer.settings, steps=min(3, walker.inferer.settings.steps))
     walker.walk(range(walker.block), 0)
     status = Path("/proc/self/status")
@@ -110,12 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--baseline_pairs", type=int, default=2, help="the same of the published algorithm (%(default)s)"
     )
     parser.add_argument("--n_points", type=int, default=10, help="of a path, ends included (%(default)s)")
+    parser.add_argument("--lambda_prior", type=float, default=1.0, help="as in generate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the end points (%(default)s)")
     parser.add_argument("--output_file", default="output/benchmark.json", help="gets the figures (%(default)s)")
     parser.add_argument("--picture", help="gets a picture of costs and paths (left out, it lies beside output_file)")
     parser.add_argument("--memory_of", choices=tuple(ARMS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    for name, least in (("pairs", 1), ("baseline_pairs", 1), ("n_points", 3), ("seed", 0)):
+    for name, least in (("pairs", 1), ("baseline_pairs", 1), ("n_points", 3), ("lambda_prior", 0), ("seed", 0)):
         if getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}, not {getattr(options, name)}.")
     keep_freed_memory()  # as `generate` does
@@ -130,7 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Walks by every arm, block by block in turn, and prints both tables."""
-    latent, prior = open_walker(ARMS["latent"], options.models_dir, options.n_points, options.seed)
+    latent, prior = open_walker(
+        ARMS["latent"], options.models_dir, options.n_points, options.seed, options.lambda_prior
+    )
     models = latent.models
     walkers = {
         name: latent if name == "latent" else Walker(models, prior, latent.gate, arm, options.n_points, options.seed)

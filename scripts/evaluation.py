@@ -21,7 +21,7 @@ from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet, load_models
 from bundle.walk.inferer import SETTINGS
-from bundle.walk.objective import OBJECTIVES
+from bundle.walk.objective import OBJECTIVES, make_objective
 from scripts.generation import default_guides, generation_networks
 from scripts.walkers import Arm, Walker, open_gate
 
@@ -73,25 +73,32 @@ class PoolMaker:
         long_points: points of a long path.
         long_pairs: long paths of each class, straight and walked.
         published_pairs: those of them that the published algorithm walks as well.
+        lambda_prior: see `bundle.latent.prior.LatentPrior`.
 
     Attributes:
         settings: all that the images depend on besides seed and pool, as plain values.
     """
 
     def __init__(
-        self, models: ModelSet, n_points: int, long_points: int, long_pairs: int, published_pairs: int
+        self,
+        models: ModelSet,
+        n_points: int,
+        long_points: int,
+        long_pairs: int,
+        published_pairs: int,
+        lambda_prior: float = 1.0,
     ) -> None:
         self.models = models
         self.n_points, self.long_points = n_points, long_points
         self.long_pairs, self.published_pairs = long_pairs, published_pairs
-        self.prior = LatentPrior(models.generator)
+        self.prior = LatentPrior(models.generator, lambda_prior=lambda_prior)
         self.gate = open_gate(models)
         self.guides = "latent" if "latent_identity" in models.networks else "image"
         self.settings: dict[str, Any] = {
             "models": {name: info["sha256"] for name, info in models.infos.items()},
             "guides": self.guides,
             "walk": {name: dataclasses.asdict(settings) for name, settings in SETTINGS.items()},
-            "objectives": {name: dataclasses.asdict(objective()) for name, objective in OBJECTIVES.items()},
+            "objectives": {name: dataclasses.asdict(make_objective(name, lambda_prior)) for name in OBJECTIVES},
             "n_points": n_points,
             "long_points": long_points,
         }

@@ -39,6 +39,7 @@ from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet
 from bundle.walk.guides import Guides, ImageGuides, LatentGuides
 from bundle.walk.inferer import SETTINGS
+from bundle.walk.objective import make_objective
 
 __all__ = [
     "BLOCK_POINTS",
@@ -126,6 +127,7 @@ def generation_settings(
     classes: str | int | Sequence[str | int] | None,
     objective: str,
     guides: str,
+    lambda_prior: float,
     device: str | torch.device,
 ) -> dict[str, Any]:
     """Lists everything that the bits of a cohort depend on.
@@ -138,6 +140,7 @@ def generation_settings(
         classes: names or numbers of the classes wanted; None for all.
         objective: name of the walk's objective.
         guides: what the walk asks about its points, ``latent`` or ``image``.
+        lambda_prior: see `bundle.latent.prior.LatentPrior`.
         device: where the walk is computed.
 
     Returns:
@@ -169,6 +172,7 @@ def generation_settings(
         "objective": objective,
         "guides": guides,
         "walk": dataclasses.asdict(SETTINGS[objective]),
+        "weights": dataclasses.asdict(make_objective(objective, lambda_prior)),
         "block_size": max(1, BLOCK_POINTS[guides] // n_points),
         "device": torch.device(device).type,
         "torch": torch.__version__,

@@ -174,6 +174,7 @@ def train_latent_guides(
     n_latents: int,
     n_visited: int,
     rounds: int,
+    lambda_prior: float,
     seed: int,
     device: str | torch.device,
 ) -> None:
@@ -192,13 +193,14 @@ def train_latent_guides(
         n_latents: latents where walks begin.
         n_visited: latents that walks visit, in each round.
         rounds: how often the students are corrected.
+        lambda_prior: of the walks, see `bundle.latent.prior.LatentPrior`.
         seed: of everything.
         device: where to compute.
     """
     keep_freed_memory()
     generator = models.generator
     teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
-    prior = LatentPrior(generator)
+    prior = LatentPrior(generator, lambda_prior=lambda_prior)
     work = Path(output_dir) / "latents"
 
     def trainer_of(

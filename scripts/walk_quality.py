@@ -84,7 +84,7 @@ def quality(
             add("identity", identity_divergence(identity))
             add(
                 "objective",
-                BalancedObjective()(
+                BalancedObjective(lambda_prior=prior.lambda_prior)(
                     w.unsqueeze(0), identity.unsqueeze(0), classes.unsqueeze(0), labels, prior(w[None, 1:-1], labels)
                 )["loss"][0],
             )

@@ -146,10 +146,10 @@ def open_gate(models: ModelSet) -> Gate:
     return Gate(models.networks["gate_identity"], models.networks["gate_class"], threshold)
 
 
-def open_walker(arm: Arm, models_dir: str, n_points: int, seed: int) -> tuple[Walker, LatentPrior]:
+def open_walker(arm: Arm, models_dir: str, n_points: int, seed: int, lambda_prior: float) -> tuple[Walker, LatentPrior]:
     """Loads the networks of a folder and makes a walker of an arm; returns the prior as well."""
     models = load_models(models_dir, names=generation_networks(arm.guides))
-    prior = LatentPrior(models.generator)
+    prior = LatentPrior(models.generator, lambda_prior=lambda_prior)
     return Walker(models, prior, open_gate(models), arm, n_points, seed), prior
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from bundle.latent.prior import LatentPrior
 from bundle.networks.stylegan2 import Generator
 from bundle.walk.guides import Guides
-from bundle.walk.objective import OBJECTIVES, Objective
+from bundle.walk.objective import Objective, make_objective
 from bundle.walk.path import WalkSettings, straight_path, walk
 
 __all__ = ["SETTINGS", "PlanWalkInferer"]
@@ -31,7 +31,7 @@ class PlanWalkInferer(Inferer):
 
     Args:
         guides: what is asked about each point.
-        prior: of the generator's mapping network.
+        prior: of the generator's mapping network; knows how firmly the walk is held to it.
         n_points: points of a path, both ends included.
         objective: name of an objective, see `bundle.walk.objective.OBJECTIVES`.
         on_step: called in each step of a walk, see `bundle.walk.path.walk`.
@@ -49,7 +49,7 @@ class PlanWalkInferer(Inferer):
         self.guides = guides
         self.prior = prior
         self.n_points = n_points
-        self.objective: Objective = OBJECTIVES[objective]()
+        self.objective: Objective = make_objective(objective, prior.lambda_prior)
         self.settings = SETTINGS[objective]
         self.on_step = on_step
 

@@ -31,6 +31,7 @@ __all__ = [
     "PublishedObjective",
     "class_cross_entropy",
     "identity_divergence",
+    "make_objective",
     "step_lengths",
 ]
 
@@ -156,7 +157,18 @@ class BalancedObjective:
         return {**terms, "loss": torch.stack(list(terms.values())).sum(dim=0)}
 
 
+#: Objectives by name; `make_objective` makes one.
 OBJECTIVES: dict[str, type[BalancedObjective] | type[PublishedObjective]] = {
     "balanced": BalancedObjective,
     "published": PublishedObjective,
 }
+
+
+def make_objective(name: str, lambda_prior: float = 1.0) -> BalancedObjective | PublishedObjective:
+    """Makes one of `OBJECTIVES`.
+
+    Args:
+        name: its key.
+        lambda_prior: weight of L_prior, which the published loss does not have.
+    """
+    return BalancedObjective(lambda_prior=lambda_prior) if name == "balanced" else OBJECTIVES[name]()
