@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bundle.networks.guides import Classifier, Guide
+from bundle.networks.guides import Classifier, Guide, NobodyHead
+from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.networks.weights import register_network
 
 __all__ = ["LATENT_GUIDES", "LatentGuide", "new_latent_guide"]
@@ -86,12 +87,13 @@ def new_latent_guide(name: str, teacher: nn.Module, w_dim: int) -> LatentGuide:
         w_dim: length of w.
 
     Raises:
-        TypeError: the teacher is no `Guide`.
+        TypeError: the teacher is no guide.
     """
-    if not isinstance(teacher, Guide):
-        raise TypeError(f"Latent guides are distilled from a Guide, not from {type(teacher).__name__}.")
+    if not isinstance(teacher, Guide | ImageNetClassifier):
+        raise TypeError(f"Latent guides are distilled from a guide, not from {type(teacher).__name__}.")
     width = LATENT_GUIDES[name][1]
-    identity = bool(teacher.arguments["identity"])
-    student = LatentGuide(w_dim, teacher.head.weight.shape[1], teacher.num_classes, identity, width)
+    identity = isinstance(teacher.head, NobodyHead)
+    features = int(teacher.head.weight.shape[1])
+    student = LatentGuide(w_dim, features, teacher.num_classes, identity, width)
     student.head.load_state_dict(teacher.head.state_dict())
     return student

@@ -8,13 +8,20 @@ import pytest
 import torch
 
 from bundle.networks.guides import GateClassifier, Guide
+from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
 from bundle.networks.weights import load_weights, save_weights
 
 
-@pytest.mark.parametrize(("name", "identity"), [("latent_identity", True), ("latent_class", False)])
-def test_student_has_its_teachers_last_layer(name: str, identity: bool) -> None:
-    teacher = Guide(1, 7, identity=identity, width=0.125)
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [
+        ("latent_identity", Guide(1, 7, identity=True, width=0.125)),
+        ("latent_class", Guide(1, 7, width=0.125)),
+        ("latent_class", ImageNetClassifier(3, 7, "resnet18")),
+    ],
+)
+def test_student_has_its_teachers_last_layer(name: str, teacher: Guide | ImageNetClassifier) -> None:
     torch.nn.init.normal_(teacher.head.weight)
     student = new_latent_guide(name, teacher, w_dim=5)
     for key, value in teacher.head.state_dict().items():
@@ -25,7 +32,7 @@ def test_student_has_its_teachers_last_layer(name: str, identity: bool) -> None:
 
 
 def test_only_a_guide_has_students() -> None:
-    with pytest.raises(TypeError, match="from a Guide, not from GateClassifier"):
+    with pytest.raises(TypeError, match="from a guide, not from GateClassifier"):
         new_latent_guide("latent_class", GateClassifier(1, 2, growth=4, layers=(1, 1)), w_dim=5)
 
 
