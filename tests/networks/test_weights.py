@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +16,7 @@ from torch import nn
 from bundle.files import sha256_file
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.networks.weights import NETWORKS, WeightsError, load_weights, read_info, save_weights
+from tests.conftest import ROOT
 
 INFO = {"modality": "xray", "resolution": 32, "class_names": ["normal", "tuberculosis"]}
 
@@ -197,3 +200,11 @@ def test_writing_that_breaks_off_leaves_the_old_file(
 def test_both_networks_of_the_gan_are_registered() -> None:
     assert NETWORKS["Generator"] is Generator
     assert NETWORKS["Discriminator"] is Discriminator
+
+
+def test_whoever_loads_weights_knows_all_networks_of_the_bundle() -> None:
+    script = "from bundle.networks.weights import NETWORKS; print(*NETWORKS)"
+    known = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    shipped = {json.loads(path.read_text(encoding="utf-8"))["network"] for path in ROOT.glob("models/*/*.json")}
+    assert shipped <= set(known.split())
+    assert {"Generator", "ImageNetClassifier", "LatentGuide"} <= shipped
