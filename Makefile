@@ -18,7 +18,7 @@ help:  ## Show this list
 	@echo
 	@echo '  ARGS="--n_images 16 --seed 7" goes on to generate, ARGS="-k walk" to the tests of make test.'
 
-generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights
+generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights: X-rays, or MODALITY=fundus
 	@test $(MODALITY) = xray || test -e configs/$(MODALITY).json || \
 	  { echo "There is no configs/$(MODALITY).json. MODALITY is xray, fundus, or a file of yours there." >&2; exit 2; }
 	@$(PYTHON) -m monai.bundle run generate --config_file $(PLAN) $(ARGS)

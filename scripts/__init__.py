@@ -54,6 +54,7 @@ from scripts.evaluation import evaluation_models as evaluation_models
 from scripts.evaluation import image_quotas as image_quotas
 from scripts.generation import GenerationProgress as GenerationProgress
 from scripts.generation import default_guides as default_guides
+from scripts.generation import default_lambda_prior as default_lambda_prior
 from scripts.generation import default_output_dir as default_output_dir
 from scripts.generation import generate as generate
 from scripts.generation import generation_networks as generation_networks

@@ -28,7 +28,7 @@ from bundle.cohort.datasheet import datasheet
 from bundle.cohort.judge import synthesise
 from bundle.cohort.ledger import CohortError, WalkLedger
 from bundle.cohort.writer import verify_cohort, write_cohort
-from bundle.data import DatasetDir, ImageData, Modality, open_dataset
+from bundle.data import MODALITIES, DatasetDir, ImageData, Modality, open_dataset
 from bundle.figures import from_uint8, save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
 from bundle.files import content_digest, write_json
@@ -45,6 +45,7 @@ __all__ = [
     "BLOCK_POINTS",
     "GenerationProgress",
     "default_guides",
+    "default_lambda_prior",
     "default_output_dir",
     "generate",
     "generation_networks",
@@ -96,6 +97,12 @@ def default_guides(models_dir: str, objective: str) -> str:
         models_dir,
     )
     return "image"
+
+
+def default_lambda_prior(modality: str | Modality) -> float:
+    """Looks up the modality's `lambda_prior`; of a name that is no preset, `check_options` has yet to complain."""
+    preset = MODALITIES.get(modality, Modality) if isinstance(modality, str) else modality
+    return preset.lambda_prior
 
 
 def generation_networks(guides: str) -> tuple[str, ...]:

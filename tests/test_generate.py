@@ -272,6 +272,7 @@ def test_published_objective_runs(toy_models: Path, tmp_path: Path, monkeypatch:
         ({"n_images": 0}, "1"),
         ({"n_points": 2}, "3"),
         ({"objective": "publish"}, "published"),
+        ({"modality": "fundsu"}, "The nearest is fundus"),
         ({"classes": "tuberculose"}, "tuberculosis"),
         ({"guides": "latents"}, "latent"),
         ({"guides": "latent", "objective": "published"}, "Leave guides out"),

@@ -121,7 +121,7 @@ def train_classifier(
         trunk_file: weights of SqueezeNet 1.1, if the settings start from them; None lets torchvision find them.
 
     Returns:
-        For `classify`: standardised images [B, C, H, W] to logits [B, num_classes], in evaluation mode.
+        For `classify`: images [B, C, H, W] as it prepares them to logits [B, num_classes], in evaluation mode.
 
     Raises:
         ValueError: a class has no image.
