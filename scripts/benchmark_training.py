@@ -151,7 +151,7 @@ class Stopwatch:
 def _trainer(variant: Variant, resolution: int, batch_size: int) -> StyleGAN2Trainer:
     torch.manual_seed(0)
     images = torch.rand(4 * batch_size, 1, resolution, resolution) * 2 - 1
-    data = Dataset([{"image": image, "label": index % CLASSES} for index, image in enumerate(images)])
+    data = Dataset([{"image": image, "label": index % CLASSES, "split": "train"} for index, image in enumerate(images)])
     return StyleGAN2Trainer(
         device="cpu",
         max_epochs=0,

@@ -112,13 +112,19 @@ class ImageData:
 
         Returns:
             MONAI dataset of dictionaries: image float32 [C, resolution, resolution] in [-1, 1], label int, identity int
-            (see :meth:`identity`).
+            (see :meth:`identity`), split str.
         """
         return self._dataset(self.records(splits), progress=True)
 
     def _dataset(self, records: Sequence[Record], progress: bool) -> Dataset:
         items = [
-            {"image": str(record.image), "label": record.label, "identity": self.identity(record)} for record in records
+            {
+                "image": str(record.image),
+                "label": record.label,
+                "identity": self.identity(record),
+                "split": self._splits.split_of[record.name],
+            }
+            for record in records
         ]
         transform = image_transform(self.modality, self.resolution)
         return CacheDataset(items, transform, num_workers=min(8, os.cpu_count() or 1), progress=progress)

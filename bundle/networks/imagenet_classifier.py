@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, WeightsEnum, resnet18, squeezenet1_1
 
@@ -20,6 +21,8 @@ from bundle.networks.weights import register_network
 __all__ = ["TRUNKS", "ImageNetClassifier"]
 
 _DROPOUT = 0.5
+# The trunks divide the side by 16: of smaller images they would keep a point or four.
+_SMALLEST = 64
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ class ImageNetClassifier(Classifier):
             raise unsuitable(self.kind.weights, file, self.kind.option) from error
 
     def features(self, image: Tensor) -> Tensor:
-        """Maps images [B, C, H, W] in [-1, 1] to penultimate features [B, features] in fp32."""
+        """Maps images [B, C, H, H] in [-1, 1], enlarged to 64 px if smaller, to features [B, features] in fp32."""
+        if image.shape[-1] < _SMALLEST:
+            image = F.interpolate(image, (_SMALLEST, _SMALLEST), mode="bilinear")
         x = imagenet_normalised(image.expand(-1, 3, -1, -1)).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.dropout(self.trunk(x).float().mean(dim=(2, 3)))
         return features

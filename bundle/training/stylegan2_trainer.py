@@ -53,6 +53,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
         labels: class of each image of the dataset.
         batch_size: images in a batch.
         seed: of the draws.
+        splits: split of each image. Within a class all splits are drawn from equally often: a few hundred further
+            images of another camera do not make that camera a mark of the class. None: all images are of one.
 
     Attributes:
         start: number of the first batch, from 0: a resumed run sets it.
@@ -61,10 +63,13 @@ class BalancedBatchSampler(Sampler[list[int]]):
         ValueError: there are no images.
     """
 
-    def __init__(self, labels: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, labels: Sequence[int], batch_size: int, seed: int, splits: Sequence[str] | None = None) -> None:
         if not labels:
             raise ValueError("There is no image to draw batches from. Check the split of the dataset.")
-        self.members = [[i for i, label in enumerate(labels) if label == value] for value in sorted(set(labels))]
+        pools: dict[int, dict[str, list[int]]] = {}
+        for i, label in enumerate(labels):
+            pools.setdefault(label, {}).setdefault(splits[i] if splits else "", []).append(i)
+        self.pools = [[pools[label][split] for split in sorted(pools[label])] for label in sorted(pools)]
         self.batch_size = batch_size
         self.seed = seed
         self.start = 0
@@ -73,25 +78,31 @@ class BalancedBatchSampler(Sampler[list[int]]):
         number = self.start
         while True:
             random = torch.Generator().manual_seed(stream_seed(self.seed, DATA, number))
-            turn = int(torch.randint(len(self.members), (), generator=random))
+            turn = self._draw(len(self.pools), random)
             batch = []
             for i in range(self.batch_size):
-                members = self.members[(turn + i) % len(self.members)]
-                batch.append(members[int(torch.randint(len(members), (), generator=random))])
+                pools = self.pools[(turn + i) % len(self.pools)]
+                members = pools[self._draw(len(pools), random)]
+                batch.append(members[self._draw(len(members), random)])
             yield batch
             number += 1
+
+    @staticmethod
+    def _draw(n: int, random: torch.Generator) -> int:
+        return int(torch.randint(n, (), generator=random)) if n > 1 else 0
 
 
 def balanced_loader(dataset: Dataset[dict[str, Any]], batch_size: int, seed: int) -> DataLoader[dict[str, Any]]:
     """Builds the endless loader that `StyleGAN2Trainer` trains from, on a `BalancedBatchSampler`.
 
     Args:
-        dataset: dictionaries with ``image`` [C, H, W] in [-1, 1] and ``label``, held in memory.
+        dataset: dictionaries with ``image`` [C, H, W] in [-1, 1], ``label`` and ``split``, held in memory.
         batch_size: images in a batch.
         seed: of the draws.
     """
-    labels = [int(dataset[i]["label"]) for i in range(len(dataset))]  # type: ignore[arg-type]
-    return DataLoader(dataset, batch_sampler=BalancedBatchSampler(labels, batch_size, seed))
+    items = [dataset[i] for i in range(len(dataset))]  # type: ignore[arg-type]
+    labels, splits = [int(item["label"]) for item in items], [item["split"] for item in items]
+    return DataLoader(dataset, batch_sampler=BalancedBatchSampler(labels, batch_size, seed, splits))
 
 
 class StyleGAN2Trainer(Trainer):

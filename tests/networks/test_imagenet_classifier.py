@@ -43,6 +43,15 @@ def test_features_are_those_of_torchvisions_network(trunk: str, file: Path) -> N
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_small_images_are_enlarged_for_a_trunk_that_would_leave_a_point_of_them(trunk: str) -> None:
+    network = ImageNetClassifier(3, 2, trunk).eval()
+    small = torch.rand(2, 3, 32, 32) * 2 - 1
+    enlarged = torch.nn.functional.interpolate(small, (64, 64), mode="bilinear")
+    with torch.no_grad():
+        assert min(network.trunk(enlarged).shape[-2:]) >= 3
+        torch.testing.assert_close(network(small), network(enlarged))
+
+
 def test_grey_is_repeated(trunk: str) -> None:
     network = ImageNetClassifier(1, 2, trunk).eval()
     grey = torch.rand(2, 1, 64, 64) * 2 - 1

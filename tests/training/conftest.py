@@ -42,7 +42,10 @@ def new_trainer() -> NewTrainer:
 
     def build(**options: Any) -> StyleGAN2Trainer:
         random = torch.Generator().manual_seed(5)
-        data = [{"image": torch.rand(1, 32, 32, generator=random) * 2 - 1, "label": i % 3 // 2} for i in range(12)]
+        data = [
+            {"image": torch.rand(1, 32, 32, generator=random) * 2 - 1, "label": i % 3 // 2, "split": "train"}
+            for i in range(12)
+        ]
         seed = options.get("seed", 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)

@@ -79,6 +79,17 @@ def test_classes_take_turns_where_the_batch_cannot_be_even() -> None:
     assert abs(counts[0] - 300) < 30
 
 
+def test_further_images_do_not_crowd_out_those_of_their_class() -> None:
+    labels = [0] * 55 + [1] * 10
+    splits = ["extra"] * 50 + ["train"] * 15
+    drawn = [i for batch in islice(BalancedBatchSampler(labels, 4, seed=0, splits=splits), 300) for i in batch]
+    counts = Counter((labels[i], splits[i]) for i in drawn)
+    # 600 images of each class; of class 0 either split has half of them, standard error 12.
+    assert counts[1, "train"] == 600
+    assert abs(counts[0, "extra"] - 300) < 50
+    assert counts[0, "extra"] + counts[0, "train"] == 600
+
+
 def test_no_image_is_an_error_that_names_the_cure() -> None:
     with pytest.raises(ValueError, match="Check the split"):
         BalancedBatchSampler([], 4, seed=0)
@@ -297,7 +308,7 @@ def test_measuring_between_iterations_changes_no_bit(new_trainer: NewTrainer) ->
 
 
 def test_loader_holds_every_class(tiny_dataset: Path) -> None:
-    data = Dataset([{"image": torch.full((1, 2, 2), float(i)), "label": i % 2} for i in range(6)])
+    data = Dataset([{"image": torch.full((1, 2, 2), float(i)), "label": i % 2, "split": "train"} for i in range(6)])
     batch = next(iter(balanced_loader(data, 4, seed=0)))
     assert sorted(batch["label"].tolist()) == [0, 0, 1, 1]
     assert torch.equal(batch["image"][:, 0, 0, 0].long() % 2, batch["label"])
