@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -41,6 +42,9 @@ BATCH = 16
 WATCHED = 32
 # Weight of the cosines that the head takes notice of.
 NOTICED = 10.0
+# Gradients are shortened to this length. Theirs is about 0.3; a perceptron without normalisation may meet one of 100,
+# and what Adam makes of it undoes the training so far.
+MAX_NORM = 1.0
 
 
 @torch.no_grad()
@@ -231,6 +235,7 @@ class LatentGuideTrainer(NetworkTrainer):
             {
                 "batch_size": batch_size,
                 "n_latents": len(dataset),
+                "max_norm": MAX_NORM,
                 "generator_sha256": infos["generator"]["sha256"],
                 "teacher_sha256": infos[teacher]["sha256"],
                 **(settings or {}),
@@ -245,6 +250,9 @@ class LatentGuideTrainer(NetworkTrainer):
         self.student = network
         self.examine = examine
         network.head.requires_grad_(False)
+        self.add_event_handler(
+            IterationEvents.BACKWARD_COMPLETED, lambda: nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
+        )
 
     def measure(self) -> dict[str, Any]:
         """Returns what ``examine`` finds."""

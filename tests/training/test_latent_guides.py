@@ -130,6 +130,21 @@ def test_student_learns_what_its_teacher_says(
     assert info["training"]["teacher_sha256"] == models.infos[TEACHERS[name]]["sha256"]
 
 
+def test_a_latent_out_of_line_does_not_undo_what_was_learnt(
+    models: ModelSet, latents: Tensor, features: dict[str, Tensor], tmp_path: Path
+) -> None:
+    name = "latent_class"
+    spoilt = {name: features[name].clone()}
+    spoilt[name][0] *= 1000
+    trainer = make_trainer(name, models, latents, spoilt, tmp_path, max_epochs=100)
+    trainer.run()
+    with torch.no_grad():
+        said = (features[name].float(), trainer.student.features(latents))
+        wanted, told = (trainer.student.head(value[1:]) for value in said)
+    wanted, told = (logits - logits.mean(dim=1, keepdim=True) for logits in (wanted, told))
+    assert float((told - wanted).square().mean()) < 0.5 * float((wanted - wanted.mean(dim=0)).square().mean())
+
+
 def test_resumed_run_gives_the_same_bits(
     models: ModelSet, latents: Tensor, features: dict[str, Tensor], tmp_path: Path
 ) -> None:
