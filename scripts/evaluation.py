@@ -109,7 +109,8 @@ class PoolMaker:
 
     def cost(self, pool: str) -> float:
         """Returns about how many CPU-milliseconds an image of a pool takes."""
-        pixels = (int(self.models.infos["generator"]["resolution"]) / 128) ** 2
+        # Below 64 px it is the number of calls that takes time.
+        pixels = (max(64, int(self.models.infos["generator"]["resolution"])) / 128) ** 2
         plan = 2.5 if self.guides == "latent" else 400.0 * pixels
         walking = {"published": 8000.0 * pixels, "plan": plan}
         return walking.get(POOLS[pool].walk, 0.0) + 8.0 * pixels
