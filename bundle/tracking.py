@@ -7,11 +7,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote
 
 import ignite.distributed as idist
+from filelock import FileLock
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
@@ -48,11 +51,20 @@ def _has_mlflow() -> bool:
     return find_spec("mlflow") is not None
 
 
+def _opening(tracking_uri: str) -> AbstractContextManager[Any]:
+    # MLflow makes a new SQLite store table by table: of several processes that open it at once, all but one would fail.
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri
+    if not uri.startswith("sqlite:///"):
+        return nullcontext()
+    return FileLock(unquote(uri.removeprefix("sqlite:///")) + ".lock")
+
+
 class Tracking(MLFlowHandler):
     """MONAI's MLflow handler with the bundle's store, settled for runs that are stopped and go on.
 
     A run that was killed goes on under the same MLflow run; a finished one stays as it is. Only the first of several
-    processes records. On a machine without MLflow, a warning says that nothing is recorded.
+    processes of one run records; several runs may open one store at once. On a machine without MLflow, a warning says
+    that nothing is recorded.
 
     Args:
         tracking_uri: the store, as a rule what the function `tracking_uri` returns.
@@ -81,16 +93,18 @@ class Tracking(MLFlowHandler):
         if not self._available:
             logger.warning("The run is not recorded: MLflow is not installed. Install the package mlflow to record it.")
             return
-        super().__init__(
-            tracking_uri=tracking_uri,
-            iteration_log=lambda engine, iteration: iteration % interval == 0,
-            epoch_logger=self._record_metrics,
-            output_transform=self._values,
-            experiment_name=experiment_name,
-            run_name=run_name,
-            artifacts=[Path(path) for path in artifacts],
-            close_on_complete=True,
-        )
+        self._tracking_uri = tracking_uri
+        with _opening(tracking_uri):
+            super().__init__(
+                tracking_uri=tracking_uri,
+                iteration_log=lambda engine, iteration: iteration % interval == 0,
+                epoch_logger=self._record_metrics,
+                output_transform=self._values,
+                experiment_name=experiment_name,
+                run_name=run_name,
+                artifacts=[Path(path) for path in artifacts],
+                close_on_complete=True,
+            )
 
     def attach(self, engine: Engine) -> None:
         """Registers the events, in the first process only."""
@@ -99,7 +113,8 @@ class Tracking(MLFlowHandler):
 
     def start(self, engine: Engine) -> None:
         """Opens the run, or the one that was killed, and records the parameters that it does not have yet."""
-        super().start(engine)
+        with _opening(self._tracking_uri):
+            super().start(engine)
         # MLflow refuses a second value: what changed since the run was killed stays as first recorded.
         missing = dict(self.parameters)
         self._delete_exist_param_in_dict(missing)

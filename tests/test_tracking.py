@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -13,6 +15,8 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from bundle.tracking import Tracking, tracking_uri
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Killed(Exception):
@@ -76,6 +80,18 @@ def test_a_killed_run_goes_on_under_its_record_and_ends_with_parameters_metrics_
 
     train(folder, 1, seed=2)
     assert len(runs(uri)) == 2
+
+
+def test_several_runs_may_make_one_store_at_once(tmp_path: Path) -> None:
+    uri = tracking_uri(tmp_path / "a folder")
+    code = "import sys; from bundle.tracking import Tracking; Tracking(sys.argv[1], 'train_test')._set_experiment()"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, uri], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert runs(uri) == []
 
 
 def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
