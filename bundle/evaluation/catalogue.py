@@ -14,6 +14,7 @@ __all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PA
 _TEST = "ResNet-18 trained on the arm, real test images"
 _FEATURES = f"{FEATURES} features, all images of the arm against all training images"
 _REAL = "near Real's"
+_JUDGE = "Real's classifier on the arm's images; in the column Real, on test images"
 
 #: The paper's columns and what stands beside them, by their names in results.json.
 PAPER = {
@@ -32,6 +33,9 @@ PAPER = {
     ),
     "statistics_kappa": Measure("Shortcut: kappa of 14 statistics", "as above", "well below kappa"),
     "random_trunk_kappa": Measure("Shortcut: kappa of a random trunk", "as above", "well below kappa"),
+    "label_accuracy": Measure("Label shown, by Real's classifier", _JUDGE, _REAL, True),
+    "label_kappa": Measure("Label shown: kappa", "the same", _REAL),
+    "grade_rise": Measure("Label shown: smallest rise of the expected grade to the next", "the same", "above 0"),
     "mia_accuracy": Measure("MIA", "gradient boosting on the classifier's answers", "50 %", True),
     "lira_auc": Measure("LiRA, transferred: AUC", "shadow models on halves of the real images", "0.5"),
     "lira_tpr": Measure("LiRA: members found at 1 % false alarms", "the same", "1 %", True),
@@ -41,7 +45,7 @@ PAPER = {
 }
 
 #: Those that are taken of grades alone.
-GRADES = ("kappa", "statistics_kappa", "random_trunk_kappa")
+GRADES = ("kappa", "statistics_kappa", "random_trunk_kappa", "label_kappa", "grade_rise")
 
 #: Of the images before the gate, by the gate; and of long paths.
 PATHS = {

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from ignite.engine import Engine
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundle.audit.assessment import HALVES, measure
@@ -36,6 +37,7 @@ from bundle.evaluation.utility import (
     ClassifierSettings,
     accuracy_figures,
     classify,
+    label_figures,
     shortcut_figures,
     train_classifier,
 )
@@ -46,11 +48,13 @@ from bundle.training.seeds import stream_seed
 __all__ = ["EvaluationEngine", "PoolSource"]
 
 # Of what the files on disk are made; counts up whenever that changes.
-FORMAT = 3
+FORMAT = 4
 # Seed of all draws of intervals: the same in all arms and seeds, which are so compared draw by draw.
 DRAW_SEED = 0
 # CPU-milliseconds: an image of a classifier's training at 64 px, the figures of an arm.
 TRAIN_MS, FIGURES_MS = 5.0, 15_000.0
+# The arm whose classifier says what the images of the others show: no walk and no gate has asked it.
+JUDGE = "real"
 # Streams of random numbers of a seed.
 TARGET, SHADOW, HALF, ATTACK = range(4)
 
@@ -340,21 +344,25 @@ class EvaluationEngine(Engine):
         pixels, labels = self._images(seed, arm)
         if self._reason(seed, arm):
             return {"logits": torch.empty(0)}
-        own = stream_seed(seed, TARGET)  # the same start in every arm
-        return self._logits(pixels, labels, own)
+        network = self._trained(pixels, labels, stream_seed(seed, TARGET))  # the same start in every arm
+        found = {"logits": classify(network, self.judged, self.settings)}
+        if arm == JUDGE:
+            for other in ARMS:
+                if other != JUDGE and not self._reason(seed, other):
+                    found[other] = classify(network, self._images(seed, other)[0], self.settings)
+        return found
 
     def _shadow(self, seed: int, number: int) -> Tensors:
         half = self._halves(seed)[number]
         pixels, labels = self.judged[half], self.judged_labels[half]
         if set(labels.tolist()) != set(self.quotas):
             return {"logits": torch.empty(0)}
-        own = stream_seed(seed, SHADOW, number)
-        return self._logits(pixels, labels, own)
-
-    def _logits(self, pixels: Tensor, labels: Tensor, seed: int) -> Tensors:
-        options: dict[str, Any] = {"device": self.device, "trunk_file": self.reference.trunk_file}
-        network = train_classifier(pixels, labels, len(self.quotas), self.settings, seed, **options)
+        network = self._trained(pixels, labels, stream_seed(seed, SHADOW, number))
         return {"logits": classify(network, self.judged, self.settings)}
+
+    def _trained(self, pixels: Tensor, labels: Tensor, seed: int) -> nn.Module:
+        options: dict[str, Any] = {"device": self.device, "trunk_file": self.reference.trunk_file}
+        return train_classifier(pixels, labels, len(self.quotas), self.settings, seed, **options)
 
     def _halves(self, seed: int) -> Tensor:
         return random_halves(self.judged_patients, self.n_shadows, stream_seed(seed, HALF))
@@ -394,6 +402,7 @@ class EvaluationEngine(Engine):
         ordered = self.data.modality.ordered
         figures = {
             **accuracy_figures(logits[n:], test.labels, self.test_draws, ordered),
+            **label_figures(*self._judged_labels(seed, arm), ordered),
             **shortcut_figures(pixels, labels, test.pixels, test.labels, self.test_draws, attack, ordered),
             **attack_by_outputs(*sides, seed=attack),
         }
@@ -407,6 +416,15 @@ class EvaluationEngine(Engine):
             self._halves(seed),
         )
         return figures | ratio_figures(scores[:n], scores[n:], train.patients, test.patients)
+
+    def _judged_labels(self, seed: int, arm: str) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
+        """What the judge says of an arm's images, their labels and draws of their pairs; test images in its own arm."""
+        logits = self._read(seed, f"classifier_{JUDGE}")
+        if arm == JUDGE:
+            return logits["logits"][len(self.train.pixels) :], self.test.labels, self.test_draws
+        distances, chosen = self._pools[seed, self.arms[arm].pool][1], self._chosen(seed, arm)
+        draws = patient_draws(distances.groups[chosen], DRAWS, DRAW_SEED, distances.n_groups)
+        return logits[arm], self._images(seed, arm)[1], draws
 
     def _part_of(self, seed: int, arm: str) -> Distances:
         """The images of an arm as a cohort."""

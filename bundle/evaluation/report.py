@@ -46,6 +46,7 @@ DIFFERENCES = (
     "mml",
     "kid_all",
     "mislabelled",
+    "label_accuracy",
 )
 #: Measures whose differences from test images the tables show.
 AGAINST_TEST = ("copy_rate", "dcr_p5", "nndr_p5", "lpips_p5", "mml", "reidentified", "same_patient_named")

@@ -42,6 +42,7 @@ __all__ = [
     "accuracy_figures",
     "classifier_settings",
     "classify",
+    "label_figures",
     "shortcut_figures",
     "train_classifier",
 ]
@@ -261,6 +262,39 @@ def accuracy_figures(
 def _others(logits: Tensor, value: int) -> Tensor:
     """Log of the summed odds of all classes but one, [N]."""
     return logits[:, [other for other in range(logits.shape[1]) if other != value]].logsumexp(dim=1)
+
+
+def label_figures(
+    logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], ordered: bool = False
+) -> dict[str, Figure]:
+    """Returns how far images show what their labels say, to a classifier of real images (GAN-test).
+
+    Shmelkov et al., "How good is my GAN?", ECCV 2018, section 3.
+
+    Args:
+        logits: [N, K], of the classifier that was trained on real images.
+        labels: [N].
+        draws: of patients or paths, as indices into the images.
+        ordered: whether the classes are grades.
+
+    Returns:
+        What `accuracy_figures` does, named ``label_...``; of grades also ``grade_rise``: by how much the mean expected
+        grade rises from a label to the next higher one, where it rises least. Below 0 the labels are not in order.
+    """
+    figures = accuracy_figures(logits, labels, draws, ordered, "label_")
+    if ordered:
+        probabilities = logits.double().softmax(dim=1)
+        expected = probabilities @ torch.arange(probabilities.shape[1], dtype=torch.float64)
+
+        def rise(index: NDArray[np.int64] | slice) -> float:
+            grades, truth = expected[index], labels[index]
+            means = torch.stack([grades[truth == value].mean() for value in range(probabilities.shape[1])])
+            return float(means.diff().min())  # NaN, where a draw lacks a grade
+
+        value, replicates = rise(slice(None)), np.array([rise(draw) for draw in draws])
+        lacks = Figure(n=len(labels), reason="some grades have no image")
+        figures["grade_rise"] = lacks if np.isnan(value) else figure(value, replicates, len(labels))
+    return figures
 
 
 def shortcut_figures(

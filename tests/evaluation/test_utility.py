@@ -17,6 +17,7 @@ from bundle.evaluation.utility import (
     accuracy_figures,
     classifier_settings,
     classify,
+    label_figures,
     shortcut_figures,
     train_classifier,
 )
@@ -93,6 +94,24 @@ def test_accuracy_figures(num_classes: int) -> None:
     assert {key: figure for key, figure in graded.items() if key != "kappa"} == found
     assert graded["kappa"].value == pytest.approx(cohen_kappa_score(labels, named, weights="quadratic"))
     assert graded["kappa"].low < graded["kappa"].value < graded["kappa"].high
+
+
+def test_grades_in_order_rise_and_two_swapped_ones_fall() -> None:
+    labels = torch.arange(90) % 3
+    draws = patient_draws(torch.arange(90), 50, 0)
+    logits = torch.eye(3)[labels].log().clamp_min(-30)  # sure of the label
+    found = label_figures(logits, labels, draws, ordered=True)
+    assert found["label_accuracy"].value == found["label_kappa"].value == 1.0
+    assert found["grade_rise"].value == pytest.approx(1.0)
+    swapped = label_figures(logits, torch.tensor([1, 0, 2])[labels], draws, ordered=True)
+    assert swapped["label_accuracy"].value == pytest.approx(1 / 3)
+    assert swapped["grade_rise"].value == pytest.approx(-1.0)
+    flat = label_figures(torch.zeros(90, 3), labels, draws, ordered=True)["grade_rise"]
+    assert (flat.value, flat.low, flat.high) == pytest.approx((0, 0, 0))
+
+    assert set(label_figures(logits, labels, draws)) == {"label_accuracy", "label_balanced_accuracy", "label_auc"}
+    lacking = label_figures(logits, labels.clamp_max(1), draws, ordered=True)["grade_rise"]
+    assert "some grades have no image" in lacking.reason
 
 
 def test_class_without_a_test_image_leaves_the_auc_open() -> None:
