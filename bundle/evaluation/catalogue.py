@@ -11,7 +11,7 @@ from bundle.metrics.lpips import LPIPS_TRUNK
 
 __all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS"]
 
-_TEST = "ResNet-18 trained on the arm, real test images"
+_TEST = "a classifier trained on the arm alone, real test images"
 _FEATURES = f"{FEATURES} features, all images of the arm against all training images"
 _REAL = "near Real's"
 _JUDGE = "Real's classifier on the arm's images; in the column Real, on test images"
