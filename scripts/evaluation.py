@@ -29,8 +29,8 @@ __all__ = ["PoolMaker", "evaluate", "evaluation_models", "image_quotas"]
 
 # Pairs of a class that are made and kept together.
 PART_PAIRS = 16
-# How many times as many pairs as an arm without the gate a pool may have, before the gate is said to let nothing pass.
-MOST = 4
+# The gate is said to let too little pass if it is less than this share of so many times the images of an arm.
+LEAST_SHARE, TRIED = 0.05, 4
 
 
 def evaluation_models(models_dir: str, device: str) -> ModelSet:
@@ -101,6 +101,7 @@ class PoolMaker:
             "objectives": {name: dataclasses.asdict(make_objective(name, lambda_prior)) for name in OBJECTIVES},
             "n_points": n_points,
             "long_points": long_points,
+            "least_share": [LEAST_SHARE, TRIED],
         }
 
     def size(self, pool: str, quotas: dict[int, int]) -> int:
@@ -124,10 +125,11 @@ class PoolMaker:
             for first in range(0, pairs, size):
                 yield label, range(first, first + size if kind.grows else min(first + size, pairs))
 
-    def further(self, pool: str, part: tuple[int, range], quota: int) -> tuple[int, range] | None:
+    def further(self, pool: str, part: tuple[int, range], quota: int, passed: int) -> tuple[int, range] | None:
         """Names the part after one that has not filled a class, or None where the gate lets too little pass."""
         label, pairs = part
-        if not POOLS[pool].grows or pairs.stop * self.n_points > MOST * quota:
+        made = pairs.stop * self.n_points
+        if not POOLS[pool].grows or (made > TRIED * quota and passed < LEAST_SHARE * made):
             return None
         return label, range(pairs.stop, pairs.stop + PART_PAIRS)
 

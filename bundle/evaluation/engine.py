@@ -83,8 +83,8 @@ class PoolSource(Protocol):
     def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
         """Yields class and pairs of the parts that a pool has at first."""
 
-    def further(self, pool: str, part: tuple[int, range], quota: int) -> tuple[int, range] | None:
-        """Names the part after one that has not filled a class, or None where too little passes the gate."""
+    def further(self, pool: str, part: tuple[int, range], quota: int, passed: int) -> tuple[int, range] | None:
+        """Names the part after one that has not filled a class, or None where too few of its images pass the gate."""
 
     def make(self, pool: str, seed: int, label: int, pairs: range) -> Pool:
         """Makes one part of a pool."""
@@ -274,7 +274,7 @@ class EvaluationEngine(Engine):
                 by_class[label].append(torch.load(cast(Path, step.path), weights_only=True))
                 passed = sum(int(found["passed"].sum()) for found in by_class[label])
                 if not waiting and passed < quota:
-                    further = self.source.further(pool, part, quota)
+                    further = self.source.further(pool, part, quota, passed)
                     waiting = [] if further is None else [further]
         found = [part for parts_ in by_class.values() for part in parts_]
         joined = Pool(**{key: torch.cat([part[key] for part in found]) for key in found[0]})
