@@ -54,7 +54,6 @@ from scripts.evaluation import evaluation_models as evaluation_models
 from scripts.evaluation import image_quotas as image_quotas
 from scripts.generation import GenerationProgress as GenerationProgress
 from scripts.generation import default_guides as default_guides
-from scripts.generation import default_lambda_prior as default_lambda_prior
 from scripts.generation import default_output_dir as default_output_dir
 from scripts.generation import generate as generate
 from scripts.generation import generation_networks as generation_networks
@@ -64,6 +63,7 @@ from scripts.generation import open_training_data as open_training_data
 from scripts.generation import plan_ledger as plan_ledger
 from scripts.generation import prepare_pairs as prepare_pairs
 from scripts.generation import walk_guides as walk_guides
+from scripts.generation import walk_weights as walk_weights
 from scripts.guides import print_recognition as print_recognition
 from scripts.guides import train_guides as train_guides
 from scripts.latent_guides import LATENT_TEACHERS as LATENT_TEACHERS

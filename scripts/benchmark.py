@@ -28,15 +28,18 @@ from bundle.cohort.ledger import CohortError
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
+from bundle.latent.prior import LatentPrior
 from bundle.markup import markdown_table
 from bundle.networks.embeddings import ContrastiveEmbedding
+from bundle.networks.model_set import load_models
 from bundle.networks.weights import WeightsError, load_weights
 from bundle.training.seeds import stream_seed
 from bundle.walk.guides import ImageGuides
-from scripts.generation import open_training_data
+from bundle.walk.objective import make_objective
+from scripts.generation import generation_networks, open_training_data, walk_weights
 from scripts.latent_guides import TRIAL, agreement
 from scripts.walk_quality import RealImages, quality, quality_table, student_figures
-from scripts.walkers import ARMS, Walker, cost, open_walker
+from scripts.walkers import ARMS, Walker, cost, open_gate
 
 __all__ = ["cost_table", "main", "measure_memory", "peak_memory"]
 
@@ -46,6 +49,8 @@ COHORTS = (100, 1000, 10_000)
 TURN = 16
 # Sets of walks on which students and guides are compared.
 TRIALS = 5
+# Weights of the objective that a modality may set, as `generate` takes them.
+WEIGHTS = ("lambda_class", "lambda_prior")
 
 
 def peak_memory(arm: str, models_dir: str, n_points: int) -> float:
@@ -58,7 +63,8 @@ def peak_memory(arm: str, models_dir: str, n_points: int) -> float:
 
 def measure_memory(arm: str, models_dir: str, n_points: int) -> float:
     """Loads the networks, walks a block for three steps, draws and judges it; returns the most memory held, in MiB."""
-    walker, _ = open_walker(ARMS[arm], models_dir, n_points, seed=0, lambda_prior=1.0)
+    models = load_models(models_dir, names=generation_networks(ARMS[arm].guides))
+    walker = Walker(models, LatentPrior(models.generator), open_gate(models), ARMS[arm], n_points, seed=0)
     walker.inferer.settings = dataclasses.replace(walker.inferer.settings, steps=min(3, walker.inferer.settings.steps))
     walker.walk(range(walker.block), 0)
     status = Path("/proc/self/status")
@@ -110,14 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--baseline_pairs", type=int, default=2, help="the same of the published algorithm (%(default)s)"
     )
     parser.add_argument("--n_points", type=int, default=10, help="of a path, ends included (%(default)s)")
-    parser.add_argument("--lambda_prior", type=float, default=1.0, help="as in generate (%(default)s)")
+    for name in WEIGHTS:
+        parser.add_argument(f"--{name}", type=float, help="as in generate (the modality's)")
     parser.add_argument("--seed", type=int, default=0, help="of the end points (%(default)s)")
     parser.add_argument("--output_file", default="output/benchmark.json", help="gets the figures (%(default)s)")
     parser.add_argument("--picture", help="gets a picture of costs and paths (left out, it lies beside output_file)")
     parser.add_argument("--memory_of", choices=tuple(ARMS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    for name, least in (("pairs", 1), ("baseline_pairs", 1), ("n_points", 3), ("lambda_prior", 0), ("seed", 0)):
-        if getattr(options, name) < least:
+    least_values = {"pairs": 1, "baseline_pairs": 1, "n_points": 3, "seed": 0, **dict.fromkeys(WEIGHTS, 0)}
+    for name, least in least_values.items():
+        if getattr(options, name) is not None and getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}, not {getattr(options, name)}.")
     keep_freed_memory()  # as `generate` does
     if options.memory_of:
@@ -131,14 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Walks by every arm, block by block in turn, and prints both tables."""
-    latent, prior = open_walker(
-        ARMS["latent"], options.models_dir, options.n_points, options.seed, options.lambda_prior
-    )
-    models = latent.models
+    models = load_models(options.models_dir, names=generation_networks("latent"))
+    given = {name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None}
+    weights = walk_weights(models.infos["generator"]["modality"]) | given
+    prior, gate = LatentPrior(models.generator), open_gate(models)
     walkers = {
-        name: latent if name == "latent" else Walker(models, prior, latent.gate, arm, options.n_points, options.seed)
-        for name, arm in ARMS.items()
+        name: Walker(models, prior, gate, arm, options.n_points, options.seed, weights) for name, arm in ARMS.items()
     }
+    latent = walkers["latent"]
     for walker in walkers.values():  # what is computed for the first time takes longer
         _warm_up(walker)
     wanted = dict.fromkeys(ARMS, options.pairs) | {"published": min(options.baseline_pairs, options.pairs)}
@@ -160,13 +168,15 @@ def run(options: argparse.Namespace) -> None:
         assert isinstance(network, ContrastiveEmbedding)
         embedding = network
     real_images = None if data is None else RealImages(data, options.trunk_file, embedding)
-    measured = {name: quality(walker, guides, prior, real_images) for name, walker in walkers.items()}
+    objective = make_objective("balanced", weights)
+    measured = {name: quality(walker, guides, prior, objective, real_images) for name, walker in walkers.items()}
     memory = {name: peak_memory(name, options.models_dir, options.n_points) for name in ARMS}
     costs = cost_table(walkers, memory, models.infos["latent_identity"]["cpu_seconds"])
     qualities = quality_table(measured, ARMS)
     seeds = tqdm(range(options.seed, options.seed + TRIALS), desc="asking students and guides", unit="seed")
     students = student_figures(
-        measured["latent"], [agreement(models, latent.guides, prior, stream_seed(seed, TRIAL)) for seed in seeds]
+        measured["latent"],
+        [agreement(models, latent.guides, prior, stream_seed(seed, TRIAL), weights) for seed in seeds],
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     head = (

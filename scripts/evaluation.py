@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class PoolMaker:
         long_points: points of a long path.
         long_pairs: long paths of each class, straight and walked.
         published_pairs: those of them that the published algorithm walks as well.
-        lambda_prior: see `bundle.latent.prior.LatentPrior`.
+        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
 
     Attributes:
         settings: all that the images depend on besides seed and pool, as plain values.
@@ -86,19 +86,20 @@ class PoolMaker:
         long_points: int,
         long_pairs: int,
         published_pairs: int,
-        lambda_prior: float = 1.0,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.models = models
         self.n_points, self.long_points = n_points, long_points
         self.long_pairs, self.published_pairs = long_pairs, published_pairs
-        self.prior = LatentPrior(models.generator, lambda_prior=lambda_prior)
+        self.weights = weights
+        self.prior = LatentPrior(models.generator)
         self.gate = open_gate(models)
         self.guides = "latent" if "latent_identity" in models.networks else "image"
         self.settings: dict[str, Any] = {
             "models": {name: info["sha256"] for name, info in models.infos.items()},
             "guides": self.guides,
             "walk": {name: dataclasses.asdict(settings) for name, settings in SETTINGS.items()},
-            "objectives": {name: dataclasses.asdict(make_objective(name, lambda_prior)) for name in OBJECTIVES},
+            "objectives": {name: dataclasses.asdict(make_objective(name, weights)) for name in OBJECTIVES},
             "n_points": n_points,
             "long_points": long_points,
             "least_share": [LEAST_SHARE, TRIED],
@@ -182,7 +183,7 @@ class PoolMaker:
             "plan": Arm("PLAN", "balanced", self.guides),
             "published": Arm("published algorithm", "published", "image", alone=True),
         }
-        return Walker(self.models, self.prior, self.gate, arms[walk], n_points, seed)
+        return Walker(self.models, self.prior, self.gate, arms[walk], n_points, seed, self.weights)
 
 
 def evaluate(engine: EvaluationEngine) -> None:

@@ -45,7 +45,6 @@ __all__ = [
     "BLOCK_POINTS",
     "GenerationProgress",
     "default_guides",
-    "default_lambda_prior",
     "default_output_dir",
     "generate",
     "generation_networks",
@@ -55,6 +54,7 @@ __all__ = [
     "plan_ledger",
     "prepare_pairs",
     "walk_guides",
+    "walk_weights",
 ]
 
 logger = logging.getLogger(__name__)
@@ -99,10 +99,13 @@ def default_guides(models_dir: str, objective: str) -> str:
     return "image"
 
 
-def default_lambda_prior(modality: str | Modality) -> float:
-    """Looks up the modality's `lambda_prior`; of a name that is no preset, `check_options` has yet to complain."""
+def walk_weights(modality: str | Modality) -> dict[str, float]:
+    """Looks up what the modality's walks give other weights to than the objective itself, by the names of its fields.
+
+    Of a name that is no preset, `check_options` has yet to complain.
+    """
     preset = MODALITIES.get(modality, Modality) if isinstance(modality, str) else modality
-    return preset.lambda_prior
+    return {"lambda_class": preset.lambda_class, "lambda_prior": preset.lambda_prior}
 
 
 def generation_networks(guides: str) -> tuple[str, ...]:
@@ -134,7 +137,7 @@ def generation_settings(
     classes: str | int | Sequence[str | int] | None,
     objective: str,
     guides: str,
-    lambda_prior: float,
+    weights: Mapping[str, float],
     device: str | torch.device,
 ) -> dict[str, Any]:
     """Lists everything that the bits of a cohort depend on.
@@ -147,7 +150,7 @@ def generation_settings(
         classes: names or numbers of the classes wanted; None for all.
         objective: name of the walk's objective.
         guides: what the walk asks about its points, ``latent`` or ``image``.
-        lambda_prior: see `bundle.latent.prior.LatentPrior`.
+        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
         device: where the walk is computed.
 
     Returns:
@@ -179,7 +182,7 @@ def generation_settings(
         "objective": objective,
         "guides": guides,
         "walk": dataclasses.asdict(SETTINGS[objective]),
-        "weights": dataclasses.asdict(make_objective(objective, lambda_prior)),
+        "weights": dataclasses.asdict(make_objective(objective, weights)),
         "block_size": max(1, BLOCK_POINTS[guides] // n_points),
         "device": torch.device(device).type,
         "torch": torch.__version__,

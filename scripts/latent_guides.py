@@ -49,7 +49,14 @@ AT_ONCE = 8
 
 
 def trajectories(
-    models: ModelSet, guides: Guides, prior: LatentPrior, pairs: range, label: int, seed: int, n_points: int
+    models: ModelSet,
+    guides: Guides,
+    prior: LatentPrior,
+    pairs: range,
+    label: int,
+    seed: int,
+    n_points: int,
+    weights: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Walks, and keeps every step.
 
@@ -61,6 +68,7 @@ def trajectories(
         label: their class.
         seed: of the end points.
         n_points: points of a path.
+        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
 
     Returns:
         The inner points [S + 1, P, n_points - 2, w_dim]: before each step, and at the end.
@@ -69,7 +77,9 @@ def trajectories(
     device = next(generator.parameters()).device
     z = pair_latents(pairs, label, generator.z_dim, generator.num_classes, seed).to(device)
     steps: list[Tensor] = []
-    inferer = PlanWalkInferer(guides, prior, n_points, on_step=lambda points: steps.append(points.clone()))
+    inferer = PlanWalkInferer(
+        guides, prior, n_points, weights=weights, on_step=lambda points: steps.append(points.clone())
+    )
     path = inferer(z, generator, torch.full((len(pairs),), label, device=device))
     return torch.stack([*steps, path["w"][:, 1:-1]])
 
@@ -81,7 +91,14 @@ def _visited(n_latents: int) -> tuple[int, int]:
     return blocks, blocks * of_a_block
 
 
-def visited_latents(models: ModelSet, guides: Guides, prior: LatentPrior, n_latents: int, seed: int) -> Tensor:
+def visited_latents(
+    models: ModelSet,
+    guides: Guides,
+    prior: LatentPrior,
+    n_latents: int,
+    seed: int,
+    weights: Mapping[str, float] | None = None,
+) -> Tensor:
     """Collects points that walks visit: of each walked point its last place, and its place at a step drawn at random.
 
     Args:
@@ -90,6 +107,7 @@ def visited_latents(models: ModelSet, guides: Guides, prior: LatentPrior, n_late
         prior: of the mapping network.
         n_latents: how many, at least.
         seed: of the end points and of the steps.
+        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
 
     Returns:
         w [N, w_dim], on the CPU.
@@ -100,7 +118,7 @@ def visited_latents(models: ModelSet, guides: Guides, prior: LatentPrior, n_late
     blocks, _ = _visited(n_latents)
     for block in tqdm(range(blocks), desc="walking to learn from it", unit="block", mininterval=5.0):
         pairs = range(block // classes * PAIRS, (block // classes + 1) * PAIRS)
-        steps = trajectories(models, guides, prior, pairs, block % classes, seed, POINTS).cpu()
+        steps = trajectories(models, guides, prior, pairs, block % classes, seed, POINTS, weights).cpu()
         chosen = torch.randint(0, len(steps), steps.shape[1:3], generator=random)
         somewhere = steps.gather(0, chosen[None, :, :, None].expand(1, -1, -1, steps.shape[3]))[0]
         found += [steps[-1].flatten(0, 1), somewhere.flatten(0, 1)]
@@ -117,7 +135,9 @@ def _asked(guides: Guides, points: Tensor, label: int) -> tuple[Tensor, Tensor]:
     return divergence.view(points.shape[:-1]).cpu(), entropy.view(points.shape[:-1]).cpu()
 
 
-def agreement(models: ModelSet, students: Guides, prior: LatentPrior, seed: int) -> dict[str, float]:
+def agreement(
+    models: ModelSet, students: Guides, prior: LatentPrior, seed: int, weights: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Walks between pairs that no training has seen, and compares what students and guides say along the way.
 
     Args:
@@ -125,6 +145,7 @@ def agreement(models: ModelSet, students: Guides, prior: LatentPrior, seed: int)
         students: what the walk asks.
         prior: of the mapping network.
         seed: of the end points.
+        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
 
     Returns:
         Of the points of all walks at every sixth step: ``rank_correlation`` (Spearman's) of the identity divergence,
@@ -135,7 +156,7 @@ def agreement(models: ModelSet, students: Guides, prior: LatentPrior, seed: int)
     judge = ImageGuides(models.generator, models.networks["identity_guide"], models.networks["class_guide"], amp=False)
     answers: list[list[Tensor]] = [[], [], [], []]
     for label in range(models.generator.num_classes):
-        steps = trajectories(models, students, prior, range(TRIAL_PAIRS), label, seed, POINTS)
+        steps = trajectories(models, students, prior, range(TRIAL_PAIRS), label, seed, POINTS, weights)
         steps = steps[[*range(0, len(steps) - 1, TRIAL_STRIDE), len(steps) - 1]]
         for kept, answer in zip(answers, (*_asked(judge, steps, label), *_asked(students, steps, label)), strict=True):
             kept.append(answer)
@@ -174,7 +195,7 @@ def train_latent_guides(
     n_latents: int,
     n_visited: int,
     rounds: int,
-    lambda_prior: float,
+    weights: Mapping[str, float],
     seed: int,
     device: str | torch.device,
 ) -> None:
@@ -193,14 +214,14 @@ def train_latent_guides(
         n_latents: latents where walks begin.
         n_visited: latents that walks visit, in each round.
         rounds: how often the students are corrected.
-        lambda_prior: of the walks, see `bundle.latent.prior.LatentPrior`.
+        weights: of the walks' objective, see `bundle.walk.objective.make_objective`.
         seed: of everything.
         device: where to compute.
     """
     keep_freed_memory()
     generator = models.generator
     teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
-    prior = LatentPrior(generator, lambda_prior=lambda_prior)
+    prior = LatentPrior(generator)
     work = Path(output_dir) / "latents"
 
     def trainer_of(
@@ -242,7 +263,7 @@ def train_latent_guides(
             visit_seed = stream_seed(seed, VISITS, number)
             w = _kept(
                 work / f"visited_{number}.pt",
-                lambda: visited_latents(models, _latent_guides(students), prior, n_visited, visit_seed),  # noqa: B023
+                lambda: visited_latents(models, _latent_guides(students), prior, n_visited, visit_seed, weights),  # noqa: B023
             )
             known.append((w, ask(w, f"visited_{number}", f"asking the guides: where walks go, round {number}")))
             cost.keep()
@@ -254,7 +275,7 @@ def train_latent_guides(
                 network.load_state_dict(students[name].state_dict())
             else:
                 network.standardise(latents)
-            examine = partial(_examine, models, prior, unseen, held_out, students, name, seed, cost)
+            examine = partial(_examine, models, prior, weights, unseen, held_out, students, name, seed, cost)
             trainer = trainer_of(name, number, dataset, network, examine=examine)
             trainer.run()
             student, _ = load_weights(trainer.weights_path, device)
@@ -303,6 +324,7 @@ def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
 def _examine(
     models: ModelSet,
     prior: LatentPrior,
+    weights: Mapping[str, float],
     unseen: Tensor,
     held_out: Mapping[str, Tensor],
     students: Mapping[str, LatentGuide],
@@ -319,7 +341,7 @@ def _examine(
     if student.arguments["identity"]:
         divergences = [identity_divergence(values) for values in (logits, wanted)]
         scores["rank_correlation"] = float(spearmanr(*divergences).statistic)
-        walks = agreement(models, _latent_guides({**students, name: student}), prior, stream_seed(seed, TRIAL))
+        walks = agreement(models, _latent_guides({**students, name: student}), prior, stream_seed(seed, TRIAL), weights)
         return {"scores": {"beginnings": scores, "walks": walks}, "cpu_seconds": round(cost.seconds())}
     scores["agreement"] = float((logits.argmax(dim=1) == wanted.argmax(dim=1)).double().mean())
     return {"scores": {"beginnings": scores}}

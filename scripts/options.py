@@ -34,6 +34,7 @@ KINDS: dict[str, Kind] = {
     "epoch_kimg": Number(above=0),
     "guides": Choice(("latent", "image")),
     "init_from": File(),
+    "lambda_class": Number(above=0, or_equal=True),
     "lambda_prior": Number(above=0, or_equal=True),
     "layout": Either(
         ("auto", *LAYOUTS), Mapping, "the columns of a table, as in {'image': 'id_code', 'label': 'diagnosis'}"

@@ -21,7 +21,7 @@ from bundle.metrics.lpips import lpips_model, nearest
 from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.walk.guides import ImageGuides, LatentGuides
-from bundle.walk.objective import BalancedObjective, identity_divergence
+from bundle.walk.objective import Objective, identity_divergence
 from scripts.walkers import Arm, Walker
 
 __all__ = ["MEASURES", "RealImages", "difference", "path_figure", "quality", "quality_table", "student_figures"]
@@ -55,7 +55,7 @@ class RealImages:
 
 @torch.no_grad()
 def quality(
-    walker: Walker, guides: ImageGuides, prior: LatentPrior, real_images: RealImages | None
+    walker: Walker, guides: ImageGuides, prior: LatentPrior, objective: Objective, real_images: RealImages | None
 ) -> dict[str, Tensor]:
     """Judges an arm's inner points, each value a tensor [P, N - 2] of all paths, class by class.
 
@@ -65,6 +65,7 @@ def quality(
         walker: what has walked.
         guides: phi_id and phi_class themselves, in fp32.
         prior: of the generator's mapping network.
+        objective: that all arms are held to, whatever they have walked on.
         real_images: adds distances to them; None leaves these out.
     """
     values: dict[str, list[Tensor]] = {}
@@ -84,7 +85,7 @@ def quality(
             add("identity", identity_divergence(identity))
             add(
                 "objective",
-                BalancedObjective(lambda_prior=prior.lambda_prior)(
+                objective(
                     w.unsqueeze(0), identity.unsqueeze(0), classes.unsqueeze(0), labels, prior(w[None, 1:-1], labels)
                 )["loss"][0],
             )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,12 +18,12 @@ from bundle.figures import from_uint8
 from bundle.gate.gate import Gate, Verdict
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
-from bundle.networks.model_set import ModelSet, load_models
+from bundle.networks.model_set import ModelSet
 from bundle.walk.guides import Guides
 from bundle.walk.inferer import PlanWalkInferer
-from scripts.generation import BLOCK_POINTS, generation_networks, walk_guides
+from scripts.generation import BLOCK_POINTS, walk_guides
 
-__all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost", "open_gate", "open_walker"]
+__all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost", "open_gate"]
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,25 @@ class Walker:
         arm: how to walk.
         n_points: points of a path.
         seed: of the end points.
+        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
     """
 
-    def __init__(self, models: ModelSet, prior: LatentPrior, gate: Gate, arm: Arm, n_points: int, seed: int) -> None:
+    def __init__(
+        self,
+        models: ModelSet,
+        prior: LatentPrior,
+        gate: Gate,
+        arm: Arm,
+        n_points: int,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.models = models
         self.gate = gate
         self.arm = arm
         self.seed = seed
         self.guides: Guides = walk_guides(models, arm.guides, arm.objective)
-        self.inferer = PlanWalkInferer(self.guides, prior, n_points, arm.objective)
+        self.inferer = PlanWalkInferer(self.guides, prior, n_points, arm.objective, weights)
         if arm.steps is not None:
             self.inferer.settings = dataclasses.replace(self.inferer.settings, steps=arm.steps)
         self.block = 1 if arm.alone else max(1, BLOCK_POINTS[arm.guides] // n_points)
@@ -144,13 +154,6 @@ def open_gate(models: ModelSet) -> Gate:
     """Makes the gate of its two networks, at the threshold that was calibrated for them."""
     threshold = models.infos["gate_identity"]["scores"]["threshold"]
     return Gate(models.networks["gate_identity"], models.networks["gate_class"], threshold)
-
-
-def open_walker(arm: Arm, models_dir: str, n_points: int, seed: int, lambda_prior: float) -> tuple[Walker, LatentPrior]:
-    """Loads the networks of a folder and makes a walker of an arm; returns the prior as well."""
-    models = load_models(models_dir, names=generation_networks(arm.guides))
-    prior = LatentPrior(models.generator, lambda_prior=lambda_prior)
-    return Walker(models, prior, open_gate(models), arm, n_points, seed), prior
 
 
 def cost(judged: Judged) -> tuple[float, float]:

@@ -172,6 +172,9 @@ def test_report_is_one_file_of_aggregates(
     assert report.count("<svg") == 2
     assert "not estimable, because" in report
     assert not re.search(r'(src|href)="http', report)
+    assert "| PLAN + gate less Real |" in tables
+    assert "by Real |" not in tables  # nothing is measured on both that has a ratio
+    assert "<br>by Real" not in report
     for kind in ARMS.values():
         assert f"| {kind.title} |" in tables
         assert f"<td>{kind.title}</td>" in report

@@ -173,7 +173,7 @@ def test_walks_of_one_class_may_settle_sooner(
     guides = ImageGuides(models.generator, models.networks["identity_guide"], models.networks["class_guide"])
     whole = latent_guides.trajectories
 
-    def shorter(models: ModelSet, guides: ImageGuides, prior: LatentPrior, pairs: range, label: int, *rest: int) -> Any:
+    def shorter(models: ModelSet, guides: ImageGuides, prior: LatentPrior, pairs: range, label: int, *rest: Any) -> Any:
         steps = whole(models, guides, prior, pairs, label, *rest)
         return steps[: len(steps) - 8 * label]
 

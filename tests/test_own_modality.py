@@ -44,7 +44,13 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory: pytest.TempPathFactory, slides: Path) -> Path:
     path = tmp_path_factory.mktemp("overlay") / "cells.json"
-    modality = {"_target_": "bundle.data.Modality", "name": "cells", "channels": 1, "class_names": ["round", "square"]}
+    modality: dict[str, Any] = {
+        "_target_": "bundle.data.Modality",
+        "name": "cells",
+        "channels": 1,
+        "class_names": ["round", "square"],
+    }
+    modality |= {"lambda_class": 2, "lambda_prior": 4}
     layout = {"file": "cells.csv", "image": "slide", "label": "finding", "split": "set", "patient_id": "case"}
     path.write_text(json.dumps({"modality": modality, "layout": layout, "resolution": SIDE}), encoding="utf-8")
     return path
@@ -83,6 +89,8 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     run("generate", "plan", {**made, "n_images": 24, "output_dir": str(cohort.parent)})
     manifest = json.loads((cohort / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["modality"], manifest["class_names"]) == ("cells", ["round", "square"])
+    weights = manifest["configuration"]["weights"]
+    assert (weights["lambda_class"], weights["lambda_prior"]) == (2, 4)
     with pytest.raises(SystemExit):
         run("audit", "audit", {**made, **trunk, "cohort_dir": str(cohort), "output_dir": str(tmp_path / "audit")})
     assert (tmp_path / "audit" / "report.html").exists()
@@ -90,6 +98,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     evaluation = tmp_path / "evaluation"
     run("evaluate", "evaluate evaluate_quick", {**made, **trunk, **little, "output_dir": str(evaluation)})
     results = json.loads((evaluation / "results.json").read_text(encoding="utf-8"))
+    assert results["source"]["objectives"]["balanced"] == weights
     # Extra images are behind the generator, but not behind Real and no members of an attack.
     assert (results["real"]["train"]["images"], results["extra_images"]) == (46, 6)
     assert results["quotas"] == {"round": 12, "square": 12}

@@ -30,6 +30,8 @@ class Modality:
             :data:`bundle.data.transforms.PREPROCESSINGS`.
         reference_histogram: the brightness, 0 (black) to 1 (white), at equally spaced quantiles of a typical image,
             darkest first; what the preprocessings called "histogram" give to every image.
+        lambda_class: how much walks heed the class guide, the weight of L_class: lower where classifiers of the
+            diagnosis are often wrong.
         lambda_prior: how firmly walks are held to where the generator puts its samples, the weight of L_prior: higher
             where its images come apart soon beyond them.
     """
@@ -42,6 +44,7 @@ class Modality:
     pretrained: bool = False
     preprocessing: str = "plain"
     reference_histogram: tuple[float, ...] = (0.0, 1.0)
+    lambda_class: float = 5.0
     lambda_prior: float = 1.0
 
     def __post_init__(self) -> None:
@@ -99,6 +102,7 @@ MODALITIES: dict[str, Modality] = {
         ordered=True,
         pretrained=True,
         preprocessing="retina",
+        lambda_class=1.0,
         lambda_prior=10.0,
     ),
 }

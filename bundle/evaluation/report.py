@@ -234,6 +234,8 @@ def markdown_tables(results: dict[str, Any]) -> str:
     for kind, chosen in (("difference", differences), ("ratio", RATIOS)):
         rows = []
         for comparison in results["comparisons"]:
+            if not any(key in comparison[kind] for key in chosen):  # real images have no ratio
+                continue
             names = [results["titles"][comparison[side]] for side in ("first", "second")]
             row = [
                 _show(comparison[kind].get(key), MEASURES[key].is_share and kind == "difference", kind == "difference")

@@ -30,15 +30,13 @@ class LatentPrior(nn.Module):
     Args:
         generator: its mapping network is sampled.
         seed: of the samples.
-        lambda_prior: how firmly a walk is held to the distribution: weight of L_prior, at least 0.
     """
 
     mean: Tensor
     whitening: Tensor
 
-    def __init__(self, generator: Generator, seed: int = 0, lambda_prior: float = 1.0) -> None:
+    def __init__(self, generator: Generator, seed: int = 0) -> None:
         super().__init__()
-        self.lambda_prior = lambda_prior
         mapping = generator.mapping
         device = mapping.mean.device
         z = sample_z(range(SAMPLES), generator.z_dim, seed).to(device)

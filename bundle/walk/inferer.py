@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,9 +31,10 @@ class PlanWalkInferer(Inferer):
 
     Args:
         guides: what is asked about each point.
-        prior: of the generator's mapping network; knows how firmly the walk is held to it.
+        prior: of the generator's mapping network.
         n_points: points of a path, both ends included.
         objective: name of an objective, see `bundle.walk.objective.OBJECTIVES`.
+        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
         on_step: called in each step of a walk, see `bundle.walk.path.walk`.
     """
 
@@ -43,13 +44,14 @@ class PlanWalkInferer(Inferer):
         prior: LatentPrior,
         n_points: int = 10,
         objective: str = "balanced",
+        weights: Mapping[str, float] | None = None,
         on_step: Callable[[Tensor], None] | None = None,
     ) -> None:
         super().__init__()
         self.guides = guides
         self.prior = prior
         self.n_points = n_points
-        self.objective: Objective = make_objective(objective, prior.lambda_prior)
+        self.objective: Objective = make_objective(objective, weights)
         self.settings = SETTINGS[objective]
         self.on_step = on_step
 

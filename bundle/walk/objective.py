@@ -17,6 +17,7 @@ Shapes: P paths of N points, of which n = N - 2 inner points w_1 .. w_n move and
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -164,11 +165,11 @@ OBJECTIVES: dict[str, type[BalancedObjective] | type[PublishedObjective]] = {
 }
 
 
-def make_objective(name: str, lambda_prior: float = 1.0) -> BalancedObjective | PublishedObjective:
+def make_objective(name: str, weights: Mapping[str, float] | None = None) -> BalancedObjective | PublishedObjective:
     """Makes one of `OBJECTIVES`.
 
     Args:
         name: its key.
-        lambda_prior: weight of L_prior, which the published loss does not have.
+        weights: of the balanced objective's terms, those that differ from its own; the published loss stays as it is.
     """
-    return BalancedObjective(lambda_prior=lambda_prior) if name == "balanced" else OBJECTIVES[name]()
+    return BalancedObjective(**(weights or {})) if name == "balanced" else OBJECTIVES[name]()

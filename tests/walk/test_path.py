@@ -255,17 +255,20 @@ def test_inferer_walks_from_z(models: ModelSet, prior: LatentPrior, monkeypatch:
     assert set(result["terms"]) == {"identity", "distance", "class", "even", "prior", "loss"}
 
 
-def test_a_weightier_prior_holds_the_walk_closer(models: ModelSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weightier_prior_holds_the_walk_closer(
+    models: ModelSet, prior: LatentPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(SETTINGS, "balanced", WalkSettings(steps=40, learning_rate=0.3, cosine=True, tolerance=0.0))
     z = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(2))
     distances = []
     for weight in (0.0, 1000.0):
-        prior = LatentPrior(models.generator, lambda_prior=weight)
-        inferer = PlanWalkInferer(guides(models), prior, n_points=5)
-        assert inferer.objective == BalancedObjective(lambda_prior=weight)
+        weights = {"lambda_class": 2.0, "lambda_prior": weight}
+        inferer = PlanWalkInferer(guides(models), prior, n_points=5, weights=weights)
+        assert inferer.objective == BalancedObjective(lambda_class=2.0, lambda_prior=weight)
         distances.append(prior(inferer(z, models.generator, LABEL)["w"][:, 1:-1], LABEL).mean())
     assert distances[1] < 0.5 * distances[0]
-    assert PlanWalkInferer(guides(models), prior, objective="published").objective == PublishedObjective()
+    published = PlanWalkInferer(guides(models), prior, objective="published", weights=weights)
+    assert published.objective == PublishedObjective()
 
 
 def test_published_settings_are_the_authors() -> None:
