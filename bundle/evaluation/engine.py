@@ -48,7 +48,7 @@ from bundle.training.seeds import stream_seed
 __all__ = ["EvaluationEngine", "PoolSource"]
 
 # Of what the files on disk are made; counts up whenever that changes.
-FORMAT = 4
+FORMAT = 5
 # Seed of all draws of intervals: the same in all arms and seeds, which are so compared draw by draw.
 DRAW_SEED = 0
 # CPU-milliseconds: an image of a classifier's training at 64 px, the figures of an arm.

@@ -47,8 +47,8 @@ __all__ = [
     "train_classifier",
 ]
 
-# Streams of random numbers of a training: weights, order of the images, their changes.
-WEIGHTS, ORDER, CHANGES = range(3)
+# Streams of random numbers of a training: weights, order of the images, their changes, what dropout leaves out.
+WEIGHTS, ORDER, CHANGES, DROPOUT = range(4)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def train_classifier(
         labels: [N].
         num_classes: logits.
         settings: of the training.
-        seed: of weights, order and changes.
+        seed: of weights, order, changes and dropout.
         device: where to train.
         trunk_file: weights of SqueezeNet 1.1, if the settings start from them; None lets torchvision find them.
 
@@ -163,7 +163,8 @@ def train_classifier(
         optim_set_to_none=True,
     )
     trainer.logger.setLevel("WARNING")  # a line for every epoch of dozens of trainings
-    with _no_metadata():
+    with _no_metadata(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(stream_seed(seed, DROPOUT))
         trainer.run()
     return network.eval()
 

@@ -47,13 +47,15 @@ def test_classifier_learns_and_is_tried_on_other_images(channels: int) -> None:
     assert float((logits.argmax(dim=1) == labels).float().mean()) > 0.9
 
 
-def test_seed_decides_and_nothing_else() -> None:
-    pixels, labels = discs(40, 0)
-    settings = ClassifierSettings(epochs=1, batch_size=16, side=24)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_seed_decides_and_nothing_else(pretrained: bool, trunk_file: Path) -> None:
+    pixels, labels = discs(40, 0, channels=3, side=32)
+    settings = ClassifierSettings(epochs=1, batch_size=16, side=24, pretrained=pretrained)
     logits = []
     for seed in (0, 0, 1):
         torch.rand(7)  # whatever was drawn before
-        logits.append(classify(train_classifier(pixels, labels, 2, settings, seed), pixels, settings))
+        network = train_classifier(pixels, labels, 2, settings, seed, trunk_file=trunk_file)
+        logits.append(classify(network, pixels, settings))
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2])
 
