@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from bundle.allocator import keep_freed_memory
 from bundle.cohort.ledger import CohortError
+from bundle.data import DataError
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
@@ -32,6 +33,7 @@ from bundle.latent.prior import LatentPrior
 from bundle.markup import markdown_table
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.model_set import load_models
+from bundle.networks.pretrained import TrunkUnavailable
 from bundle.networks.weights import WeightsError, load_weights
 from bundle.training.seeds import stream_seed
 from bundle.walk.guides import ImageGuides
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         run(options)
-    except (WeightsError, CohortError) as error:
+    except (WeightsError, CohortError, DataError, TrunkUnavailable) as error:
         parser.exit(1, f"error: {error}\n")
 
 
@@ -146,6 +148,14 @@ def run(options: argparse.Namespace) -> None:
     walkers = {
         name: Walker(models, prior, gate, arm, options.n_points, options.seed, weights) for name, arm in ARMS.items()
     }
+    # Opened first: a mistake in their options should not wait for the walks.
+    data = open_training_data(options.dataset_dir, options.models_dir, str(Path(options.output_file).parent), models)
+    embedding = None
+    if data is not None and (Path(options.models_dir) / "audit_embedding.json").exists():
+        network, _ = load_weights(Path(options.models_dir) / "audit_embedding.pt")
+        assert isinstance(network, ContrastiveEmbedding)
+        embedding = network
+    real_images = None if data is None else RealImages(data, options.trunk_file, embedding)
     latent = walkers["latent"]
     for walker in walkers.values():  # what is computed for the first time takes longer
         _warm_up(walker)
@@ -159,33 +169,27 @@ def run(options: argparse.Namespace) -> None:
     ]
     for name, label, pairs in tqdm(turns, desc="walking", unit="block"):
         walkers[name].walk(pairs, label)
-    networks = models.networks
-    guides = ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], amp=False)
-    data = open_training_data(options.dataset_dir, options.models_dir, str(Path(options.output_file).parent), models)
-    embedding = None
-    if data is not None and (Path(options.models_dir) / "audit_embedding.json").exists():
-        network, _ = load_weights(Path(options.models_dir) / "audit_embedding.pt")
-        assert isinstance(network, ContrastiveEmbedding)
-        embedding = network
-    real_images = None if data is None else RealImages(data, options.trunk_file, embedding)
-    objective = make_objective("balanced", weights)
-    measured = {name: quality(walker, guides, prior, objective, real_images) for name, walker in walkers.items()}
     memory = {name: peak_memory(name, options.models_dir, options.n_points) for name in ARMS}
     costs = cost_table(walkers, memory, models.infos["latent_identity"]["cpu_seconds"])
-    qualities = quality_table(measured, ARMS)
-    seeds = tqdm(range(options.seed, options.seed + TRIALS), desc="asking students and guides", unit="seed")
-    students = student_figures(
-        measured["latent"],
-        [agreement(models, latent.guides, prior, stream_seed(seed, TRIAL), weights) for seed in seeds],
-    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     head = (
         f"{models.generator.arguments['resolution']} px, {options.n_points} points a path, seed {options.seed}; "
         f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}"
     )
-    print(f"\n{head}\n\nFor a released image:\n{markdown_table(costs)}")
-    print(f"\nInner points:\n{markdown_table(qualities)}\n\n{students}")
+    print(f"\n{head}\n\nFor a released image:\n{markdown_table(costs)}", flush=True)
+    networks = models.networks
+    guides = ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], amp=False)
+    objective = make_objective("balanced", weights)
+    measured = {name: quality(walker, guides, prior, objective, real_images) for name, walker in walkers.items()}
+    qualities = quality_table(measured, ARMS)
+    print(f"\nInner points:\n{markdown_table(qualities)}", flush=True)
+    seeds = tqdm(range(options.seed, options.seed + TRIALS), desc="asking students and guides", unit="seed")
+    students = student_figures(
+        measured["latent"],
+        [agreement(models, latent.guides, prior, stream_seed(seed, TRIAL), weights) for seed in seeds],
+    )
+    print(f"\n{students}")
     write_json(options.output_file, {"head": head, "cost": costs, "quality": qualities, "students": students})
     units = costs[0].index("units")
     arms = [

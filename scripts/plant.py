@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -13,7 +14,7 @@ from bundle.data import ImageData, open_dataset
 from bundle.figures import save_png, to_uint8
 from bundle.metrics.copies import PLANTED_CHANGES
 
-__all__ = ["plant"]
+__all__ = ["main", "plant"]
 
 
 def plant(data: ImageData, folder: Path, n_images: int) -> None:
@@ -38,17 +39,24 @@ def plant(data: ImageData, folder: Path, n_images: int) -> None:
         save_png(Image.fromarray(to_uint8(changed)[0]), folder / f"{number:04d}.png")
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        arguments: of it.
+    """
     parser = argparse.ArgumentParser(prog="python -m scripts.plant", description=__doc__)
     parser.add_argument("--dataset_dir", required=True, nargs="+", help="the real images: a folder, or several")
     parser.add_argument("--output_dir", required=True, type=Path, help="gets the folders copies and private")
     parser.add_argument("--n_images", default=100, type=int, help="copies to write (default: %(default)s)")
     parser.add_argument("--modality", default="xray", help="preset of the real images (default: %(default)s)")
     parser.add_argument("--resolution", default=256, type=int, help="side in pixels (default: %(default)s)")
-    options = parser.parse_args()
-    data = open_dataset(options.dataset_dir, options.output_dir, options.modality, options.resolution)
-    plant(data.with_preprocessing("plain"), options.output_dir / "copies", options.n_images)
+    options = parser.parse_args(arguments)
+    try:
+        data = open_dataset(options.dataset_dir, options.output_dir, options.modality, options.resolution)
+        plant(data.with_preprocessing("plain"), options.output_dir / "copies", options.n_images)
+    except (ValueError, FileExistsError) as error:
+        parser.exit(1, f"error: {error}\n")
     print(f"Wrote {options.n_images} copies of training images to {options.output_dir / 'copies'}. Keep them private.")
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.data import ImageData, open_dataset
 from bundle.files import atomic_write
 
-__all__ = ["write_subset"]
+__all__ = ["main", "write_subset"]
 
 
 def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
@@ -47,16 +48,23 @@ def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
                 rows.writerow([record.name, record.label, record.patient_id, split])
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        arguments: of it.
+    """
     parser = argparse.ArgumentParser(prog="python -m scripts.subset", description=__doc__)
     parser.add_argument("--dataset_dir", required=True, nargs="+", help="the whole data set: a folder, or several")
     parser.add_argument("--output_dir", required=True, type=Path, help="gets images/ (the part) and private/")
     parser.add_argument("--n_train", type=int, default=100, help="training images kept (default: %(default)s)")
     parser.add_argument("--modality", default="xray", help="preset (default: %(default)s)")
-    options = parser.parse_args()
-    data = open_dataset(options.dataset_dir, options.output_dir, options.modality)
-    write_subset(data, options.output_dir / "images", options.n_train)
+    options = parser.parse_args(arguments)
+    try:
+        data = open_dataset(options.dataset_dir, options.output_dir, options.modality)
+        write_subset(data, options.output_dir / "images", options.n_train)
+    except (ValueError, FileExistsError) as error:
+        parser.exit(1, f"error: {error}\n")
     print(f"Train on {options.output_dir / 'images'}")
 
 
