@@ -14,6 +14,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import ignite.distributed as idist
+import torch
 from filelock import FileLock
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
@@ -122,7 +123,7 @@ class Tracking(MLFlowHandler):
 
     def _values(self, output: Any) -> dict[str, float]:
         first = output[0] if isinstance(output, list) else output  # MONAI's engines decollate, unless told not to
-        return {key: float(first[key]) for key in self.keys}
+        return {key: torch.as_tensor(first[key]).item() for key in self.keys}
 
     def _record_metrics(self, engine: Engine) -> None:
         # Measured less often than once an epoch: an old value is not recorded as a new one.

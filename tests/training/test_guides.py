@@ -203,7 +203,7 @@ def test_calibration_lowers_its_loss_and_keeps_the_order_of_the_identities() -> 
     before = predict(network, images).argmax(dim=1)
     report = calibrate_head(network, known, identities, images[6:])
     assert report["loss_after"] < report["loss_before"]
-    assert report["scale"] == pytest.approx(float(head.scale))
+    assert report["scale"] == pytest.approx(head.scale.item())
     assert torch.equal(predict(network, images).argmax(dim=1)[:6], before[:6])
     with pytest.raises(TypeError, match="identity"):
         calibrate_head(Guide(1, 6, width=0.25).eval(), known, identities, images[6:])
