@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables in Markdown, and reports in HTML."""
+"""Numbers and tables as people read them, and reports in HTML."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bundle.files import atomic_write
 
-__all__ = ["markdown_table", "write_html"]
+__all__ = ["markdown_table", "three_digits", "write_html"]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Lays rows out as a table in Markdown; the first names the columns."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def three_digits(value: float) -> str:
+    """Writes a number with three significant digits; from 1000 on to the unit, where Python takes to an exponent."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def write_html(path: str | os.PathLike[str], template: Path, **content: Any) -> None:

@@ -30,7 +30,7 @@ from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
 from bundle.latent.prior import LatentPrior
-from bundle.markup import markdown_table
+from bundle.markup import markdown_table, three_digits
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.model_set import load_models
 from bundle.networks.pretrained import TrunkUnavailable
@@ -92,12 +92,12 @@ def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillatio
                 walker.arm.title,
                 str(len(steps)),
                 f"{sum(steps) / len(steps):.0f}",
-                f"{cpu:.3g}",
-                f"{wall:.3g}",
-                f"{cpu / unit:.3g}",
+                three_digits(cpu),
+                three_digits(wall),
+                three_digits(cpu / unit),
                 f"{costs['published'][0] / cpu:.0f}" if "published" in costs else "",
                 f"{memory[name]:.0f}",
-                *(f"{value:.3g}" for value in extra),
+                *map(three_digits, extra),
             )
         )
     return rows

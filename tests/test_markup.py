@@ -9,11 +9,18 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from bundle.files import content_digest
-from bundle.markup import markdown_table, write_html
+from bundle.markup import markdown_table, three_digits, write_html
 
 
 def test_table_has_a_rule_under_its_head() -> None:
     assert markdown_table([["", "a"], ["b", "1"]]) == "|  | a |\n|---|---|\n| b | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.01234, "0.0123"), (842.4, "842"), (999.6, "1000"), (1630.2, "1630"), (-12345.6, "-12346")]
+)
+def test_numbers_have_three_digits_and_no_exponent(value: float, text: str) -> None:
+    assert three_digits(value) == text
 
 
 def test_page_escapes_what_is_not_markup(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from bundle.audit.images import Cohort
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import alikeness_chart
 from bundle.files import atomic_write
-from bundle.markup import write_html
+from bundle.markup import three_digits, write_html
 from bundle.metrics.copies import copy_threshold
 
 __all__ = ["write_private", "write_report"]
@@ -40,7 +40,7 @@ def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
         r=results,
         chart=Markup(alikeness_chart(results["alikeness_quantiles"], results["threshold"])),
         halves=HALVES,
-        show=lambda value: f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}",
+        show=lambda value: f"{value:.3f}" if abs(value) < 10 else three_digits(value),
         percent=lambda value: f"{value:.1%}",
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bundle.figures.grids import image_grid
 from bundle.files import atomic_write
+from bundle.markup import three_digits
 
 __all__ = ["path_picture", "save_course", "save_nearest", "save_walks"]
 
@@ -83,10 +84,10 @@ def save_walks(arms: Sequence[tuple[str, float, Tensor, Tensor]], path: str | os
     cost, recognition = top.subplots(1, 2)
     names = [name for name, *_ in arms]
     bars = cost.barh(names, [units for _, units, _, _ in arms], color=[f"C{index}" for index in range(len(arms))])
-    cost.bar_label(bars, fmt="%.3g", padding=3)
+    cost.bar_label(bars, fmt=three_digits, padding=3)
     cost.set(xscale="log", xlabel="cost of a released image\n(1 = one synthesis and one check)")
     cost.invert_yaxis()
-    cost.margins(x=0.2)
+    cost.margins(x=0.25)
     for index, (_, _, divergence, _) in enumerate(arms):  # in the colours of the bars
         places = range(2, divergence.shape[1] + 2)
         middle, high = divergence.clamp_min(1e-6).quantile(torch.tensor([0.5, 0.95]), dim=0).tolist()
