@@ -16,6 +16,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,7 @@ __all__ = [
     "OutputFolder",
     "Several",
     "check_options",
+    "plain_errors",
 ]
 
 
@@ -272,20 +274,45 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
         raise OptionError(problems)
 
 
+@contextmanager
+def plain_errors(*foreseen: type[Exception]) -> Iterator[None]:
+    """Ends a command with exit code 1 and the message alone of an error of the bundle's own types.
+
+    Args:
+        foreseen: further types whose message is enough.
+
+    Raises:
+        SystemExit: in the place of such an error. Others pass as they are, for the sake of their traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error if isinstance(error, foreseen) else _own_error(error)
+        if cause is None:
+            raise
+        print(f"error: {cause}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
 def _is_command_line() -> bool:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return spec is not None and spec.name == "monai.bundle.__main__"
 
 
 def _show_cure(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    # MONAI wraps whatever an expression or a component raises in RuntimeErrors.
-    cause: BaseException | None = error
-    while cause is not None and not type(cause).__module__.startswith(f"{__package__}."):
-        cause = cause.__cause__
+    cause = _own_error(error)
     if cause is None:
         sys.__excepthook__(kind, error, traceback)
     else:
         print(f"error: {cause}", file=sys.stderr)
+
+
+def _own_error(error: BaseException) -> BaseException | None:
+    # MONAI wraps whatever an expression or a component raises in RuntimeErrors.
+    cause: BaseException | None = error
+    while cause is not None and not type(cause).__module__.startswith(f"{__package__}."):
+        cause = cause.__cause__
+    return cause
 
 
 def _call_of_monai() -> dict[str, Any] | None:

@@ -123,6 +123,7 @@ class Tracking(MLFlowHandler):
 
     def _values(self, output: Any) -> dict[str, float]:
         first = output[0] if isinstance(output, list) else output  # MONAI's engines decollate, unless told not to
+        # Of a loss with a gradient, float() warns.
         return {key: torch.as_tensor(first[key]).item() for key in self.keys}
 
     def _record_metrics(self, engine: Engine) -> None:

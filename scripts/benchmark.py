@@ -24,8 +24,6 @@ import torch
 from tqdm import tqdm
 
 from bundle.allocator import keep_freed_memory
-from bundle.cohort.ledger import CohortError
-from bundle.data import DataError
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
@@ -33,8 +31,8 @@ from bundle.latent.prior import LatentPrior
 from bundle.markup import markdown_table, three_digits
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.model_set import load_models
-from bundle.networks.pretrained import TrunkUnavailable
-from bundle.networks.weights import WeightsError, load_weights
+from bundle.networks.weights import load_weights
+from bundle.options import plain_errors
 from bundle.training.seeds import stream_seed
 from bundle.walk.guides import ImageGuides
 from bundle.walk.objective import make_objective
@@ -133,10 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.memory_of:
         print(measure_memory(options.memory_of, options.models_dir, options.n_points))
         return
-    try:
+    with plain_errors():
         run(options)
-    except (WeightsError, CohortError, DataError, TrunkUnavailable) as error:
-        parser.exit(1, f"error: {error}\n")
 
 
 def run(options: argparse.Namespace) -> None:

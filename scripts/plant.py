@@ -13,6 +13,7 @@ from PIL import Image
 from bundle.data import ImageData, open_dataset
 from bundle.figures import save_png, to_uint8
 from bundle.metrics.copies import PLANTED_CHANGES
+from bundle.options import OptionError, plain_errors
 
 __all__ = ["main", "plant"]
 
@@ -27,11 +28,11 @@ def plant(data: ImageData, folder: Path, n_images: int) -> None:
 
     Raises:
         FileExistsError: the folder exists.
-        ValueError: there are fewer training images than that.
+        OptionError: there are fewer training images than that.
     """
     records = data.records("train")
     if not 1 <= n_images <= len(records):
-        raise ValueError(f"n_images must be a number from 1 to {len(records)}, the training images, not {n_images}.")
+        raise OptionError([f"n_images must be a number from 1 to {len(records)}, the training images, not {n_images}."])
     folder.mkdir(parents=True)
     names = list(PLANTED_CHANGES)
     for number, image in enumerate(data.load(records[:: len(records) // n_images][:n_images]).split(1)):
@@ -52,11 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--modality", default="xray", help="preset of the real images (default: %(default)s)")
     parser.add_argument("--resolution", default=256, type=int, help="side in pixels (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
+    with plain_errors(FileExistsError):
         data = open_dataset(options.dataset_dir, options.output_dir, options.modality, options.resolution)
         plant(data.with_preprocessing("plain"), options.output_dir / "copies", options.n_images)
-    except (ValueError, FileExistsError) as error:
-        parser.exit(1, f"error: {error}\n")
     print(f"Wrote {options.n_images} copies of training images to {options.output_dir / 'copies'}. Keep them private.")
 
 

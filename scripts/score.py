@@ -17,7 +17,7 @@ from tqdm import tqdm
 from bundle.data import ImageData
 from bundle.figures import image_grid, save_png
 from bundle.files import write_json
-from bundle.markup import markdown_table
+from bundle.markup import markdown_table, three_digits
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest, pairwise
@@ -164,7 +164,7 @@ def score_models(
     result = {"features": FEATURES, "n_seeds": n_seeds, "rows": rows, "kid_of_blurred_training_images": blurred}
     result["near_at_equal_n"] = memory
     write_json(Path(output_dir) / "scores.json", result)
-    scale = ", ".join(f"{value:.3g} at {sigma}" for sigma, value in blurred.items())
+    scale = ", ".join(f"{three_digits(value)} at {sigma}" for sigma, value in blurred.items())
     print(f"{_table(rows)}\nFor scale, KID of the training images to themselves blurred (sigma in pixels): {scale}")
     for name, found in memory.items():
         spread = "" if found["difference_std"] is None else f" +- {found['difference_std']:.3g}"
@@ -218,8 +218,8 @@ def _recognised(measure: str, value: float) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [["class", "measure", "value", "bar", "met"]]
     for row in rows:
-        spread = "" if row["std"] is None else f" +- {row['std']:.3g}"
-        bar = f"{row['relation']} {row['bar']:.3g}"
+        spread = "" if row["std"] is None else f" +- {three_digits(row['std'])}"
+        bar = f"{row['relation']} {three_digits(row['bar'])}"
         verdict = "yes" if row["met"] else "**no**"
-        lines.append([row["class"], row["measure"], f"{row['mean']:.3g}{spread}", bar, verdict])
+        lines.append([row["class"], row["measure"], f"{three_digits(row['mean'])}{spread}", bar, verdict])
     return markdown_table(lines)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bundle.data import ImageData, open_dataset
 from bundle.files import atomic_write
+from bundle.options import OptionError, plain_errors
 
 __all__ = ["main", "write_subset"]
 
@@ -26,13 +27,13 @@ def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
 
     Raises:
         FileExistsError: the folder exists.
-        ValueError: there are fewer training images than that.
+        OptionError: there are fewer training images than that.
     """
     labels = range(len(data.class_names))
     train = [[record for record in data.records("train") if record.label == label] for label in labels]
     if n_train % len(labels) or any(len(records) < n_train // len(labels) for records in train):
         available = min(len(records) for records in train) * len(labels)
-        raise ValueError(f"n_train must be a multiple of {len(labels)}, at most {available}, not {n_train}.")
+        raise OptionError([f"n_train must be a multiple of {len(labels)}, at most {available}, not {n_train}."])
     # Evenly spread over the names, which are grouped by source: else members would differ from strangers by that alone.
     share = n_train // len(labels)
     kept = [records[index * len(records) // share] for records in train for index in range(share)]
@@ -60,11 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--n_train", type=int, default=100, help="training images kept (default: %(default)s)")
     parser.add_argument("--modality", default="xray", help="preset (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
+    with plain_errors(FileExistsError):
         data = open_dataset(options.dataset_dir, options.output_dir, options.modality)
         write_subset(data, options.output_dir / "images", options.n_train)
-    except (ValueError, FileExistsError) as error:
-        parser.exit(1, f"error: {error}\n")
     print(f"Train on {options.output_dir / 'images'}")
 
 

@@ -16,6 +16,7 @@ from bundle.data import ImageData
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.figures import from_uint8
 from bundle.latent.prior import LatentPrior
+from bundle.markup import three_digits
 from bundle.metrics.copies import copy_threshold
 from bundle.metrics.lpips import lpips_model, nearest
 from bundle.metrics.recognition import predict
@@ -137,7 +138,8 @@ def difference(first: Tensor, second: Tensor) -> Figure:
 
 def _text(value: Figure, is_share: bool) -> str:
     factor, unit = (100.0, " %") if is_share else (1.0, "")
-    return f"{factor * value.value:.3g}{unit} [{factor * value.low:.3g}, {factor * value.high:.3g}]"
+    middle, low, high = (three_digits(factor * number) for number in (value.value, value.low, value.high))
+    return f"{middle}{unit} [{low}, {high}]"
 
 
 def quality_table(measured: dict[str, dict[str, Tensor]], arms: dict[str, Arm]) -> list[tuple[str, ...]]:

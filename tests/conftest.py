@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
 
-from bundle.files import sha256_file
+from bundle.data import open_dataset
+from bundle.files import sha256_file, write_json
 from bundle.networks.guides import GateClassifier, Guide
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.stylegan2 import Generator
@@ -135,6 +138,16 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "cpu_seconds": 9,
         }
         save_weights(student, folder / f"{name}.pt", {**info, **own})
+    return folder
+
+
+@pytest.fixture
+def tiny_models(toy_models: Path, tiny_dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the toy networks, as if they had been trained on the images of tiny_dataset."""
+    data = open_dataset(tiny_dataset, tmp_path, resolution=32)
+    folder = Path(shutil.copytree(toy_models, tmp_path / "models"))
+    for path in folder.glob("*.json"):
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "split_sha256": data.split_sha256})
     return folder
 
 

@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bundle.data import ImageData, open_dataset
-from bundle.files import write_json
 from bundle.gate.gate import Verdict
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import save_weights
@@ -39,14 +37,6 @@ def judged(passed: list[list[int]], walking: Clock, judging: Clock) -> Judged:
     masks = [torch.tensor(mask, dtype=torch.bool) for mask in passed]
     verdicts = [Verdict(mask, ~mask, torch.zeros_like(mask)) for mask in masks]
     return Judged([[0]], [[]], [[]], [verdicts], steps=[3] * len(masks), walking=walking, judging=judging)
-
-
-def copy_models(models_dir: Path, data: ImageData, folder: Path) -> Path:
-    """Copies networks, as if they had been trained on these images."""
-    copied = Path(shutil.copytree(models_dir, folder / "models"))
-    for path in copied.glob("*.json"):
-        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "split_sha256": data.split_sha256})
-    return copied
 
 
 def test_all_that_was_done_is_spread_over_what_is_released() -> None:
@@ -123,12 +113,11 @@ def test_arms_walk_between_the_same_ends_and_are_compared(
 
 
 def test_real_images_add_distances_and_copies(
-    short: None, toy_models: Path, tiny_dataset: Path, trunk_file: Path, tmp_path: Path
+    short: None, tiny_models: Path, tiny_dataset: Path, trunk_file: Path, tmp_path: Path
 ) -> None:
-    models_dir = copy_models(toy_models, open_dataset(tiny_dataset, tmp_path, resolution=32), tmp_path)
-    save_weights(ContrastiveEmbedding(1, side=32, widths=(4, 8), dimension=8), models_dir / "audit_embedding.pt", {})
+    save_weights(ContrastiveEmbedding(1, side=32, widths=(4, 8), dimension=8), tiny_models / "audit_embedding.pt", {})
     file = tmp_path / "benchmark.json"
-    arguments = f"--models_dir {models_dir} --output_file {file} --pairs 1 --baseline_pairs 1 --n_points 4"
+    arguments = f"--models_dir {tiny_models} --output_file {file} --pairs 1 --baseline_pairs 1 --n_points 4"
     main([*arguments.split(), "--dataset_dir", str(tiny_dataset), "--trunk_file", str(trunk_file)])
     columns, *rows = json.loads(file.read_text(encoding="utf-8"))["quality"]
     nearest, copies = (columns.index(name) for name in ("LPIPS to the nearest real image", "copies, by the audit"))
@@ -151,15 +140,14 @@ def test_impossible_options_are_refused(option: str, least: int, capsys: pytest.
 
 
 def test_mistakes_in_options_do_not_wait_for_the_walks(
-    toy_models: Path,
+    tiny_models: Path,
     tiny_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Walker, "walk", lambda *_: pytest.fail("walks before it looks"))
-    models_dir = copy_models(toy_models, open_dataset(tiny_dataset, tmp_path, resolution=32), tmp_path)
-    options = ["--models_dir", str(models_dir), "--output_file", str(tmp_path / "benchmark.json"), "--dataset_dir"]
+    options = ["--models_dir", str(tiny_models), "--output_file", str(tmp_path / "benchmark.json"), "--dataset_dir"]
     for mistaken, told in (
         (["nowhere"], "nowhere does not exist"),
         ([str(tiny_dataset), "--trunk_file", "nowhere.pth"], "trunk_file nowhere.pth does not exist"),

@@ -21,8 +21,7 @@ from PIL import Image
 
 from bundle.cohort.judge import JudgePathd
 from bundle.cohort.ledger import CohortError
-from bundle.data import get_modality, open_dataset
-from bundle.files import write_json
+from bundle.data import get_modality
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS
 from bundle.options import OptionError
@@ -289,14 +288,10 @@ def test_impossible_options_name_the_nearest(
 
 
 def test_distance_to_the_nearest_training_image_is_drawn(
-    toy_models: Path, tiny_dataset: Path, trunk_file: Path, tmp_path: Path
+    tiny_models: Path, tiny_dataset: Path, trunk_file: Path, tmp_path: Path
 ) -> None:
-    data = open_dataset(tiny_dataset, tmp_path, resolution=32)
-    shutil.copytree(toy_models, tmp_path / "models")
-    for path in (tmp_path / "models").glob("*.json"):
-        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "split_sha256": data.split_sha256})
     options = {"dataset_dir": str(tiny_dataset), "trunk_file": str(trunk_file), "n_images": 2}
-    generate(tmp_path / "models", tmp_path / "run", **options)
+    generate(tiny_models, tmp_path / "run", **options)
     with Image.open(tmp_path / "run" / "private" / "nearest.png") as picture:
         assert picture.width > 100
     comparison = json.loads((tmp_path / "run" / "private" / "paths.json").read_text(encoding="utf-8"))

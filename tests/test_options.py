@@ -25,6 +25,7 @@ from bundle.options import (
     OutputFolder,
     Several,
     check_options,
+    plain_errors,
 )
 from tests.conftest import ROOT
 
@@ -153,6 +154,16 @@ def test_later_errors_of_the_bundle_show_their_cure_and_others_their_traceback(c
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_plain_errors_are_of_the_bundles_types_or_foreseen_and_others_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, foreseen in ((OptionError(["n must be 1."]), ()), (FileExistsError("n must be 1."), (FileExistsError,))):
+        with pytest.raises(SystemExit) as stopped, plain_errors(*foreseen):
+            raise error
+        assert stopped.value.code == 1
+        assert capsys.readouterr().err == "error: n must be 1.\n"
+    with pytest.raises(ValueError, match="unforeseen"), plain_errors(FileExistsError):
+        raise ValueError("unforeseen")
 
 
 @pytest.mark.parametrize(
