@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from monai.data import DataLoader, Dataset, get_track_meta, set_track_meta
 from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
 from monai.handlers import LrScheduleHandler
 from monai.networks.nets import resnet18
 from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlipd
@@ -34,6 +35,7 @@ from bundle.metrics.agreement import quadratic_kappa
 from bundle.metrics.recognition import predict
 from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.networks.standardise import resized, standardised
+from bundle.training.gradients import require_finite_gradients
 from bundle.training.network_trainer import AutocastInferer
 from bundle.training.seeds import stream_seed
 
@@ -50,6 +52,10 @@ __all__ = [
 # Streams of random numbers of a training: weights, order of the images, their changes, what dropout leaves out.
 WEIGHTS, ORDER, CHANGES, DROPOUT = range(4)
 
+# Of smaller images the ResNet-18's last stage sees a single pixel, and the bf16 gradient of a 3 x 3 kernel that strides
+# over one pixel is memory nobody has written, on CPUs with AVX-512 (PyTorch 2.14, oneDNN 3): NaN now and then.
+LEAST_SIDE = 17
+
 
 @dataclass(frozen=True)
 class ClassifierSettings:
@@ -60,7 +66,7 @@ class ClassifierSettings:
         batch_size: images in a batch.
         learning_rate: the highest of the one-cycle schedule of AdamW.
         weight_decay: of AdamW.
-        side: larger images are reduced to so many pixels, which is where the diagnosis still shows.
+        side: larger images are reduced to so many pixels, which is where the diagnosis still shows; at least 17.
         rotation: images are turned by up to so many degrees.
         shift: and moved by up to this share of their side.
         scale: and resized by up to this share.
@@ -125,13 +131,18 @@ def train_classifier(
         For `classify`: images [B, C, H, W] as it prepares them to logits [B, num_classes], in evaluation mode.
 
     Raises:
-        ValueError: a class has no image.
+        ValueError: a class has no image, or images are smaller than 17 pixels.
+        DivergedError: a gradient is no longer finite.
         TrunkUnavailable: the trunk's weights are not to be had.
     """
     absent = sorted(set(range(num_classes)) - set(labels.tolist()))
     if absent:
         raise ValueError(f"A classifier cannot learn class {absent[0]}: none of the {len(labels)} images shows it.")
     images = _inputs(pixels, settings)
+    if images.shape[-1] < LEAST_SIDE:
+        raise ValueError(
+            f"Images of {images.shape[-1]} pixels are too small for a classifier: use {LEAST_SIDE} or more."
+        )
     items = [{"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True)]
     size = min(settings.batch_size, len(items))
     loader = DataLoader(
@@ -161,6 +172,10 @@ def train_classifier(
         train_handlers=[LrScheduleHandler(cast(Any, schedule), print_lr=False, epoch_level=False)],
         decollate=False,
         optim_set_to_none=True,
+    )
+    trainer.add_event_handler(
+        IterationEvents.BACKWARD_COMPLETED,
+        lambda engine: require_finite_gradients(engine.network, "the classifier", engine.state.iteration),
     )
     trainer.logger.setLevel("WARNING")  # a line for every epoch of dozens of trainings
     with _no_metadata(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):

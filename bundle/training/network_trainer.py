@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
 from monai.handlers import LrScheduleHandler
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from bundle.networks.weights import load_weights, save_weights
+from bundle.training.gradients import require_finite_gradients
 from bundle.training.handlers import TrainingCheckpoint
 from bundle.training.seeds import stream_seed
 
@@ -153,6 +155,7 @@ class NetworkTrainer(SupervisedTrainer):
 
     Raises:
         TrainingError: the weights of another training are in the way.
+        DivergedError: by `run`, in the iteration in which a gradient is no longer finite.
     """
 
     def __init__(
@@ -227,6 +230,9 @@ class NetworkTrainer(SupervisedTrainer):
             self.settings,
             {"trainer": self},
             interval=checkpoint_epochs * epoch_length,
+        )
+        self.add_event_handler(
+            IterationEvents.BACKWARD_COMPLETED, lambda: require_finite_gradients(network, name, self.state.iteration)
         )
         self.is_saved = self._check_saved()
         if not self.is_saved:

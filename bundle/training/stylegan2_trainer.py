@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bundle.networks.projected import STAGES, ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.training.augment import AdaptiveAugment
+from bundle.training.gradients import require_finite_gradients
 from bundle.training.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
 from bundle.training.seeds import stream_seed
 from bundle.training.variety import VarietyLoss
@@ -141,6 +142,7 @@ class StyleGAN2Trainer(Trainer):
     Raises:
         TypeError: the loader draws its batches otherwise, so that the run could not be resumed; or variety is asked for
             and the discriminator has no frozen features.
+        DivergedError: by `run`, in the iteration in which a gradient is no longer finite.
     """
 
     def __init__(
@@ -256,7 +258,7 @@ class StyleGAN2Trainer(Trainer):
         with self._autocast():
             fakes, latents = self._generate(label)
         d_loss = self._train_discriminator(reals, fakes.detach(), label, number)
-        g_loss = self._train_generator(fakes, reals, label)
+        g_loss = self._train_generator(fakes, reals, label, number)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
 
         self.images_seen += reals.shape[0]
@@ -286,13 +288,14 @@ class StyleGAN2Trainer(Trainer):
             points = seen_reals.detach().requires_grad_(True)
             penalty = r1_penalty(self.inferer(points, self.discriminator, label), points)
             (penalty * (self.r1_gamma / 2 * self.r1_interval)).backward()
+        require_finite_gradients(self.discriminator, "the discriminator", number)
         self.discriminator_optimizer.step()
         real_logits = real_logits.detach().reshape(len(reals), -1).mean(dim=1)  # one sign of an image
         self.augment.update(real_logits, number)
         self._r_t = float(real_logits.sign().mean())
         return float(loss.detach())
 
-    def _train_generator(self, fakes: Tensor, reals: Tensor, label: Tensor) -> float:
+    def _train_generator(self, fakes: Tensor, reals: Tensor, label: Tensor, number: int) -> float:
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.discriminator.requires_grad_(False)
         with self._autocast():
@@ -301,6 +304,7 @@ class StyleGAN2Trainer(Trainer):
                 loss = loss + self.variety * self._variety_loss(fakes, reals, label)
         loss.backward()
         self.discriminator.requires_grad_(True)
+        require_finite_gradients(self.generator, "the generator", number)
         self.generator_optimizer.step()
         return float(loss.detach())
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from bundle.evaluation.utility import (
     shortcut_figures,
     train_classifier,
 )
+from bundle.training.gradients import DivergedError
 
-SETTINGS = ClassifierSettings(epochs=10, batch_size=16, side=16)
+SETTINGS = ClassifierSettings(epochs=10, batch_size=16, side=24)
 
 
 def discs(n: int, seed: int, channels: int = 1, side: int = 24) -> tuple[Tensor, Tensor]:
@@ -76,6 +78,16 @@ def test_class_without_an_image_is_refused() -> None:
     pixels, labels = discs(20, 0)
     with pytest.raises(ValueError, match="cannot learn class 2: none of the 20 images"):
         train_classifier(pixels, labels, 3, SETTINGS, seed=0)
+
+
+def test_images_too_small_for_the_network_are_refused() -> None:
+    with pytest.raises(ValueError, match="Images of 16 pixels are too small for a classifier: use 17 or more"):
+        train_classifier(*discs(20, 0, side=24), 2, replace(SETTINGS, side=16), seed=0)
+
+
+def test_classifier_that_diverges_is_no_classifier() -> None:
+    with pytest.raises(DivergedError, match=r"The gradient of the classifier is (nan|inf) in iteration"):
+        train_classifier(*discs(20, 0), 2, replace(SETTINGS, learning_rate=1e38), seed=0)
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from torch import Tensor
 
 from bundle.data import ImageData, get_modality, open_dataset
 from bundle.metrics.recognition import (
@@ -26,6 +27,7 @@ from bundle.metrics.recognition import (
 from bundle.networks.guides import Guide, NobodyHead
 from bundle.networks.weights import WeightsError, load_weights
 from bundle.training.classifier_augment import GUIDE_CHANGES
+from bundle.training.gradients import DivergedError
 from bundle.training.guides import (
     ROLES,
     GuideTrainer,
@@ -112,6 +114,23 @@ def test_resumed_run_gives_the_same_bits(name: str, data: ImageData, tmp_path: P
     for key, value in first[0].state_dict().items():
         assert torch.equal(value, again[0].state_dict()[key]), key
     assert not (tmp_path / "killed" / "checkpoints" / f"{name}.pt").exists()
+
+
+def test_gradient_that_is_no_number_ends_a_run_that_can_still_go_on(data: ImageData, tmp_path: Path) -> None:
+    def spoil(gradient: Tensor) -> Tensor:
+        return gradient * torch.nan if trainer.state.iteration == 4 else gradient
+
+    make_trainer(data, tmp_path / "whole").run()
+    trainer = make_trainer(data, tmp_path / "spoilt")
+    next(trainer.network.parameters()).register_hook(spoil)
+    with pytest.raises(DivergedError, match=r"The gradient of gate_identity is nan in iteration 4: .* lower one"):
+        trainer.run()
+    again = make_trainer(data, tmp_path / "spoilt")
+    assert again.state.iteration == 3
+    again.run()
+    first, second = (load_weights(tmp_path / run / "models" / "gate_identity.pt")[0] for run in ("whole", "spoilt"))
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
 
 
 def test_run_killed_before_its_weights_were_written_writes_them(

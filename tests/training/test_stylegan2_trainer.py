@@ -28,6 +28,7 @@ from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.weights import load_weights
 from bundle.training import handlers
 from bundle.training.augment import AdaptiveAugment
+from bundle.training.gradients import DivergedError
 from bundle.training.losses import lazy_adam
 from bundle.training.stylegan2_trainer import (
     BalancedBatchSampler,
@@ -235,6 +236,20 @@ def test_r1_runs_in_its_turn(new_trainer: NewTrainer, monkeypatch: pytest.Monkey
     monkeypatch.setattr("bundle.training.stylegan2_trainer.r1_penalty", penalty)
     trainer.run()
     assert numbers == [1, 4]
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+def test_gradient_that_is_no_number_never_reaches_the_weights(new_trainer: NewTrainer, name: str) -> None:
+    trainer = new_trainer()
+    network = getattr(trainer, name)
+
+    def spoil(gradient: Tensor) -> Tensor:
+        return gradient * torch.inf if trainer.state.iteration == 3 else gradient
+
+    next(network.parameters()).register_hook(spoil)
+    with pytest.raises(DivergedError, match=f"The gradient of the {name} is (nan|inf) in iteration 3"):
+        trainer.run()
+    assert all(bool(value.isfinite().all()) for value in network.state_dict().values())
 
 
 def test_inferer_calls_the_discriminator(new_trainer: NewTrainer) -> None:
