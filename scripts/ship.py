@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.files import atomic_write, write_json
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, load_models
+from bundle.networks.weights import WeightsError
+from bundle.options import plain_errors
 from bundle.training.audit_networks import AUDIT_NETWORKS
 
 __all__ = ["MOST_BYTES", "ship"]
@@ -30,13 +33,12 @@ def ship(source: Path, models: Path, licence: str, main: bool) -> None:
         main: whether models/model.pt becomes this generator.
 
     Raises:
-        WeightsError: the set is incomplete, or its parts do not belong together.
-        ValueError: a file is too large.
+        WeightsError: the set is incomplete, its parts do not belong together, or a file is too large.
     """
     infos = load_models(source, names=NETWORKS).infos
     large = [name for name in NETWORKS if (source / f"{name}.pt").stat().st_size > MOST_BYTES]
     if large:
-        raise ValueError(f"{', '.join(large)} in {source} are above {MOST_BYTES} bytes. Train narrower networks.")
+        raise WeightsError(f"{', '.join(large)} in {source} are above {MOST_BYTES} bytes. Train narrower networks.")
     target = models / infos["generator"]["modality"]
     for name in NETWORKS:
         _copy(source / f"{name}.pt", target / f"{name}.pt")
@@ -50,8 +52,12 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        arguments: of it.
+    """
     parser = argparse.ArgumentParser(prog="python -m scripts.ship", description=__doc__)
     parser.add_argument("--source", required=True, type=Path, help="models folder of a training run")
     parser.add_argument("--models", default=Path("models"), type=Path, help="folder to ship in (default: %(default)s)")
@@ -61,8 +67,9 @@ def main() -> None:
         help="of the weights (default: %(default)s)",
     )
     parser.add_argument("--main", action="store_true", help="also make this generator models/model.pt")
-    options = parser.parse_args()
-    ship(options.source, options.models, options.licence, options.main)
+    options = parser.parse_args(arguments)
+    with plain_errors():
+        ship(options.source, options.models, options.licence, options.main)
     print(f"Shipped {len(NETWORKS)} networks to {options.models}.")
 
 

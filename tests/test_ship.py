@@ -36,10 +36,15 @@ def test_whole_set_is_shipped_with_its_licence(trained: Path, tmp_path: Path) ->
     assert (tmp_path / "models" / "model.pt").read_bytes() == (trained / "generator.pt").read_bytes()
 
 
-def test_incomplete_set_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_incomplete_set_is_refused_in_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (trained / "gate_class.pt").unlink()
-    with pytest.raises(WeightsError, match=r"gate_class.pt does not exist"):
-        ship.ship(trained, tmp_path / "models", "research only", main=True)
+    with pytest.raises(SystemExit) as stopped:
+        ship.main(["--source", str(trained), "--models", str(tmp_path / "models"), "--main"])
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "gate_class.pt does not exist" in told and told.count("\n") == 1
     assert not (tmp_path / "models").exists()
 
 
@@ -47,6 +52,6 @@ def test_files_too_large_for_the_zoo_are_refused(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ship, "MOST_BYTES", 10)
-    with pytest.raises(ValueError, match="narrower"):
+    with pytest.raises(WeightsError, match="narrower"):
         ship.ship(trained, tmp_path / "models", "research only", main=True)
     assert not (tmp_path / "models").exists()
