@@ -80,7 +80,7 @@ class Variant:
 
     Attributes:
         name: in the table.
-        amp: bf16 autocast.
+        amp: bf16 on devices that compute in it.
         prepare: changes the generator.
         projected: with the projected discriminator and the loss on variety, without R1.
     """

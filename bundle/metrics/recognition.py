@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from bundle.metrics import changes
+from bundle.networks.precision import bf16_autocast
 
 __all__ = [
     "PERCENTILE",
@@ -59,7 +60,7 @@ def predict(network: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
         raise ValueError("There are no images to predict. Check the split of the dataset.")
     logits = []
     for batch in images.split(batch_size):
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with bf16_autocast(device):
             logits.append(network(batch.to(device).contiguous(memory_format=torch.channels_last)).float().cpu())
     return torch.cat(logits)
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from bundle.files import atomic_write
 from bundle.networks.guides import NobodyHead
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
+from bundle.networks.precision import bf16_autocast
 from bundle.networks.sampling import sample_z
 from bundle.networks.stylegan2 import Generator
 from bundle.training.guides import ShuffledBatchSampler
@@ -89,7 +90,7 @@ class _Questions(Dataset[int]):
         device = next(self.generator.parameters()).device
         features: dict[str, list[Tensor]] = {name: [] for name in self.guides}
         for few in w.split(BATCH):
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with bf16_autocast(device):
                 image = self.generator.synthesis(few.to(device)).contiguous(memory_format=torch.channels_last)
                 for name, guide in self.guides.items():
                     features[name].append(guide.features(image).half().cpu())  # type: ignore[operator]
@@ -101,7 +102,7 @@ class _Questions(Dataset[int]):
 def ask_guides(
     generator: Generator, guides: Mapping[str, nn.Module], w: Tensor, folder: str | os.PathLike[str], title: str
 ) -> dict[str, Tensor]:
-    """Draws G(w) and keeps the features that the guides see in it, in bf16, part by part in files.
+    """Draws G(w) and keeps the features that the guides see in it, part by part in files.
 
     What an earlier call has left in the folder is not computed again. On a CPU, as many processes as PyTorch has
     threads share the work, each with one thread: faster than one with all of them, and the same bits on any machine of
@@ -174,11 +175,11 @@ def _latent_batch(
 
 
 class FeatureInferer(Inferer):
-    """Asks a network for its features, in bf16."""
+    """Asks a network for its features, in bf16 on devices that compute in it."""
 
     def __call__(self, inputs: Tensor, network: LatentGuide, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """Maps w [B, w_dim] to features [B, features] in fp32."""
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+        with bf16_autocast(inputs.device):
             return network.features(inputs)
 
 

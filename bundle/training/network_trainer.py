@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from bundle.networks.precision import bf16_autocast
 from bundle.networks.weights import load_weights, save_weights
 from bundle.training.gradients import require_finite_gradients
 from bundle.training.handlers import TrainingCheckpoint
@@ -61,11 +62,11 @@ def role_seed(name: str, seed: int) -> int:
 
 
 class AutocastInferer(SimpleInferer):
-    """Calls the network under bf16 autocast, on images in channels_last: fast on CPUs that know bf16, and on GPUs."""
+    """Calls the network on images in channels_last, in bf16 on devices that compute in it."""
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Maps images [B, C, H, W] to the network's output in fp32."""
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+        with bf16_autocast(inputs.device):
             return network(inputs.contiguous(memory_format=torch.channels_last), *args, **kwargs).float()
 
 

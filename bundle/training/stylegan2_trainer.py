@@ -19,6 +19,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from bundle.networks.precision import bf16_autocast
 from bundle.networks.projected import STAGES, ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.training.augment import AdaptiveAugment
@@ -137,7 +138,7 @@ class StyleGAN2Trainer(Trainer):
         inferer: calls the discriminator, ``inferer(images, discriminator, label)``.
         prepare_batch: turns a batch into images and labels on the device.
         train_handlers: Ignite handlers.
-        amp: bf16 autocast, R1 excepted.
+        amp: bf16 on devices that compute in it, R1 excepted.
 
     Raises:
         TypeError: the loader draws its batches otherwise, so that the run could not be resumed; or variety is asked for
@@ -242,7 +243,7 @@ class StyleGAN2Trainer(Trainer):
         self.sampler.start = state["iteration"]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        return bf16_autocast(self.state.device, self.bf16)
 
     def _generate(self, label: Tensor) -> tuple[Tensor, Tensor]:
         z = torch.randn(label.shape[0], self.generator.z_dim, device=label.device)

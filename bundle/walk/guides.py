@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.guides import Classifier
+from bundle.networks.precision import bf16_autocast
 from bundle.networks.stylegan2 import Generator
 
 __all__ = ["Guides", "ImageGuides", "LatentGuides"]
@@ -32,14 +33,14 @@ class Guides(Protocol):
 
 
 class ImageGuides(nn.Module):
-    """The guides themselves, asked about G(w): frozen, in bf16 where autocast has it.
+    """The guides themselves, asked about G(w): frozen.
 
     Args:
         generator: G.
         identity_guide: phi_id.
         class_guide: phi_class.
         clamped_gradient: let saturated pixels have no gradient, as the authors' clamp does.
-        amp: whether to compute in bf16.
+        amp: bf16 on devices that compute in it.
     """
 
     points_per_call = 64
@@ -62,7 +63,7 @@ class ImageGuides(nn.Module):
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guides.__call__`."""
-        with torch.autocast(w.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        with bf16_autocast(w.device, self.amp):
             image = self.synthesis.unclamped(w)
             clamped = image.clamp(-1.0, 1.0)
             # Straight through: the guides see what is released, and saturated pixels still say where to go.
@@ -83,7 +84,7 @@ class LatentGuides(nn.Module):
     Args:
         identity: student of phi_id, a `bundle.networks.latent_guides.LatentGuide`.
         classes: student of phi_class, another.
-        amp: whether to compute in bf16.
+        amp: bf16 on devices that compute in it.
     """
 
     points_per_call = 4096
@@ -97,5 +98,5 @@ class LatentGuides(nn.Module):
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guides.__call__`."""
-        with torch.autocast(w.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        with bf16_autocast(w.device, self.amp):
             return self.identity.closed_set(w), self.classes(w).float()
