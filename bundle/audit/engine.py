@@ -204,6 +204,7 @@ class AuditEngine(Engine):
                 "sizes": self.cohort.sides,
                 "preprocessing_applied_here": self.preprocessing,
                 "settled": self.treatment,
+                "not_judged": list(self.cohort.not_judged),
             },
             **self.real.content(),
             "networks": {

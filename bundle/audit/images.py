@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.data import DatasetDir, ImageData, Modality, image_transform
+from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.data.errors import DataError, Problem
-from bundle.data.layouts import LAYOUTS, find_images, read_folder
-from bundle.data.readers import ReadError, decode, pixel_sha256
+from bundle.data.layouts import read_folder
+from bundle.data.listing import FolderListing, list_folder
+from bundle.data.readers import SUPPORTED_FORMATS, ReadError, decode, pixel_sha256
 from bundle.data.records import Record
 from bundle.figures import from_uint8, to_uint8
 
@@ -47,6 +49,9 @@ PREPROCESSING = ("auto", "applied", "none")
 #: Splits of each role: what was learned from, what thresholds are calibrated on, what nobody has seen.
 ROLES = {"train": IDENTITY_SPLITS, "val": ("val",), "test": ("test",)}
 
+#: The picture of many images that a cohort of this bundle brings.
+CONTACT_SHEET = "contact_sheet.png"
+
 # Images of each side that are compared to settle the preprocessing.
 SAMPLE = 200
 # Each thread holds a decoded radiograph, some hundred megabytes at full size.
@@ -63,6 +68,7 @@ class Cohort:
         sides: number of different sizes.
         digests: SHA-256 of each image's decoded pixels.
         manifest: of a cohort that this bundle wrote; else empty.
+        not_judged: names of the files that are no single image: tables, texts, the contact sheet.
     """
 
     records: tuple[Record, ...]
@@ -70,6 +76,7 @@ class Cohort:
     sides: int
     digests: tuple[str, ...]
     manifest: dict[str, Any]
+    not_judged: tuple[str, ...] = ()
 
     @property
     def labels(self) -> Tensor | None:
@@ -171,16 +178,26 @@ class RealData:
         }
 
 
-def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir, modality: Modality) -> Cohort:
+def open_cohort(
+    cohort_dir: str | os.PathLike[str],
+    dataset_dir: DatasetDir,
+    modality: Modality,
+    layout: str | Mapping[str, Any] = "auto",
+) -> Cohort:
     """Opens every image of a folder once and lists everything that is wrong at once.
 
+    Every file below the folder is judged or, if it is a text or the contact sheet of a cohort of this bundle, named in
+    `Cohort.not_judged`; a folder that holds anything else is refused.
+
     Args:
-        cohort_dir: images anywhere below it; labels come from a labels.csv or from folders named after the classes.
-        dataset_dir: the real images, which the cohort must not be.
+        cohort_dir: images anywhere below it; labels come from a labels.csv, which must list every image, or from
+            folders named after the classes.
+        dataset_dir: the real images, which the cohort must not be; the classes are those that they name.
         modality: preset.
+        layout: of dataset_dir.
 
     Raises:
-        DataError: the folder is empty, is that of the real images, or holds images that cannot be judged.
+        DataError: the folder is empty, is that of the real images, or holds files that cannot be judged.
     """
     folder = Path(cohort_dir).expanduser().resolve()
     several = [dataset_dir] if isinstance(dataset_dir, str | Path) else dataset_dir
@@ -196,11 +213,14 @@ def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir, mod
         raise DataError(
             f"cohort_dir {cohort_dir} holds a cohort and, beside it, what is private. Name {cohort_dir}/cohort."
         )
-    records = _records(folder, modality)
-    if not records:
+    listing = list_folder(folder)
+    if not listing.images and not listing.problems:
         raise DataError(
-            f"cohort_dir {cohort_dir} holds no image (PNG, JPEG, DICOM or NIfTI). Give the folder of synthetic images."
+            f"cohort_dir {cohort_dir} holds no image ({SUPPORTED_FORMATS}). Give the folder of synthetic images."
         )
+    not_judged, unjudged = _other_files(listing)
+    names = read_folder(dataset_dir, layout, modality).class_names
+    records, missed = _records(listing, modality.with_classes(names))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         found = list(
             tqdm(
@@ -210,7 +230,7 @@ def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir, mod
                 unit="image",
             )
         )
-    problems = [entry for entry in found if isinstance(entry, Problem)]
+    problems = [*listing.problems, *unjudged, *missed, *(entry for entry in found if isinstance(entry, Problem))]
     if problems:
         raise DataError(problems, f"of {len(records)} images of the cohort")
     good = [entry for entry in found if not isinstance(entry, Problem)]
@@ -221,6 +241,7 @@ def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir, mod
         len({size for size, _ in good}),
         tuple(digest for _, digest in good),
         _manifest(folder),
+        tuple(not_judged),
     )
 
 
@@ -287,16 +308,59 @@ def choose_preprocessing(
     return best, "by whether its images look more like preprocessed training images or like their files"
 
 
-def _records(folder: Path, modality: Modality) -> list[Record]:
-    explicit = LAYOUTS["labels_csv"].recognise(folder)
-    if explicit or LAYOUTS["class_folders"].recognise(folder):
-        found = read_folder(folder, "labels_csv" if explicit else "class_folders", modality)
+def _other_files(listing: FolderListing) -> tuple[list[str], list[Problem]]:
+    """Returns the names of what need not be judged in a cohort, and what is wrong with other files that are no images."""
+    texts = [listing.name(path) for path in listing.images if _is_contact_sheet(listing, path)]
+    problems = []
+    for path, reason in listing.others:
+        name = listing.name(path)
+        if path.is_file() and _is_text(path):
+            texts.append(name)
+        else:
+            cure = "Remove it from the cohort, or save what it shows as PNG"
+            problems.append(
+                Problem(name, "not judged", f"is one of the files that {reason}, so cannot be judged", cure)
+            )
+    return sorted(texts), problems
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return all("\0" not in part for part in iter(lambda: stream.read(2**20), ""))
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _is_contact_sheet(listing: FolderListing, path: Path) -> bool:
+    return path == listing.folder / CONTACT_SHEET and (listing.folder / "manifest.json").is_file()
+
+
+def _records(listing: FolderListing, modality: Modality) -> tuple[list[Record], list[Problem]]:
+    """Returns the images of a cohort with their labels, and those that its labels.csv does not list.
+
+    Raises:
+        DataError: labels.csv has faults of its own.
+    """
+    images = [path for path in listing.images if not _is_contact_sheet(listing, path)]
+    if (listing.folder / "labels.csv").is_file():
+        found = read_folder(listing.folder, "labels_csv", modality)
         if found.problems:
             raise DataError(found.problems)
-        return found.records
-    paths = list(find_images(folder))
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return [Record(path, name, None, name) for path, name in zip(paths, names, strict=True)]
+        listed = {record.image for record in found.records}
+        message, cure = "lies in the cohort, but labels.csv does not list it", "Add a line for it, or remove the image"
+        return found.records, [
+            Problem(listing.name(path), "not listed", message, cure) for path in images if path not in listed
+        ]
+    if has_class_folders(listing):
+        try:
+            records, _, reasons = read_class_folders(listing, modality)
+        except DataError:
+            records, reasons = [], []  # the folders mean something else: the images have no labels
+        if records and not reasons:
+            return records, []
+    names = map(listing.name, images)
+    return [Record(path, name, None, name) for path, name in zip(images, names, strict=True)], []
 
 
 def _inspect(record: Record, channels: int) -> tuple[tuple[int, int], str] | Problem:

@@ -10,7 +10,7 @@ from bundle.data.layouts import LAYOUTS, DatasetDir, read_records
 from bundle.data.modality import MODALITIES, Modality, get_modality
 from bundle.data.records import SPLITS, Record
 from bundle.data.shortcut import print_shortcut
-from bundle.data.splits import Splits, resolve_splits
+from bundle.data.splits import Inventory, Splits, resolve_splits
 from bundle.data.transforms import image_transform
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "DataError",
     "DatasetDir",
     "ImageData",
+    "Inventory",
     "Modality",
     "Problem",
     "Record",

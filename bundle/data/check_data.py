@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import textwrap
 from collections import Counter
@@ -14,16 +15,19 @@ from typing import Any
 import torch
 
 from bundle.data.checks import CheckReport, check_dataset, private_dir
-from bundle.data.dataset import ImageData
-from bundle.data.errors import DataError, Problem
+from bundle.data.dataset import ImageData, open_checked
+from bundle.data.errors import DataError, Problem, by_kind
 from bundle.data.layouts import DatasetDir
 from bundle.data.modality import Modality, get_modality
 from bundle.data.records import SPLITS
-from bundle.data.splits import resolve_splits
 from bundle.data.transforms import image_transform
 from bundle.figures import image_grid, save_png
+from bundle.files import atomic_write
 
 __all__ = ["check_data", "format_problems", "format_summary"]
+
+#: Problems of one kind that the table names.
+EXAMPLES = 3
 
 
 def _table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
@@ -41,32 +45,46 @@ def _table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
 
 
 def format_problems(problems: Sequence[Problem]) -> str:
-    """Returns a table of all problems and how often each kind occurs."""
+    """Returns a table of the problems: each one where there are few of a kind, else a count and the first names."""
     rows = [("image", "problem", "what is wrong", "cure")]
-    rows += [(problem.name, problem.kind, problem.message, problem.cure) for problem in problems]
-    kinds = Counter(problem.kind for problem in problems)
-    total = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+    groups = by_kind(problems)
+    for kind, group in groups.items():
+        if len(group) <= EXAMPLES:
+            rows += [(problem.name, kind, problem.message, problem.cure) for problem in group]
+        else:
+            names = ", ".join(problem.name for problem in group[:EXAMPLES])
+            first = group[0]
+            rows.append((f"{len(group)} images: {names}, ...", kind, first.message, first.cure))
+    total = ", ".join(f"{len(group)} {kind}" for kind, group in groups.items())
     return f"{_table(rows, (36, 24, 60, 44))}\n\n{len(problems)} problems: {total}."
+
+
+def _write_problems(problems: Sequence[Problem], path: Path) -> None:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(["image", "problem", "what is wrong", "cure"])
+        table.writerows((problem.name, problem.kind, problem.message, problem.cure) for problem in problems)
 
 
 def format_summary(report: CheckReport) -> str:
     """Returns the counts of a data set by class and split, and where its splits come from."""
-    records = report.folder.records
+    records = report.inventory.records
     counts = Counter((record.label, report.split_of[record.name]) for record in records)
     splits = [split for split in SPLITS if any(report.split_of[record.name] == split for record in records)]
     rows = [("class", *splits, "all")]
-    for label, name in enumerate(report.folder.class_names):
+    for label, name in enumerate(report.inventory.class_names):
         numbers = [counts[label, split] for split in splits]
         rows.append((f"{label} {name}", *map(str, numbers), str(sum(numbers))))
     patients = len({record.patient_id for record in records})
-    origin = "given by the data" if report.seed is None else f"drawn by patient with seed {report.seed}"
+    origin = "given by the data" if any(record.split for record in records) else ""
+    if report.seed is not None:
+        origin += ", val drawn from train" if origin else "drawn"
+        origin += f" by patient with seed {report.seed}"
     lines = [
         _table(rows, (40, *[8] * (len(splits) + 1))),
         "",
         f"{len(records)} images of {patients} patients, layout {report.folder.layout}, splits {origin}.",
     ]
-    if patients == len(records):
-        lines.append("Every image counts as a patient of its own; if that is not so, give a column patient_id.")
     return "\n".join([*lines, *report.notes])
 
 
@@ -94,11 +112,13 @@ def check_data(
     layout: str | Mapping[str, Any] = "auto",
     seed: int = 0,
     columns: int = 10,
+    patient_pattern: str | None = None,
+    drop_duplicates: bool | None = None,
 ) -> None:
     """Opens every image, prints all problems in a table or a summary, and draws a contact sheet of a usable data set.
 
     Writes into ``output_dir/private``: the split file, what the check has seen, and the contact sheet
-    ``contact_sheet.png``. That folder shows real images and must not leave the house.
+    ``contact_sheet.png``, or all problems as ``problems.csv``. That folder shows real images and must not be shared.
 
     Args:
         dataset_dir: the folder of images, or several.
@@ -108,6 +128,8 @@ def check_data(
         layout: see :func:`bundle.data.layouts.read_folder`.
         seed: of the splits, where they have to be drawn.
         columns: images in a row of the contact sheet.
+        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for what the split file keeps, or none.
+        drop_duplicates: see :func:`bundle.data.checks.check_dataset`; None for what the split file keeps, or not.
 
     Raises:
         SystemExit: with code 1, after the table, where the data cannot be used.
@@ -115,13 +137,22 @@ def check_data(
     try:
         preset = get_modality(modality)
         image_transform(preset, resolution)  # an impossible resolution should not wait for the check of all images
-        report = check_dataset(dataset_dir, output_dir, preset, layout, seed)
+        report = check_dataset(
+            dataset_dir,
+            output_dir,
+            preset,
+            layout,
+            seed,
+            patient_pattern=patient_pattern,
+            drop_duplicates=drop_duplicates,
+        )
         if report.problems:
-            print(format_problems(report.problems))
-            print(f"{dataset_dir} cannot be used as it is.")
+            listed = private_dir(output_dir) / "problems.csv"
+            _write_problems(report.problems, listed)
+            print("\n".join([format_problems(report.problems), *report.notes]))
+            print(f"{dataset_dir} cannot be used as it is. Each problem by name: {listed}")
             sys.exit(1)
-        splits = resolve_splits(report.folder.records, private_dir(output_dir) / "splits.json", seed)
-        data = ImageData(report.folder.records, splits, preset, report.folder.class_names, resolution, report.digests)
+        data = open_checked(report, output_dir, preset, resolution, seed)
     except DataError as error:
         print(error)
         sys.exit(1)

@@ -13,14 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bundle.data.errors import DataError, Problem
-from bundle.data.layouts import DatasetDir, Folder, find_images, read_folder
+from bundle.data.layouts import DatasetDir, Folder, read_folder
+from bundle.data.listing import LeftOut, summarise_left_out
 from bundle.data.modality import Modality, get_modality
+from bundle.data.patients import propose_pattern
 from bundle.data.readers import ReadError, decode, pixel_sha256
 from bundle.data.records import Record
-from bundle.data.splits import propose_splits
+from bundle.data.splits import Inventory, Reading, propose_splits
 from bundle.data.transforms import get_preprocessing
 from bundle.files import write_json
 
@@ -29,7 +33,7 @@ __all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"
 #: So that shares of 70, 10 and 20 % leave at least one image of each class in every split.
 MIN_IMAGES_PER_CLASS = 10
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 
 #: Each thread holds a decoded radiograph, some hundred megabytes at full size.
 _MAX_THREADS = 8
@@ -40,20 +44,20 @@ class CheckReport:
     """What is known about a data set after every image has been opened.
 
     Attributes:
-        folder: records, layout and class names.
+        folder: records, layout and class names, as the folder says.
+        inventory: the images that are used, with the digest of each readable one's pixels.
         split_of: split of each image by its name, as far as it can be told.
         seed: what the splits were drawn with; None where the data set decided.
         problems: everything that is wrong, sorted by image; empty for a usable data set.
         notes: what is worth knowing but no reason to refuse.
-        digests: SHA-256 of the decoded pixels of each readable image, by its name.
     """
 
     folder: Folder
+    inventory: Inventory
     split_of: Mapping[str, str | None]
     seed: int | None
     problems: list[Problem]
     notes: list[str]
-    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,18 @@ def _inspect(path: Path, modality: Modality) -> _Inspection:
     try:
         image = decode(path, modality.channels, strict=True)
         get_preprocessing(modality).check(image)
+        _refuse_mask(image)
     except ReadError as error:
         return _Inspection(size, mtime_ns, kind=error.kind, message=error.message, cure=error.cure)
     return _Inspection(size, mtime_ns, digest=pixel_sha256(image))
+
+
+def _refuse_mask(image: NDArray[np.float32]) -> None:
+    """Raises ReadError where an image has two values only: a mask or a drawing, whatever its name says."""
+    values = np.unique(image.reshape(-1)[:: max(1, image.size // 4096)])
+    if len(values) <= 2 and np.isin(image, values).all():
+        cure = "Move it out of the folder of the images, or list the images in labels.csv"
+        raise ReadError("mask", "has two grey levels only, as masks have", cure)
 
 
 def _read_cache(cache_file: Path, modality: Modality) -> dict[str, _Inspection]:
@@ -119,17 +132,33 @@ def _inspect_all(
     return known
 
 
-def _duplicates(
-    records: Sequence[Record], inspections: Mapping[str, _Inspection], split_of: Mapping[str, str | None]
-) -> tuple[list[Problem], list[str]]:
+def _groups(records: Sequence[Record], digests: Mapping[str, str]) -> list[list[Record]]:
+    """Returns the images that show the same, in groups of at least two; images without a digest are in none."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        digest = inspections[record.name].digest
-        if digest is not None:
-            groups[digest].append(record)
+        if record.name in digests:
+            groups[digests[record.name]].append(record)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _drop_duplicates(records: Sequence[Record], digests: Mapping[str, str]) -> tuple[list[Record], list[LeftOut]]:
+    """Keeps one of the images that show the same and are of one class: a train image, if there is one."""
+    order = {"train": 0, "extra": 1, "val": 2, "test": 3, None: 4}
+    dropped: dict[str, LeftOut] = {}
+    for group in _groups(records, digests):
+        if len({record.label for record in group}) == 1:
+            _, *others = sorted(group, key=lambda record: (order[record.split], record.name))
+            reason = "copies of another image, which is kept"
+            dropped |= {other.name: LeftOut(other.name, reason) for other in others}
+    return [record for record in records if record.name not in dropped], list(dropped.values())
+
+
+def _duplicates(
+    records: Sequence[Record], digests: Mapping[str, str], split_of: Mapping[str, str | None]
+) -> tuple[list[Problem], list[str]]:
     problems = []
     harmless = 0
-    for first, *others in groups.values():
+    for first, *others in _groups(records, digests):
         for other in others:
             if first.label != other.label and None not in (first.label, other.label):
                 problems.append(
@@ -146,7 +175,8 @@ def _duplicates(
                         other.name,
                         "duplicate across splits",
                         f"same pixels as {first.name}; they are in {split_of[other.name]} and {split_of[first.name]}",
-                        "Remove one, or give both the same patient_id and split",
+                        "Remove one, give both the same patient_id and split, or add --drop_duplicates, which uses one "
+                        "of them, that in train if there is one",
                     )
                 )
             else:
@@ -155,10 +185,28 @@ def _duplicates(
     return problems, notes
 
 
-def _class_counts(folder: Folder, split_of: Mapping[str, str | None]) -> list[Problem]:
+def _patient_notes(records: Sequence[Record]) -> list[str]:
+    unknown = [record for record in records if not record.has_patient]
+    if not unknown:
+        return []
+    number = f"{len(unknown)} of {len(records)}" if len(unknown) < len(records) else f"All {len(records)}"
+    notes = [
+        f"{number} images name no patient and count as a patient each; if that is not so, give a column patient_id "
+        "or --patient_pattern, or images of one patient may part between train and test."
+    ]
+    if found := propose_pattern(unknown):
+        pattern, images, patients = found
+        notes.append(
+            f"The names look as if they told patients: --patient_pattern '{pattern}' finds {patients} patients in "
+            f"{images} of these images."
+        )
+    return notes
+
+
+def _class_counts(inventory: Inventory, split_of: Mapping[str, str | None]) -> list[Problem]:
     problems = []
-    counts = Counter((record.label, split_of[record.name]) for record in folder.records)
-    for label, name in enumerate(folder.class_names):
+    counts = Counter((record.label, split_of[record.name]) for record in inventory.records)
+    for label, name in enumerate(inventory.class_names):
         splits = {split: counts[label, split] for split in ("train", "val", "test")}
         total = sum(splits.values())
         empty = [split for split, n in splits.items() if n == 0]
@@ -168,7 +216,7 @@ def _class_counts(folder: Folder, split_of: Mapping[str, str | None]) -> list[Pr
                 f"Add images: {MIN_IMAGES_PER_CLASS} is the least",
             )
         elif empty:
-            patients = len({record.patient_id for record in folder.records if record.label == label})
+            patients = len({record.patient_id for record in inventory.records if record.label == label})
             message = f"class {label} ({name}): {total} images of {patients} patients, none in {' and '.join(empty)}"
             cure = "Move some patients there (split column or split folder), or add patients"
             if patients == 1:
@@ -186,6 +234,8 @@ def check_dataset(
     layout: str | Mapping[str, Any] = "auto",
     seed: int = 0,
     progress: bool = True,
+    patient_pattern: str | None = None,
+    drop_duplicates: bool | None = None,
 ) -> CheckReport:
     """Opens every image and lists everything that is wrong at once.
 
@@ -197,38 +247,56 @@ def check_dataset(
         layout: see :func:`bundle.data.layouts.read_folder`.
         seed: of the splits, where they have to be drawn.
         progress: whether to show a progress bar.
+        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for what the split file keeps, or none.
+        drop_duplicates: whether of images with the same pixels and label one alone is used, that in train if there is
+            one; None for what the split file keeps, or not.
 
     Raises:
-        DataError: the folder cannot be read as a data set at all.
+        DataError: the folder cannot be read as a data set at all, or the output folder lies in it.
     """
     preset = get_modality(modality)
-    folder = read_folder(dataset_dir, layout, preset)
-    records = folder.records
-    problems = list(folder.problems)
-    notes = []
     private = private_dir(output_dir) if output_dir is not None else None
+    split_file = private / "splits.json" if private else None
+    if output_dir is not None:
+        _refuse_output_in_data(dataset_dir, output_dir)
+    reading = Reading.settle(split_file, patient_pattern, drop_duplicates)
+    folder = read_folder(dataset_dir, layout, preset, reading.patient_pattern)
+    inspections = _inspect_all(folder.records, preset, private / "checked.json" if private else None, progress)
+    problems = list(folder.problems)
+    problems += [
+        Problem(name, entry.kind, entry.message, entry.cure) for name, entry in inspections.items() if not entry.digest
+    ]
+    digests = {name: entry.digest for name, entry in inspections.items() if entry.digest}
+    records, left_out = folder.records, list(folder.left_out)
+    if reading.drop_duplicates:
+        records, dropped = _drop_duplicates(records, digests)
+        left_out += dropped
+    inventory = Inventory(records, digests, folder.class_names, reading)
     split_of: dict[str, str | None] = {record.name: record.split for record in records}
     drawn_with = None
     try:
-        proposed, drawn_with = propose_splits(records, private / "splits.json" if private else None, seed)
+        proposed, drawn_with = propose_splits(inventory, split_file, seed)
         split_of |= proposed
     except DataError as error:
         if not error.problems:
             raise
         problems += error.problems
-    inspections = _inspect_all(records, preset, private / "checked.json" if private else None, progress)
-    problems += [
-        Problem(name, entry.kind, entry.message, entry.cure) for name, entry in inspections.items() if not entry.digest
-    ]
-    found, more = _duplicates(records, inspections, split_of)
+    found, notes = _duplicates(records, digests, split_of)
     problems += found
-    notes += more
     # Splits that could not be settled would make every class look as if it were missing.
     if all(split_of.values()):
-        problems += _class_counts(folder, split_of)
-    there = {image for path in folder.paths for image in find_images(path)}
-    unlisted = len(there - {record.image for record in records})
-    if unlisted:
-        notes.append(f"{unlisted} image files in the folder belong to no record and are left out.")
-    digests = {name: entry.digest for name, entry in inspections.items() if entry.digest}
-    return CheckReport(folder, split_of, drawn_with, sorted(problems), notes, digests)
+        problems += _class_counts(inventory, split_of)
+    notes = [*folder.notes, *_patient_notes(records), *notes, *summarise_left_out(left_out)]
+    return CheckReport(folder, inventory, split_of, drawn_with, sorted(problems), notes)
+
+
+def _refuse_output_in_data(dataset_dir: DatasetDir, output_dir: str | Path) -> None:
+    output = Path(output_dir).expanduser().resolve()
+    folders = [dataset_dir] if isinstance(dataset_dir, str | Path) else dataset_dir
+    for folder in folders:
+        home = Path(folder).expanduser().resolve()
+        if str(folder) and home in (output, *output.parents):
+            raise DataError(
+                f"output_dir {output_dir} lies in dataset_dir {folder}: what is written there would be read as images "
+                "of the data set. Name a place outside of it"
+            )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from monai.data import CacheDataset, Dataset
 
-from bundle.data.checks import check_dataset, private_dir
+from bundle.data.checks import CheckReport, check_dataset, private_dir
 from bundle.data.errors import DataError
 from bundle.data.layouts import DatasetDir
 from bundle.data.modality import Modality, get_modality
@@ -23,7 +24,9 @@ from bundle.data.records import SPLITS, Record
 from bundle.data.splits import Splits, resolve_splits
 from bundle.data.transforms import image_transform
 
-__all__ = ["ImageData", "open_dataset"]
+__all__ = ["ImageData", "open_checked", "open_dataset"]
+
+logger = logging.getLogger(__name__)
 
 #: Splits whose patients get an identity: what the GAN and the identity networks see.
 IDENTITY_SPLITS = ("train", "extra")
@@ -44,7 +47,7 @@ class ImageData:
         modality: preset.
         resolution: side of the square images in pixels.
         class_names: the name of each label.
-        split_sha256: SHA-256 of the split file.
+        split_sha256: SHA-256 of the split file, which tells every image's content, label, patient and split.
     """
 
     def __init__(
@@ -156,8 +159,12 @@ def open_dataset(
     resolution: int = 64,
     seed: int = 0,
     layout: str | Mapping[str, Any] = "auto",
+    patient_pattern: str | None = None,
+    drop_duplicates: bool | None = None,
 ) -> ImageData:
     """Opens a folder of real images after every one of them has been checked.
+
+    What is left out of the folder, and what else is worth knowing about it, is logged as warnings.
 
     Args:
         dataset_dir: the folder, or several, in any of the layouts of :data:`bundle.data.layouts.LAYOUTS`.
@@ -167,14 +174,44 @@ def open_dataset(
         resolution: side of the square images in pixels.
         seed: of the splits, where they have to be drawn.
         layout: see :func:`bundle.data.layouts.read_folder`.
+        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for what the split file keeps.
+        drop_duplicates: see :func:`bundle.data.checks.check_dataset`; None for what the split file keeps.
 
     Raises:
         DataError: the data cannot be used; lists what is wrong, where, and the cure.
     """
-    preset = get_modality(modality)
-    report = check_dataset(dataset_dir, output_dir, preset, layout, seed)
+    report = check_dataset(
+        dataset_dir,
+        output_dir,
+        modality,
+        layout,
+        seed,
+        patient_pattern=patient_pattern,
+        drop_duplicates=drop_duplicates,
+    )
+    for note in report.notes:
+        logger.warning("%s", note)
+    return open_checked(report, output_dir, modality, resolution, seed)
+
+
+def open_checked(
+    report: CheckReport, output_dir: str | Path, modality: str | Modality, resolution: int, seed: int
+) -> ImageData:
+    """Opens a data set that has just been checked; settles and keeps its splits.
+
+    Args:
+        report: what the check has found.
+        output_dir: its folder ``private`` keeps the split file.
+        modality: preset, or its name.
+        resolution: side of the square images in pixels.
+        seed: seed of the splits, where they have to be drawn.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
     if report.problems:
         raise DataError(report.problems)
-    folder = report.folder
-    splits = resolve_splits(folder.records, private_dir(output_dir) / "splits.json", seed)
-    return ImageData(folder.records, splits, preset, folder.class_names, resolution, report.digests)
+    inventory = report.inventory
+    splits = resolve_splits(inventory, private_dir(output_dir) / "splits.json", seed)
+    preset = get_modality(modality)
+    return ImageData(inventory.records, splits, preset, inventory.class_names, resolution, inventory.digests)

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["DataError", "Problem"]
+__all__ = ["DataError", "Problem", "by_kind"]
 
 
 @dataclass(frozen=True, order=True)
@@ -16,7 +16,7 @@ class Problem:
 
     Attributes:
         name: the image it is about, as a path relative to the data set's folder; the folder or CSV itself for problems
-            that belong to no single image.
+            that belong to no single image. Bytes and control characters that cannot be printed are written as escapes.
         kind: short name of the sort of problem, for counting (for example ``"truncated"``).
         message: what is wrong.
         cure: what the user can do about it.
@@ -27,8 +27,29 @@ class Problem:
     message: str
     cure: str
 
+    def __post_init__(self) -> None:
+        for field in ("name", "message", "cure"):
+            object.__setattr__(self, field, _printable(getattr(self, field)))
+
     def __str__(self) -> str:
         return f"{self.name}: {self.message}. {self.cure}."
+
+
+def _printable(text: str) -> str:
+    """Writes control characters, which a terminal would obey, and bytes that are not UTF-8 as escapes."""
+    # A byte of a file name that is not UTF-8 reaches Python as one of these surrogates.
+    shown = (f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in text)
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in shown
+    )
+
+
+def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
+    """Returns the problems of each kind, sorted; the kind with most problems comes first."""
+    groups: dict[str, list[Problem]] = {}
+    for problem in sorted(problems):
+        groups.setdefault(problem.kind, []).append(problem)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 
 class DataError(ValueError):
@@ -36,13 +57,13 @@ class DataError(ValueError):
 
     Args:
         problems: one or more problems; or a plain message when there is nothing to list.
-        all_of_them: where problems beyond the first `shown` can be read.
+        all_of_them: where all problems of a kind can be read, beyond the first `shown`.
 
     Attributes:
         problems: the problems, empty for a plain message.
     """
 
-    shown = 20
+    shown = 3
 
     def __init__(
         self,
@@ -56,7 +77,9 @@ class DataError(ValueError):
             super().__init__(problems)
             return
         self.problems = sorted(problems)
-        lines = [str(problem) for problem in self.problems[: self.shown]]
-        if len(self.problems) > self.shown:
-            lines.append(f"... and {len(self.problems) - self.shown} more; {all_of_them}.")
+        lines: list[str] = []
+        for kind, group in by_kind(self.problems).items():
+            lines += map(str, group[: self.shown])
+            if len(group) > self.shown:
+                lines.append(f"... and {len(group) - self.shown} more of this kind ({kind}); {all_of_them}.")
         super().__init__("\n".join(lines) if len(lines) == 1 else "\n".join(["The data cannot be used:", *lines]))

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from bundle.data.errors import DataError
 
@@ -34,6 +36,7 @@ class Modality:
             diagnosis are often wrong.
         lambda_prior: how firmly walks are held to where the generator puts its samples, the weight of L_prior: higher
             where its images come apart soon beyond them.
+        has_fixed_classes: whether a data set may bring no class of its own, as where networks know the classes already.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Modality:
     reference_histogram: tuple[float, ...] = (0.0, 1.0)
     lambda_class: float = 5.0
     lambda_prior: float = 1.0
+    has_fixed_classes: bool = False
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -73,11 +77,26 @@ class Modality:
         return "histogram" in self.preprocessing
 
     def label_of(self, text: str) -> int | None:
-        """Returns the label that a class name, an alias or a number stands for, or None for anything else."""
-        word = text.strip().casefold()
-        names = {name.casefold(): label for label, name in enumerate(self.class_names)}
-        names |= {alias.casefold(): self.class_names.index(name) for alias, name in self.class_aliases}
-        return names.get(word, int(word) if word.isdecimal() and int(word) < len(self.class_names) else None)
+        """Returns the label that a class name, an alias or a number stands for, or None for anything else.
+
+        Capital letters do not matter, nor whether words are parted by spaces, hyphens or underscores. A whole number
+        may be written with decimals ("1.0"), as tables with gaps often do.
+        """
+        names = {_words(alias): self.class_names.index(name) for alias, name in self.class_aliases}
+        names |= {_words(name): label for label, name in enumerate(self.class_names)}
+        if (label := names.get(_words(text))) is not None:
+            return label
+        number = re.fullmatch(r"(\d+)(?:\.0*)?", text.strip(), re.ASCII)
+        return int(number[1]) if number and int(number[1]) < len(self.class_names) else None
+
+    def with_classes(self, class_names: Sequence[str]) -> Modality:
+        """Returns the preset with other classes, to which a data set may add none; aliases that still fit stay."""
+        aliases = tuple((alias, name) for alias, name in self.class_aliases if name in class_names)
+        return replace(self, class_names=tuple(class_names), class_aliases=aliases, has_fixed_classes=True)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", text.strip())).casefold()
 
 
 MODALITIES: dict[str, Modality] = {
@@ -98,7 +117,11 @@ MODALITIES: dict[str, Modality] = {
         channels=3,
         # Grades of diabetic retinopathy by the international scale (Wilkinson et al., Ophthalmology 110, 2003).
         class_names=("no_dr", "mild", "moderate", "severe", "proliferative"),
-        class_aliases=(("no dr", "no_dr"), ("proliferate_dr", "proliferative"), ("proliferative dr", "proliferative")),
+        class_aliases=(
+            *((name, "no_dr") for name in ("healthy", "normal", "no retinopathy")),
+            *((f"{grade} {disease}", grade) for grade in ("mild", "moderate", "severe") for disease in ("dr", "npdr")),
+            *((name, "proliferative") for name in ("proliferate", "proliferate dr", "proliferative dr", "pdr")),
+        ),
         ordered=True,
         pretrained=True,
         preprocessing="retina",

@@ -86,6 +86,17 @@ def image_suffix(path: Path) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
 
 
+SUPPORTED_FORMATS = "PNG, JPEG, DICOM and NIfTI"
+
+
+def image_format(path: Path) -> str | None:
+    """Returns the format that a file is read as, or None for a file that is no image."""
+    suffix = image_suffix(path)
+    if suffix in IMAGE_SUFFIXES:
+        return IMAGE_SUFFIXES[suffix]
+    return "DICOM" if suffix == "" and path.is_file() and is_dicom(path) else None
+
+
 def is_dicom(path: Path) -> bool:
     """Whether the file starts with a DICOM preamble."""
     with open(path, "rb") as stream:

@@ -7,11 +7,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SPLITS", "Record"]
+__all__ = ["SPLITS", "SPLIT_NAMES", "Record"]
 
 #: train is what the networks see, val selects and calibrates, test alone is held out; extra joins train for the GAN
 #: and the identity networks only.
 SPLITS = ("train", "val", "test", "extra")
+
+#: What tables call the splits, in small letters, and which one is meant.
+SPLIT_NAMES = {name: name for name in SPLITS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -32,3 +41,8 @@ class Record:
     label: int | None
     patient_id: str
     split: str | None = None
+
+    @property
+    def has_patient(self) -> bool:
+        """Whether the source says whose image it is."""
+        return self.patient_id != self.name

@@ -1,14 +1,15 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Splits by patient, drawn once and kept in a file."""
+"""Splits by patient, drawn once and kept in a file, together with what every image was then."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,62 @@ from bundle.data.errors import DataError, Problem
 from bundle.data.records import SPLITS, Record
 from bundle.files import sha256_file, write_json
 
-__all__ = ["FRACTIONS", "Splits", "draw_splits", "propose_splits", "resolve_splits"]
+__all__ = ["FRACTIONS", "Inventory", "Reading", "Splits", "draw_splits", "propose_splits", "resolve_splits"]
 
 #: Share of the images of each class.
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 
-_FORMAT = 1
+_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a data set is read where there is a choice; a split file keeps it, so that later runs need not repeat it.
+
+    Attributes:
+        patient_pattern: see :func:`bundle.data.layouts.read_folder`.
+        drop_duplicates: whether of images with the same pixels and label one alone is used.
+    """
+
+    patient_pattern: str = ""
+    drop_duplicates: bool = False
+
+    @classmethod
+    def settle(cls, split_file: Path | None, patient_pattern: str | None, drop_duplicates: bool | None) -> Reading:
+        """Returns what the options say, and where they say nothing, what a split file keeps.
+
+        Raises:
+            DataError: options and file disagree, or the file is no split file.
+        """
+        given = {"patient_pattern": patient_pattern, "drop_duplicates": drop_duplicates}
+        known = {name: value for name, value in given.items() if value is not None}
+        if split_file is None or not split_file.exists():
+            return cls(**known)  # type: ignore[arg-type]
+        kept: dict[str, Any] = _read(split_file)["reading"]
+        for name, value in known.items():
+            if value != kept[name]:
+                raise DataError(
+                    f"{name} is {value!r}, but the splits in {split_file} were made with {kept[name]!r}. Leave the "
+                    "option out, or use another output_dir"
+                )
+        return cls(**kept)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All images of a data set, as far as a split depends on them or a training is bound to them.
+
+    Attributes:
+        records: one for each image.
+        digests: SHA-256 of each image's decoded pixels by its name; images that cannot be read have none.
+        class_names: the name of each label.
+        reading: how the data set was read.
+    """
+
+    records: Sequence[Record]
+    digests: Mapping[str, str]
+    class_names: Sequence[str]
+    reading: Reading = Reading()
 
 
 @dataclass(frozen=True)
@@ -30,8 +81,9 @@ class Splits:
 
     Attributes:
         split_of: split of each image, by its name.
-        sha256: SHA-256 of the split file's bytes; networks and cohorts carry it to show that they belong together.
-        seed: what the splits were drawn with; None where the data set's own column decided.
+        sha256: SHA-256 of the split file's bytes, which tell every image's content, label, patient and split; networks
+            and cohorts carry it to show that they belong together.
+        seed: what the splits, or val alone, were drawn with; None where the data set's own column decided.
     """
 
     split_of: Mapping[str, str]
@@ -39,15 +91,16 @@ class Splits:
     seed: int | None
 
 
-def draw_splits(records: Sequence[Record], seed: int) -> dict[str, str]:
-    """Draws train, val and test in the shares :data:`FRACTIONS`, stratified by label, whole patients at a time.
+def draw_splits(records: Sequence[Record], seed: int, fractions: Mapping[str, float] = FRACTIONS) -> dict[str, str]:
+    """Draws splits in the given shares, stratified by label, whole patients at a time.
 
     Patients are shuffled, those with most images come first, and each goes where its classes lack most images: with one
     image per patient the shares are exact to one image per class.
 
     Args:
         records: images with labels.
-        seed: of the shuffle. Records in any order give the same splits.
+        seed: seed of the shuffle. Records in any order give the same splits.
+        fractions: share of each split; they add up to 1.
 
     Returns:
         Split of each image, by its name.
@@ -59,11 +112,11 @@ def draw_splits(records: Sequence[Record], seed: int) -> dict[str, str]:
     np.random.default_rng(seed).shuffle(order)
     order.sort(key=lambda patient: -len(patients[patient]))
     totals = Counter(record.label for record in records)
-    lacking = {split: {label: share * n for label, n in totals.items()} for split, share in FRACTIONS.items()}
+    lacking = {split: {label: share * n for label, n in totals.items()} for split, share in fractions.items()}
     result: dict[str, str] = {}
     for patient in order:
         counts = Counter(record.label for record in patients[patient])
-        choice = max(FRACTIONS, key=lambda split: _need(counts, lacking[split], totals, FRACTIONS[split]))
+        choice = max(fractions, key=lambda split: _need(counts, lacking[split], totals, fractions[split]))
         for label, n in counts.items():
             lacking[choice][label] -= n
         result |= {record.name: choice for record in patients[patient]}
@@ -101,40 +154,83 @@ def _check_unparted(records: Sequence[Record], split_of: Mapping[str, str]) -> N
         raise DataError(problems)
 
 
-def _from_file(records: Sequence[Record], split_file: Path) -> tuple[dict[str, str], int | None]:
+def _read(split_file: Path) -> dict[str, Any]:
+    """Returns the content of a split file.
+
+    Raises:
+        DataError: not a split file of this format.
+    """
+    cure = "delete it to have the splits drawn anew, and train anew what was trained with it"
     try:
         content = json.loads(split_file.read_text(encoding="utf-8"))
-        images = content["images"]
-        split_of = {name: entry["split"] for name, entry in images.items()}
-        patients = {name: entry["patient"] for name, entry in images.items()}
-        seed = content["seed"]
-        known = content["format"] == _FORMAT and set(split_of.values()) <= set(SPLITS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{split_file}: not a split file ({error!r}); delete it to have the splits drawn anew"
-        ) from error
+        known = content["format"] == _FORMAT
+        if known:
+            entries = content["images"].values()
+            known = all(set(entry) == {"split", "patient", "label", "sha256"} for entry in entries)
+            known = known and {entry["split"] for entry in entries} <= set(SPLITS)
+            known = known and set(content["reading"]) == {entry.name for entry in fields(Reading)}
+            known = known and isinstance(content["classes"], list) and "seed" in content
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{split_file}: not a split file; {cure}") from error
     if not known:
-        raise DataError(f"{split_file}: not a split file of format {_FORMAT}; delete it to have the splits drawn anew")
-    cure = "Use another output_dir for other data, or delete the split file and what was trained with it"
-    names = {record.name for record in records}
-    changed = [(name, "is new since the splits were drawn") for name in sorted(names - set(split_of))]
-    changed += [(name, "was there when the splits were drawn and is gone") for name in sorted(set(split_of) - names)]
-    for record in records:
-        if record.name in split_of and patients[record.name] != record.patient_id:
-            changed.append((record.name, f"belonged to patient {patients[record.name]}, now to {record.patient_id}"))
-        elif record.name in split_of and record.split not in (None, split_of[record.name]):
-            changed.append((record.name, f"was in split {split_of[record.name]}, the data now say {record.split}"))
+        raise DataError(f"{split_file}: not a split file of format {_FORMAT}; {cure}")
+    return content
+
+
+def _from_file(inventory: Inventory, split_file: Path) -> tuple[dict[str, str], int | None]:
+    content = _read(split_file)
+    images, seed = content["images"], content["seed"]
+    classes, now = content["classes"], list(inventory.class_names)
+    names = {record.name for record in inventory.records}
+    changed = [(name, "new image", "is new since the splits were drawn") for name in sorted(names - set(images))]
+    changed += [
+        (name, "image is gone", "was there when the splits were drawn and is gone")
+        for name in sorted(set(images) - names)
+    ]
+    for record in inventory.records:
+        if record.name not in images:
+            continue
+        was = images[record.name]
+        digest = inventory.digests.get(record.name)
+        val_was_drawn = seed is not None and (record.split, was["split"]) == ("train", "val")
+        if was["patient"] != record.patient_id:
+            what = f"belonged to patient {was['patient']}, now to {record.patient_id}"
+            changed.append((record.name, "another patient", what))
+        if record.split not in (None, was["split"]) and not val_was_drawn:
+            what = f"was in split {was['split']}, the data now say {record.split}"
+            changed.append((record.name, "another split", what))
+        if was["label"] != record.label:
+            what = f"was of class {_class_name(was['label'], classes)}, now of {_class_name(record.label, now)}"
+            changed.append((record.name, "another label", what))
+        if digest is not None and was["sha256"] != digest:
+            changed.append((record.name, "other pixels", "shows something else than when the splits were drawn"))
+    if classes != now:
+        what = f"the classes were {', '.join(classes)}, now they are {', '.join(now)}"
+        changed.append((split_file.name, "other classes", what))
     if changed:
-        raise DataError([Problem(name, "splits", f"{what} ({split_file})", cure) for name, what in changed])
-    return split_of, seed
+        cure = "Use another output_dir for other data, or delete the split file and what was trained with it"
+        raise DataError([Problem(name, kind, f"{what} ({split_file})", cure) for name, kind, what in changed])
+    return {name: entry["split"] for name, entry in images.items()}, seed
 
 
-def propose_splits(records: Sequence[Record], split_file: Path | None, seed: int) -> tuple[dict[str, str], int | None]:
+def _class_name(label: int | None, class_names: Sequence[str]) -> str:
+    return class_names[label] if label is not None and label < len(class_names) else str(label)
+
+
+def _draw_val(records: Sequence[Record], seed: int) -> dict[str, str]:
+    """Draws val from the train images of a data set that brings train and test alone."""
+    train = [record for record in records if record.split == "train"]
+    share = FRACTIONS["val"] / (FRACTIONS["train"] + FRACTIONS["val"])
+    return draw_splits(train, seed, {"train": 1.0 - share, "val": share})
+
+
+def propose_splits(inventory: Inventory, split_file: Path | None, seed: int) -> tuple[dict[str, str], int | None]:
     """Returns the splits that :func:`resolve_splits` would settle on, and their seed, without writing them.
 
     Raises:
         DataError: see :func:`resolve_splits`.
     """
+    records = inventory.records
     given = [record for record in records if record.split is not None]
     if given and len(given) < len(records):
         raise DataError(
@@ -146,31 +242,45 @@ def propose_splits(records: Sequence[Record], split_file: Path | None, seed: int
         )
     drawn_with: int | None = None
     if split_file is not None and split_file.exists():
-        split_of, drawn_with = _from_file(records, split_file)
+        split_of, drawn_with = _from_file(inventory, split_file)
     elif given:
         split_of = {record.name: str(record.split) for record in records}
+        _check_unparted(records, split_of)
+        if {"train", "test"} <= set(split_of.values()) <= {"train", "test", "extra"}:
+            split_of |= _draw_val(records, seed)
+            drawn_with = seed
     else:
         split_of, drawn_with = draw_splits(records, seed), seed
     _check_unparted(records, split_of)
     return split_of, drawn_with
 
 
-def resolve_splits(records: Sequence[Record], split_file: Path, seed: int) -> Splits:
-    """Settles which image belongs to which split and keeps it in a file.
+def resolve_splits(inventory: Inventory, split_file: Path, seed: int) -> Splits:
+    """Settles which image belongs to which split and keeps it in a file, with every image's content and label.
 
-    The file wins where it exists; else the records' own splits; else they are drawn by :func:`draw_splits`.
+    The file wins where it exists; else the records' own splits; else they are drawn by :func:`draw_splits`. Where the
+    records bring train and test but no val, val is drawn from train.
 
     Args:
-        records: all images of the data set.
+        inventory: all images of the data set.
         split_file: read if it exists, else written: JSON with sorted keys and no absolute path in it.
-        seed: of the drawing.
+        seed: seed of the drawing.
 
     Raises:
-        DataError: the file does not fit the records, only some records have a split, or a patient is in two splits.
+        DataError: the file does not fit the images (each one that was added, removed or changed is named), only some
+            records have a split, or a patient is in two splits.
     """
-    split_of, drawn_with = propose_splits(records, split_file, seed)
+    split_of, drawn_with = propose_splits(inventory, split_file, seed)
     if not split_file.exists():
-        patients = {record.name: record.patient_id for record in records}
-        images = {name: {"split": split, "patient": patients[name]} for name, split in split_of.items()}
-        write_json(split_file, {"format": _FORMAT, "seed": drawn_with, "images": images})
+        images = {
+            record.name: {
+                "split": split_of[record.name],
+                "patient": record.patient_id,
+                "label": record.label,
+                "sha256": inventory.digests.get(record.name),
+            }
+            for record in inventory.records
+        }
+        content = {"classes": list(inventory.class_names), "reading": asdict(inventory.reading), "images": images}
+        write_json(split_file, {"format": _FORMAT, "seed": drawn_with, **content})
     return Splits(split_of, sha256_file(split_file), drawn_with)

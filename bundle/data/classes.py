@@ -1,0 +1,86 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From what a data set calls its classes to labels, without guessing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from bundle.data.modality import Modality
+
+__all__ = ["describe_classes", "label_classes", "label_numbered_classes"]
+
+
+def describe_classes(modality: Modality) -> str:
+    """Lists the labels of a preset with their names, for messages: "0 (normal), 1 (tuberculosis)"."""
+    return ", ".join(f"{label} ({name})" for label, name in enumerate(modality.class_names))
+
+
+def label_classes(names: Iterable[str], modality: Modality) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Gives a label to each name that a data set has for its classes.
+
+    Names and numbers that the preset knows keep its labels. Where every name is known, the classes are the preset's.
+    Where others stand beside them, the classes are those of the data set: known names keep their label as far as labels
+    0, 1, ... without a gap allow it, the others follow in alphabetical order. No name is made up for a number that the
+    preset does not know, and none for a grade of an ordered preset.
+
+    Args:
+        names: as folders or cells say.
+        modality: preset.
+
+    Returns:
+        Class names by label, and the label of each name; names that cannot have one are absent.
+    """
+    names = set(names)
+    known = {name: label for name in names if (label := modality.label_of(name)) is not None}
+    unknown = names - set(known)
+    numbers = {name for name in names if _is_number(name)}
+    if not unknown or modality.ordered or modality.has_fixed_classes or numbers:
+        return modality.class_names, known
+    new = sorted({_key(name): name for name in sorted(unknown, reverse=True)}.values())
+    labels = sorted(set(known.values()))
+    n_classes = len(labels) + len(new)
+    if labels and labels[-1] >= n_classes:  # the preset has more classes than the data set
+        renumbered = {label: position for position, label in enumerate(labels)}
+    else:
+        renumbered = {label: label for label in labels}
+    free = iter(sorted(set(range(n_classes)) - set(renumbered.values())))
+    label_of_new = {_key(name): next(free) for name in new}
+    class_names = dict(zip(label_of_new.values(), new, strict=True))
+    class_names |= {renumbered[label]: modality.class_names[label] for label in labels}
+    result = {name: renumbered[label] for name, label in known.items()}
+    result |= {name: label_of_new[_key(name)] for name in unknown}
+    return tuple(class_names[label] for label in range(n_classes)), result
+
+
+def label_numbered_classes(pairs: Collection[tuple[int, str]], modality: Modality) -> tuple[str, ...] | None:
+    """Names the classes of a data set that gives a number and a name to each.
+
+    Args:
+        pairs: number and name of each class, as they occur.
+        modality: preset.
+
+    Returns:
+        Class names by label; or None where the numbers do not run from 0 without a gap, do not belong to one name each,
+        or are not the data set's to choose, since the preset knows the names.
+    """
+    named = dict(sorted(pairs, reverse=True))
+    one_to_one = len(named) == len({_key(name) for name in named.values()}) == len({(n, _key(m)) for n, m in pairs})
+    preset = modality.ordered or modality.has_fixed_classes
+    if preset or all(modality.label_of(name) is not None for name in named.values()):
+        return None
+    if not one_to_one or sorted(named) != list(range(len(named))):
+        return None
+    return tuple(named[number] for number in sorted(named))
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _key(name: str) -> str:
+    return " ".join(name.split()).casefold()

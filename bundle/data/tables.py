@@ -1,0 +1,332 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""CSV files that list the images of a data set."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bundle.data.classes import describe_classes, label_classes, label_numbered_classes
+from bundle.data.errors import DataError, Problem
+from bundle.data.listing import FolderListing
+from bundle.data.modality import Modality
+from bundle.data.patients import compile_pattern, find_patient
+from bundle.data.readers import image_suffix
+from bundle.data.records import SPLIT_NAMES, SPLITS, Record
+
+__all__ = ["Table", "columns", "has_columns", "read_tables"]
+
+#: What columns that name patients are called, letters alone: used where a table has no column of the name asked for.
+_PATIENT_COLUMNS = re.compile(
+    r"(patients?|subjects?|persons?|participants?|cases?)(id|ids|identifier|no|nr|num|number|name|code|key|uid)?"
+    r"|mrn|pid|ptid|patid|subj|subjid|idpatient|idsubject"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV that lists images, one row each: which column says what, and where the images are.
+
+    Columns are found by name, without regard to case and spaces around it.
+
+    Attributes:
+        image: column of the file's name, relative to the images' folder; the ending may be left out.
+        label: column of the class, a number or a name.
+        label_name: column of the class by name, which must agree with the label; need not be there.
+        patient_id: column that says which images belong together; need not be there.
+        split: column of the split; need not be there.
+        file: name of the table, relative to the data set's folder.
+        folder: the images' folder, relative to the data set's; "." for the table's own.
+        patient: regular expression that finds the patient in the image's name, as its first group, where no column
+            names one; "" for none.
+    """
+
+    image: str = "image"
+    label: str = "label"
+    label_name: str = "label_name"
+    patient_id: str = "patient_id"
+    split: str = "split"
+    file: str = "labels.csv"
+    folder: str = "."
+    patient: str = ""
+
+    @classmethod
+    def named(cls, columns: Mapping[str, Any]) -> Table:
+        """Makes a table from what the option layout says.
+
+        Raises:
+            DataError: a key or a value that means nothing here.
+        """
+        keys = [entry.name for entry in fields(cls)]
+        for key, value in columns.items():
+            if key not in keys:
+                near = difflib.get_close_matches(str(key), keys, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise DataError(f"layout: a table has no {key!r}{hint} It may have {', '.join(keys)}")
+            if not isinstance(value, str):
+                raise DataError(f"layout: {key} is {value!r}; give a text")
+        table = cls(**columns)
+        compile_pattern(table.patient, "layout: patient")
+        return table
+
+    def rows(self, folder: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+        """Reads the table.
+
+        Returns:
+            Number of the line and content of each row, whose keys are this class's own names of the columns; and notes
+            about columns that were taken for another's.
+
+        Raises:
+            DataError: no such file, no readable CSV, no rows, or a column is missing or there twice.
+        """
+        path = folder / self.file
+        if not path.is_file():
+            raise DataError(
+                f"{folder}: no {self.file} in it; add one with the columns {self.image},{self.label} or choose another "
+                "layout"
+            )
+        found, rows = _read_csv(path)
+        wanted = {key: getattr(self, key).strip() for key in ("image", "label", "label_name", "patient_id", "split")}
+        present, notes = self._present(path, found, wanted)
+        missing = [wanted[key] for key in ("image", "label") if key not in present]
+        if missing:
+            raise DataError(
+                f"{path}: no column {' and no column '.join(map(repr, missing))}; found {found}. Rename the columns "
+                "to image,label and, where known, label_name,patient_id,split; or say which is which, as in "
+                "--layout \"{'file': 'labels.csv', 'image': 'id_code', 'label': 'diagnosis', 'folder': 'images'}\""
+            )
+        if not rows:
+            raise DataError(f"{path}: has a header but no rows; list one image per row")
+        return [(line, {key: cells[place].strip() for key, place in present.items()}) for line, cells in rows], notes
+
+    def _present(self, path: Path, found: list[str], wanted: dict[str, str]) -> tuple[dict[str, int], list[str]]:
+        """Returns the place of each column that is there."""
+        present: dict[str, int] = {}
+        for key, name in wanted.items():
+            places = [place for place, column in enumerate(found) if column.casefold() == name.casefold()]
+            if len(places) > 1:
+                raise DataError(
+                    f"{path}: {len(places)} columns are called {name!r} ({', '.join(found[p] for p in places)}; "
+                    "capital letters and spaces do not count). Delete or rename all but one"
+                )
+            if places:
+                present[key] = places[0]
+        if "patient_id" in present:
+            return present, []
+        alike = [place for place, column in enumerate(found) if _names_patients(column)]
+        if len(alike) > 1:
+            raise DataError(
+                f"{path}: {' and '.join(repr(found[place]) for place in alike)} look like columns of patients. Rename "
+                f"the right one to {self.patient_id}, or name it: --layout \"{{'patient_id': '{found[alike[0]]}'}}\""
+            )
+        if not alike:
+            return present, []
+        note = f"Column {found[alike[0]]!r} of {self.file} is taken to say whose the images are."
+        return {**present, "patient_id": alike[0]}, [note]
+
+
+def _names_patients(column: str) -> bool:
+    return _PATIENT_COLUMNS.fullmatch(re.sub(r"[\W\d_]+", "", column).casefold()) is not None
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Returns the columns of a CSV, and its rows with the number of their line; short rows end in empty cells.
+
+    The columns may be parted by semicolons or tabs, as spreadsheets in many countries write them.
+
+    Raises:
+        DataError: not a CSV, or a row has more cells than there are columns.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            header = stream.readline()
+            delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=delimiter)
+            names = [name.strip() for name in next(reader, [])]
+            rows = []
+            for cells in reader:
+                if not any(cells):
+                    continue
+                if any(cells[len(names) :]):
+                    raise DataError(
+                        f"{path}: line {reader.line_num} has {len(cells)} cells, the header {len(names)}. Put cells "
+                        "that hold a comma in quotation marks"
+                    )
+                rows.append((reader.line_num, cells + [""] * (len(names) - len(cells))))
+            return names, rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable CSV ({error}); save it as comma-separated UTF-8 text") from error
+
+
+def columns(path: Path) -> list[str]:
+    """Returns the columns of a CSV, none where the file is no CSV."""
+    try:
+        return [name for name in _read_csv(path)[0] if name] if path.is_file() else []
+    except (DataError, OSError):
+        return []
+
+
+def has_columns(path: Path, *names: str) -> bool:
+    """Whether a file is a CSV with columns of these names, whatever their capital letters."""
+    return {name.casefold() for name in names} <= {column.casefold() for column in columns(path)}
+
+
+class _Images:
+    """The image files of a folder, found by the names that tables give them.
+
+    Capital letters do not matter, nor how accents are encoded (file systems differ in both).
+
+    Args:
+        listing: of the data set.
+        home: the images' folder.
+    """
+
+    def __init__(self, listing: FolderListing, home: Path) -> None:
+        self.home = home
+        self._found: dict[str, list[Path]] = defaultdict(list)
+        for path in listing.images:
+            if home in path.parents:
+                relative = path.relative_to(home).as_posix()
+                ending = len(image_suffix(path))
+                names = {relative, path.name, relative[: -ending or None], path.name[: -ending or None]}
+                for name in map(_key, names):
+                    self._found[name].append(path)
+
+    def find(self, name: str) -> list[Path]:
+        """Returns the files that a name may mean: as it stands, or the ending or a folder left out."""
+        path = self.home / name
+        if path.exists() and not path.is_dir():
+            return [path]
+        found = self._found.get(_key(name), [])
+        alike = [path for path in found if unicodedata.normalize("NFC", path.relative_to(self.home).as_posix()) == name]
+        return alike or found
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def read_tables(
+    listing: FolderListing, tables: Iterable[Table], modality: Modality
+) -> tuple[list[Record], list[Problem], tuple[str, ...], list[str]]:
+    """Reads the records of one or more tables.
+
+    Args:
+        listing: of the data set's folder.
+        tables: each with images of its own.
+        modality: preset.
+
+    Returns:
+        Records, what is wrong with rows, class names, and notes.
+
+    Raises:
+        DataError: a table cannot be read at all.
+    """
+    rows: list[tuple[Table, int, dict[str, str]]] = []
+    notes: list[str] = []
+    for table in tables:
+        found, more = table.rows(listing.folder)
+        rows += [(table, line, row) for line, row in found]
+        notes += more
+    class_names, label_of = _labels([row for _, _, row in rows], modality)
+    used = modality.with_classes(class_names) if class_names != modality.class_names else modality
+    records: list[Record] = []
+    problems: list[Problem] = []
+    images: dict[str, _Images] = {}
+    seen: dict[Path, tuple[str, int]] = {}
+    for table, line, row in rows:
+        if table.folder not in images:
+            images[table.folder] = _Images(listing, listing.folder / table.folder)
+        where = f"line {line} of {table.file}"
+        path, problem = _find_image(row["image"], where, images[table.folder], listing.folder, table)
+        if path is None or problem:
+            problems += [problem] if problem else []
+            continue
+        name = path.relative_to(listing.folder).as_posix()
+        if path in seen:
+            file, first = seen[path]
+            message = f"listed in line {first} of {file} and in {where}"
+            problems.append(Problem(name, "duplicate name", message, "Keep one of the lines"))
+            continue
+        seen[path] = table.file, line
+        label, problem = _label(name, row, where, used, label_of)
+        problems += [problem] if problem else []
+        split: str | None = row.get("split") or None
+        if split is not None:
+            if split.casefold() not in SPLIT_NAMES:
+                message = f"split {split!r} in {where}"
+                problems.append(Problem(name, "unknown split", message, f"Use one of {', '.join(SPLITS)}"))
+            split = SPLIT_NAMES.get(split.casefold())
+        patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table.folder].home))
+        records.append(Record(path.absolute(), name, label, patient or name, split))
+    return records, problems, class_names, notes
+
+
+def _find_image(
+    text: str, where: str, images: _Images, folder: Path, table: Table
+) -> tuple[Path | None, Problem | None]:
+    """Returns the file that a row means, which need not be there, or what is wrong with its name."""
+    given = PurePosixPath(text.replace("\\", "/"))
+    if not text or given == PurePosixPath("."):
+        return None, Problem(table.file, "missing name", f"{where} names no image", "Fill in or delete the line")
+    if ".." in given.parts or given.is_absolute():
+        message = f"{where} points outside the folder"
+        cure = "Move the image into the folder and give its path relative to the table"
+        return None, Problem(given.as_posix(), "outside", message, cure)
+    found = images.find(given.as_posix())
+    if len(found) > 1:
+        message = f"{where} may mean {' or '.join(path.relative_to(folder).as_posix() for path in found[:3])}"
+        return None, Problem(given.as_posix(), "ambiguous name", message, "Give the name with its ending and folder")
+    return found[0] if found else images.home / given, None
+
+
+def _labels(rows: Sequence[dict[str, str]], modality: Modality) -> tuple[tuple[str, ...], Callable[[str], int | None]]:
+    """Returns the class names of a table and what label a cell stands for."""
+    pairs = {(row["label"], row.get("label_name") or "") for row in rows}
+    if all(number.isdecimal() and name for number, name in pairs):
+        numbered = label_numbered_classes([(int(number), name) for number, name in pairs], modality)
+        if numbered is not None:
+            return numbered, modality.with_classes(numbered).label_of
+    texts = {text for label, name in pairs for text in ([label] if label else [name]) if text}
+    class_names, labels = label_classes(texts, modality)
+    named = modality.with_classes(class_names) if class_names != modality.class_names else modality
+
+    def label_of(text: str) -> int | None:
+        return labels[text] if text in labels else named.label_of(text)
+
+    return class_names, label_of
+
+
+def _label(
+    name: str, row: dict[str, str], where: str, modality: Modality, label_of: Callable[[str], int | None]
+) -> tuple[int | None, Problem | None]:
+    text, given = row["label"], row.get("label_name") or ""
+    named = label_of(given) if given else None
+    valid = describe_classes(modality)
+    if not text:
+        if named is not None:
+            return named, None
+        return None, Problem(name, "missing label", f"{where} has no label", f"Give it one of {valid}")
+    label = label_of(text)
+    if label is None:
+        cure = f"The labels are {valid}"
+        if not modality.ordered and not modality.has_fixed_classes:
+            cure += "; classes of other names need a name in every row, as label or in the column label_name"
+        return None, Problem(name, "label out of range", f"label {text!r} in {where}", cure)
+    if given and named != label:
+        return label, Problem(
+            name,
+            "label mismatch",
+            f"{where} says label {label} but label_name {given!r}",
+            f"The labels are {valid}; correct the one that is wrong",
+        )
+    return label, None
