@@ -309,7 +309,7 @@ def choose_preprocessing(
 
 
 def _other_files(listing: FolderListing) -> tuple[list[str], list[Problem]]:
-    """Returns the names of what need not be judged in a cohort, and what is wrong with other files that are no images."""
+    """Returns the names of what need not be judged, and what is wrong with other files that are no images."""
     texts = [listing.name(path) for path in listing.images if _is_contact_sheet(listing, path)]
     problems = []
     for path, reason in listing.others:
@@ -318,9 +318,7 @@ def _other_files(listing: FolderListing) -> tuple[list[str], list[Problem]]:
             texts.append(name)
         else:
             cure = "Remove it from the cohort, or save what it shows as PNG"
-            problems.append(
-                Problem(name, "not judged", f"is one of the files that {reason}, so cannot be judged", cure)
-            )
+            problems.append(Problem(name, "not judged", f"cannot be judged (one of the {reason})", cure))
     return sorted(texts), problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,10 +36,10 @@ def test_any_folder_of_images_is_a_cohort(new_cohort: CohortMaker, hospital: Pat
 
 def test_labels_come_from_a_csv_or_from_folders(new_cohort: CohortMaker, hospital: Path, tmp_path: Path) -> None:
     folder = new_cohort("csv", grey())
-    (folder / "labels.csv").write_text("image,label\n0000.png,1\n0002.png,normal\n", encoding="utf-8")
+    (folder / "labels.csv").write_text("image,label\n0000.png,1\n0001.png,tb\n0002.png,normal\n", encoding="utf-8")
     labels = open_cohort(folder, hospital, XRAY).labels
     assert labels is not None
-    assert labels.tolist() == [1, 0]
+    assert labels.tolist() == [1, 1, 0]
     for name in ("normal", "tuberculosis"):
         (tmp_path / "by_class" / name).mkdir(parents=True)
         Image.fromarray(blobs(1)).save(tmp_path / "by_class" / name / "0.png")
@@ -78,7 +79,7 @@ def test_extra_images_are_told_from_those_of_train(tmp_path: Path) -> None:
         Image.fromarray(blobs(700 + i)).save(tmp_path / f"{i:02d}.png")
         lines.append(f"{i:02d}.png,{i % 2},{'q' if i in (1, 4) else f'p{i}'},{split}")
     (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
-    real = RealData(open_dataset(tmp_path, tmp_path / "output", resolution=32))
+    real = RealData(open_dataset(tmp_path, tmp_path.with_name("output"), resolution=32))
     train = real.sides["train"]
     assert [train.records[i].name for i in (0, 3)] == ["00.png", "03.png"]
     assert real.own.tolist() == [1, 2, *range(4, 20)]
@@ -102,6 +103,44 @@ def test_folders_that_are_no_cohort_are_refused(new_cohort: CohortMaker, hospita
     (tmp_path / "run" / "cohort" / "manifest.json").write_text("{}")
     with pytest.raises(DataError, match=r"Name .*run/cohort"):
         open_cohort(tmp_path / "run", hospital, XRAY)
+
+
+def test_every_file_of_a_cohort_is_judged_named_or_refused(new_cohort: CohortMaker, hospital: Path) -> None:
+    folder = new_cohort("files", grey())
+    rows = "image,label\n0000.png,1\n0001.png,0\n"
+    (folder / "labels.csv").write_text(rows, encoding="utf-8")
+    with pytest.raises(DataError, match=r"0002\.png: lies in the cohort, but labels\.csv does not list it"):
+        open_cohort(folder, hospital, XRAY)
+    (folder / "labels.csv").write_text(rows + "0002.png,1\n", encoding="utf-8")
+    for name in ("README.md", "manifest.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    Image.fromarray(blobs(3)).save(folder / "contact_sheet.png")
+    cohort = open_cohort(folder, hospital, XRAY)
+    assert len(cohort.records) == 3
+    assert cohort.not_judged == ("README.md", "contact_sheet.png", "labels.csv", "manifest.json")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"contact_sheet\.png: lies in the cohort"):
+        open_cohort(folder, hospital, XRAY)
+    (folder / "contact_sheet.png").unlink()
+    (folder / "more.npz").write_bytes(b"PK\x03\x04\x00")
+    (folder / "lost.tiff").symlink_to("nowhere.tiff")
+    (folder / "lost.png").symlink_to("nowhere.png")
+    (folder / ".hidden").mkdir()
+    Image.fromarray(blobs(4)).save(folder / ".hidden" / "0.png")
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(DataError) as error:
+        open_cohort(folder, hospital, XRAY)
+    assert {problem.name for problem in error.value.problems} == {
+        "more.npz", "lost.tiff", "lost.png", ".hidden/0.png", "pipe",
+    }  # fmt: skip
+
+
+def test_folders_of_other_names_than_the_classes_give_no_labels(hospital: Path, tmp_path: Path) -> None:
+    for name in ("batch 1", "batch 2"):
+        (tmp_path / "batches" / name).mkdir(parents=True)
+        Image.fromarray(blobs(1)).save(tmp_path / "batches" / name / "0.png")
+    cohort = open_cohort(tmp_path / "batches", hospital, XRAY)
+    assert (len(cohort.records), cohort.labels) == (2, None)
 
 
 def test_pixels_are_those_of_a_released_file(new_cohort: CohortMaker) -> None:

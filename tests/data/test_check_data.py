@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,8 +41,13 @@ def test_all_problems_are_in_the_table(
         check_data(folder, tmp_path / "output")
     assert caught.value.code == 1
     text = capsys.readouterr().out
-    assert all(f"{index:02d}.png" in text for index in range(12))
+    assert [f"{index:02d}.png" in text for index in range(12)] == [True] * 3 + [False] * 9
+    assert "12 images: 00.png, 01.png, 02.png" in " ".join(text.split())
     assert "12 problems: 12 zero bytes." in text
+    with open(tmp_path / "output" / "private" / "problems.csv", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["image"] for row in rows] == [f"{index:02d}.png" for index in range(12)]
+    assert all(row["cure"] for row in rows)
     assert not (tmp_path / "output" / "private" / "contact_sheet.png").exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle.data import DataError, Modality, check_dataset
+from bundle.data import DataError, Modality, check_dataset, open_dataset
 from bundle.data import checks as module
 
 Drawing = Callable[..., NDArray[np.uint8]]
@@ -124,8 +124,17 @@ def test_a_class_of_two_patients_cannot_be_split(make_folder: FolderMaker) -> No
 def test_images_without_a_record_are_noted(make_folder: FolderMaker, draw: Drawing) -> None:
     folder = make_folder()
     Image.fromarray(draw(99)).save(folder / "unlisted.png")
+    (folder / "Thumbs.db").write_bytes(b"clutter")
+    (folder / "scan.tga").write_bytes(b"no format that is read")
+    (folder / "gone.txt").symlink_to("nowhere")
+    (folder / ".old").mkdir()
+    for number in range(5):
+        Image.fromarray(draw(200 + number)).save(folder / ".old" / f"{number}.png")
     assert check_dataset(folder, progress=False).notes == [
-        "1 image files in the folder belong to no record and are left out."
+        "Left out, hidden files (5): .old/0.png, .old/1.png, .old/2.png and 2 more.",
+        "Left out, links that lead nowhere (1): gone.txt.",
+        "Left out, files that are not read as images (1): scan.tga.",
+        "Left out, images that no record names (1): unlisted.png.",
     ]
 
 
@@ -165,9 +174,12 @@ def test_a_broken_cache_is_no_obstacle(make_folder: FolderMaker, tmp_path: Path)
 
 def test_an_existing_split_file_counts(make_folder: FolderMaker, tmp_path: Path) -> None:
     (tmp_path / "private").mkdir()
-    (tmp_path / "private" / "splits.json").write_text('{"format": 1, "seed": 0, "images": {}}')
-    problems = check_dataset(make_folder(), tmp_path, progress=False).problems
-    assert {problem.kind for problem in problems} == {"splits"}
+    folder, output = make_folder(), tmp_path / "output"
+    open_dataset(folder, output)
+    (folder / "03.png").unlink()
+    (folder / "labels.csv").write_text((folder / "labels.csv").read_text().replace("03.png,1,p3,\n", ""))
+    problems = check_dataset(folder, output, progress=False).problems
+    assert [(problem.name, problem.kind) for problem in problems] == [("03.png", "image is gone")]
 
 
 def test_a_folder_that_is_no_data_set_is_an_error_of_its_own(tmp_path: Path) -> None:
