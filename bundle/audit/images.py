@@ -230,9 +230,9 @@ def open_cohort(
                 unit="image",
             )
         )
-    problems = [*listing.problems, *unjudged, *missed, *(entry for entry in found if isinstance(entry, Problem))]
+    problems = {*listing.problems, *unjudged, *missed, *(entry for entry in found if isinstance(entry, Problem))}
     if problems:
-        raise DataError(problems, f"of {len(records)} images of the cohort")
+        raise DataError(sorted(problems), f"of {len(records)} images of the cohort")
     good = [entry for entry in found if not isinstance(entry, Problem)]
     sides = [max(size) for size, _ in good]
     return Cohort(
@@ -335,21 +335,14 @@ def _is_contact_sheet(listing: FolderListing, path: Path) -> bool:
 
 
 def _records(listing: FolderListing, modality: Modality) -> tuple[list[Record], list[Problem]]:
-    """Returns the images of a cohort with their labels, and those that its labels.csv does not list.
-
-    Raises:
-        DataError: labels.csv has faults of its own.
-    """
+    """Returns the images of a cohort with their labels, and what is wrong with its labels.csv."""
     images = [path for path in listing.images if not _is_contact_sheet(listing, path)]
     if (listing.folder / "labels.csv").is_file():
         found = read_folder(listing.folder, "labels_csv", modality)
-        if found.problems:
-            raise DataError(found.problems)
         listed = {record.image for record in found.records}
         message, cure = "lies in the cohort, but labels.csv does not list it", "Add a line for it, or remove the image"
-        return found.records, [
-            Problem(listing.name(path), "not listed", message, cure) for path in images if path not in listed
-        ]
+        missed = [Problem(listing.name(path), "not listed", message, cure) for path in images if path not in listed]
+        return found.records, [*found.problems, *missed]
     if has_class_folders(listing):
         try:
             records, _, reasons = read_class_folders(listing, modality)
