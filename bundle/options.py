@@ -14,6 +14,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ __all__ = [
     "Device",
     "Either",
     "File",
+    "Flag",
     "Folder",
     "Folders",
     "Integer",
@@ -41,6 +43,7 @@ __all__ = [
     "Number",
     "OptionError",
     "OutputFolder",
+    "Pattern",
     "Several",
     "check_options",
     "plain_errors",
@@ -155,6 +158,30 @@ class Several:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """True or False; the option's name alone stands for True."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        return None if isinstance(value, bool) else f"must be True or False, not {value!r}."
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression of one group."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Kind.problem`."""
+        try:
+            groups = re.compile(value).groups
+        except (re.error, TypeError) as error:
+            return f"must be a regular expression, not {value!r} ({error})."
+        if groups == 1:
+            return None
+        return f"must have one group, in brackets, not {groups}: {value!r}. Write other brackets as (?:...)."
+
+
+@dataclass(frozen=True)
 class Folder:
     """A folder that is there."""
 
@@ -170,7 +197,10 @@ class Folders:
     def problem(self, value: Any) -> str | None:
         """See `Kind.problem`."""
         values = list(value) if isinstance(value, list | tuple) else [value]
-        return next(filter(None, map(Folder().problem, values)), None)
+        problem = next(filter(None, map(Folder().problem, values)), None)
+        if problem and len(values) > 1 and any("::" in str(one) for one in values):
+            problem += " MONAI reads a # in a list as ::, so name folders without #."
+        return problem
 
 
 @dataclass(frozen=True)
@@ -206,7 +236,9 @@ class OutputFolder:
         """See `Kind.problem`."""
         if not isinstance(value, str | os.PathLike):
             return f"must be the path of a folder, not {value!r}."
-        path = Path(value).expanduser().absolute()
+        if problem := _unusable_path(value):
+            return problem
+        path = Path(value).absolute()
         present = next(folder for folder in (path, *path.parents) if folder.exists())
         if not present.is_dir():
             return f"{value} cannot be a folder, because {present} is a file. Name another place."
@@ -257,6 +289,7 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
     """
     if _is_command_line():
         sys.excepthook = _show_cure
+    values = {**values, **_restore_options()}
     problems = list(_unknown_options(list(values)))
     required = set(required)
     for name, value in values.items():
@@ -328,6 +361,40 @@ def _call_of_monai() -> dict[str, Any] | None:
     return update_kwargs(copy.deepcopy(given.locals["args_file"]), **arguments, **given.locals[str(given.keywords)])
 
 
+def _restore_options() -> dict[str, Any]:
+    """Puts back what MONAI has changed in the values of options, and returns them by name.
+
+    MONAI takes every # in a value for its older sign between the parts of an id, and writes :: in its place; a folder
+    may be called so.
+    """
+    workflow, call = _running_workflow(), _call_of_monai()
+    if workflow is None or call is None:
+        return {}
+    resolver = workflow.parser.ref_resolver
+    changed = {
+        name: value
+        for name, value in call.items()
+        if isinstance(value, str) and "#" in value and value[0] not in "@%$"  # no reference, macro or expression
+        if name in resolver.items and resolver.items[name].get_config() != value
+    }
+    if changed:
+        workflow.parser.parse(reset=True)  # forgets what was made from the changed values
+        for name, value in changed.items():
+            resolver.items[name].update_config(value)
+            resolver.resolved_content[name] = value
+    return changed
+
+
+def _running_workflow() -> ConfigWorkflow | None:
+    """Returns the innermost workflow of MONAI on the stack."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(workflow := frame.f_locals.get("self"), ConfigWorkflow):
+            return workflow
+        frame = frame.f_back
+    return None
+
+
 def _unknown_options(options: list[str]) -> Iterator[str]:
     call = _call_of_monai()
     if call is None or call.get("config_file") is None:
@@ -371,10 +438,22 @@ def _as_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _unusable_path(value: str | os.PathLike[str]) -> str | None:
+    """Says what no folder or file can be called, or what a shell would have to replace first."""
+    text = os.fspath(value)
+    if text.startswith("~"):
+        return f"{text!r} begins with ~, which is not expanded here. Write {str(Path(text).expanduser())!r}."
+    if any(not char.isprintable() for char in text):
+        return f"{text!r} holds characters that cannot be printed. Name a path without them."
+    return None
+
+
 def _path_problem(value: Any, what: str, is_there: Any) -> str | None:
     if not isinstance(value, str | os.PathLike):
         return f"must be the path of a {what}, not {value!r}."
-    path = Path(value).expanduser()
+    if problem := _unusable_path(value):
+        return problem
+    path = Path(value)
     if is_there(path):
         return None
     if path.exists():

@@ -48,6 +48,8 @@ def open_audit_data(
     resolution: int,
     seed: int,
     layout: str | Mapping[str, Any] = "auto",
+    patient_pattern: str | None = None,
+    drop_duplicates: bool | None = None,
 ) -> ImageData:
     """Opens the real images, at the size at which the cohort can be compared with them.
 
@@ -60,12 +62,15 @@ def open_audit_data(
         resolution: side in pixels, at most.
         seed: of the splits, where they have to be drawn.
         layout: see `bundle.data.open_dataset`.
+        patient_pattern: see `bundle.data.open_dataset`.
+        drop_duplicates: see `bundle.data.open_dataset`.
 
     Raises:
         DataError: the images cannot be used.
     """
     side = max(LEAST_SIDE, min(resolution, cohort.side))
-    return open_dataset(dataset_dir, splits_home(models_dir, output_dir), modality, side, seed, layout)
+    home = splits_home(models_dir, output_dir)
+    return open_dataset(dataset_dir, home, modality, side, seed, layout, patient_pattern, drop_duplicates)
 
 
 def audit_networks(

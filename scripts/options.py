@@ -10,7 +10,21 @@ from typing import Any
 import bundle.options
 from bundle.audit.images import PREPROCESSING
 from bundle.data import LAYOUTS, MODALITIES, Modality
-from bundle.options import Choice, Device, Either, File, Folder, Folders, Integer, Integers, Kind, Number, OutputFolder
+from bundle.options import (
+    Choice,
+    Device,
+    Either,
+    File,
+    Flag,
+    Folder,
+    Folders,
+    Integer,
+    Integers,
+    Kind,
+    Number,
+    OutputFolder,
+    Pattern,
+)
 from bundle.training.discriminators import DISCRIMINATORS
 from bundle.walk.objective import OBJECTIVES
 
@@ -29,6 +43,7 @@ KINDS: dict[str, Kind] = {
     "cohort_preprocessing": Choice(PREPROCESSING),
     "dataset_dir": Folders(),
     "device": Device(),
+    "drop_duplicates": Flag(),
     "discriminator": Choice(("auto", *DISCRIMINATORS)),
     "ema_kimg": Number(above=0),
     "epoch_kimg": Number(above=0),
@@ -54,6 +69,7 @@ KINDS: dict[str, Kind] = {
     "n_visited": Integer(1),
     "objective": Choice(tuple(OBJECTIVES)),
     "output_dir": OutputFolder(),
+    "patient_pattern": Pattern(),
     "projection_file": File(),
     "published_pairs": Integer(0),
     "resolution": Choice((32, 64, 128, 256, 512)),

@@ -17,12 +17,15 @@ from bundle.options import (
     Choice,
     Device,
     File,
+    Flag,
     Folder,
+    Folders,
     Integer,
     Kind,
     Number,
     OptionError,
     OutputFolder,
+    Pattern,
     Several,
     check_options,
     plain_errors,
@@ -185,6 +188,10 @@ def test_plain_errors_are_of_the_bundles_types_or_foreseen_and_others_pass(capsy
         (Several(("normal", "tuberculosis")), ["normal"], ["normal", "tb"], "not 'tb'"),
         (Several(("normal", "tuberculosis")), "normal", ["normal", "normal"], "none twice"),
         (Several((0, 1)), (0, 1), [], "at least one"),
+        (Flag(), True, "yes", "True or False"),
+        (Flag(), False, 1, "True or False"),
+        (Pattern(), r"person(\d+)_", "person(", "regular expression"),
+        (Pattern(), "(?:a|b)(c)", "abc", "one group"),
         (Device(), "cpu", "gpu", "This machine has"),
         (Device(), torch.device("cpu"), f"cuda:{torch.cuda.device_count()}", "does not find it"),
     ],
@@ -208,6 +215,27 @@ def test_paths(tmp_path: Path) -> None:
     assert OutputFolder().problem(str(tmp_path / "new" / "deep")) is None
     assert "is a file" in str(OutputFolder().problem(str(file / "below")))
     assert "path of a folder" in str(OutputFolder().problem(7))
+
+
+@pytest.mark.parametrize("kind", [Folder(), File(), OutputFolder(), Folders()])
+def test_a_path_that_is_not_expanded_is_refused_with_what_it_stands_for(kind: Kind) -> None:
+    problem = kind.problem("~/images")
+    assert problem is not None
+    assert str(Path("~/images").expanduser()) in problem
+    assert "cannot be printed" in str(kind.problem("images\x1b[2J"))
+    assert "# in a list" in str(Folders().problem(["images", "run::1"]))
+
+
+def test_a_hash_in_a_value_is_kept(config_file: Path, tmp_path: Path) -> None:
+    content = json.loads(config_file.read_text())
+    content["generate"] = [
+        "$scripts.check_options(seed=@seed, output_dir=@output_dir)",
+        "$@witness.write_text(@output_dir + ' ' + str(@seed))",
+    ]
+    config_file.write_text(json.dumps(content))
+    folder = tmp_path / "run #1 (a) @home %x $y"
+    run(config_file, output_dir=str(folder), seed=3)
+    assert (tmp_path / "witness").read_text() == f"{folder} 3"
 
 
 def test_what_is_not_given_is_refused_only_where_it_is_required() -> None:

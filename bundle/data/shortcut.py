@@ -211,6 +211,8 @@ def print_shortcut(
     resolution: int = 128,
     layout: str | Mapping[str, Any] = "auto",
     seed: int = 0,
+    patient_pattern: str | None = None,
+    drop_duplicates: bool | None = None,
 ) -> None:
     """Prints :func:`measure_shortcut` of a folder as a table, one line per preprocessing.
 
@@ -220,12 +222,14 @@ def print_shortcut(
         modality: preset; the line of its own preprocessing is marked.
         resolution: side in pixels.
         layout: see :func:`bundle.data.layouts.read_folder`.
-        seed: of the splits, where they have to be drawn.
+        seed: seed of the splits, where they have to be drawn.
+        patient_pattern: see :func:`bundle.data.open_dataset`.
+        drop_duplicates: see :func:`bundle.data.open_dataset`.
 
     Raises:
         DataError: the data cannot be used.
     """
-    data = open_dataset(dataset_dir, output_dir, modality, resolution, seed, layout)
+    data = open_dataset(dataset_dir, output_dir, modality, resolution, seed, layout, patient_pattern, drop_duplicates)
     table = measure_shortcut(data, progress=True)
     kinds = list(next(iter(table.values())))
     print(f"Cross-validated AUC on the {len(data.records('train'))} images of train at {resolution} px:")

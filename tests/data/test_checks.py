@@ -192,3 +192,97 @@ def test_one_patient_for_all_images_points_to_the_anonymisation(make_folder: Fol
     problems = check_dataset(make_folder(rows), progress=False).problems
     assert len(problems) == 2
     assert all("anonymising" in problem.cure for problem in problems)
+
+
+def _named(n: int, name: str = "{i:02d}.png") -> list[tuple[str, object, str, str]]:
+    return [(name.format(i=i, half=i // 2), i % 2, "", "") for i in range(n)]
+
+
+def test_images_without_a_patient_are_counted(make_folder: FolderMaker) -> None:
+    rows = [(name, label, "p1" if i < 3 else "", "") for i, (name, label, *_) in enumerate(_named(30))]
+    (note,) = check_dataset(make_folder(rows), progress=False).notes
+    assert note.startswith("27 of 30 images name no patient and count as a patient each")
+
+
+def test_patients_that_names_tell_are_proposed_and_the_pattern_is_kept(
+    make_folder: FolderMaker, tmp_path: Path
+) -> None:
+    folder, output = make_folder(_named(40, "person{half}_virus_{i}.png")), tmp_path / "output"
+    notes = check_dataset(folder, progress=False).notes
+    assert notes[1] == (
+        r"The names look as if they told patients: --patient_pattern 'person(\d+)_' finds 20 patients in 40 of these "
+        "images."
+    )
+    data = open_dataset(folder, output, patient_pattern=r"person(\d+)_")
+    assert (
+        data.n_identities == len({record.patient_id for record in data.records("train")}) < len(data.records("train"))
+    )
+    again = open_dataset(folder, output)
+    assert again.split_sha256 == data.split_sha256
+    with pytest.raises(DataError, match="patient_pattern is '', but the splits"):
+        open_dataset(folder, output, patient_pattern="")
+
+
+def test_names_that_tell_nothing_propose_nothing(make_folder: FolderMaker) -> None:
+    assert len(check_dataset(make_folder(_named(40)), progress=False).notes) == 1
+
+
+def test_duplicates_are_dropped_on_demand(
+    make_folder: FolderMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[tuple[str, object, str, str]] = [
+        (f"{i:02d}.png", i % 2, f"p{i}", ("test", "val", "train")[i // 2 % 3]) for i in range(60)
+    ]
+    folder, output = make_folder(rows), tmp_path / "output"
+    shutil.copy(folder / "04.png", folder / "00.png")  # train and test
+    shutil.copy(folder / "02.png", folder / "06.png")  # val and test
+    shutil.copy(folder / "05.png", folder / "11.png")  # train and train
+    shutil.copy(folder / "09.png", folder / "08.png")  # another label
+    kinds = _kinds(folder)
+    assert kinds == {
+        "04.png": "duplicate across splits",
+        "06.png": "duplicate across splits",
+        "09.png": "duplicate with another label",
+    }
+    (folder / "08.png").write_bytes((folder / "10.png").read_bytes())
+    data = open_dataset(folder, output, drop_duplicates=True)
+    used = {record.name for record in data.records(("train", "val", "test"))}
+    assert {f"{i:02d}.png" for i in range(60)} - used == {"00.png", "06.png", "11.png", "08.png"}
+    assert "Left out, copies of another image, which is kept (4): 00.png, 06.png, 08.png and 1 more." in caplog.text
+    assert open_dataset(folder, output).split_sha256 == data.split_sha256
+
+
+def test_a_mask_among_images_is_named(make_folder: FolderMaker) -> None:
+    folder = make_folder()
+    pixels = np.zeros((300, 300), np.uint8)
+    pixels[50:200, 90:200] = 255
+    Image.fromarray(pixels).save(folder / "03.png")
+    assert _kinds(folder) == {"03.png": "mask"}
+    pixels[299, 299] = 7
+    Image.fromarray(pixels).save(folder / "03.png")
+    assert _kinds(folder) == {}
+
+
+def test_an_output_folder_within_the_images_is_refused(make_folder: FolderMaker) -> None:
+    folder = make_folder()
+    for output in (folder, folder / "output", folder / "deep" / ".." / "output"):
+        with pytest.raises(DataError, match="lies in dataset_dir"):
+            check_dataset(folder, output, progress=False)
+    assert not (folder / "private").exists()
+    assert check_dataset(folder, folder.parent, progress=False).problems == []
+
+
+def test_data_that_changed_after_a_training_are_refused_by_name(make_folder: FolderMaker, tmp_path: Path) -> None:
+    folder, output = make_folder(), tmp_path / "output"
+    first = open_dataset(folder, output)
+    table = (folder / "labels.csv").read_text(encoding="utf-8")
+    turned = table.replace(",0,p", ",x,p").replace(",1,p", ",0,p").replace(",x,p", ",1,p")
+    (folder / "labels.csv").write_text(turned, encoding="utf-8")
+    with pytest.raises(DataError, match=r"00\.png: was of class normal, now of tuberculosis") as caught:
+        open_dataset(folder, output)
+    assert [problem.kind for problem in caught.value.problems] == ["another label"] * 24
+    (folder / "labels.csv").write_text(table, encoding="utf-8")
+    Image.open(folder / "07.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "07.png")
+    with pytest.raises(DataError, match=r"07\.png: shows something else than when the splits were drawn"):
+        open_dataset(folder, output)
+    assert open_dataset(folder, tmp_path / "other").split_sha256 != first.split_sha256

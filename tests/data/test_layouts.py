@@ -2,16 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle.data import LAYOUTS, DataError, Modality, read_records
+from bundle.data import LAYOUTS, DataError, Modality, get_modality, read_records
 from bundle.data.layouts import read_folder
 
 
@@ -374,3 +377,264 @@ def test_a_folder_per_class_copy_of_the_x_rays(shared_data: Path, tmp_path: Path
     assert copies
     assert all(original[Path(record.name).name] == record.label for record in copies)
     assert Image.open(copies[0].image).size == (256, 256)
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("train_set", "Test data"), ("train", "val", "test")])
+def test_folders_named_after_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    _touch(tmp_path, *(f"{name}/{label}/{name}.png" for name in names for label in ("normal", "tb")))
+    folder = read_folder(tmp_path)
+    assert folder.class_names == ("normal", "tuberculosis")
+    expected = {"train": "train", "training": "train", "train_set": "train", "val": "val"}
+    assert {record.split for record in folder.records} == {expected.get(name.casefold(), "test") for name in names}
+
+
+def test_folders_named_after_splits_without_classes_are_no_data_set(tmp_path: Path) -> None:
+    _touch(tmp_path, "Training/a.png", "Testing/b.png")
+    with pytest.raises(DataError, match="none of the layouts"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train/normal", "train/tb", "other/x"), ("normal", "tb", "test")])
+def test_folders_named_after_splits_beside_others_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    _touch(tmp_path, *(f"{name}/a.png" for name in names))
+    with pytest.raises(DataError, match=r"folders named after splits \((train|test)\) stand beside others"):
+        read_folder(tmp_path)
+    _csv(tmp_path, "image,label\n" + "".join(f"{name}/a.png,0\n" for name in names))
+    assert read_folder(tmp_path).layout == "labels_csv"
+
+
+def test_splits_may_lie_within_class_folders(tmp_path: Path) -> None:
+    _touch(tmp_path, *(f"{label}/{split}/a.png" for label in ("normal", "tb") for split in ("train", "test")))
+    assert {record.name: record.split for record in read_records(tmp_path)} == {
+        f"{label}/{split}/a.png": split for label in ("normal", "tb") for split in ("train", "test")
+    }
+    _touch(tmp_path, "normal/other/b.png")
+    with pytest.raises(DataError, match=r"splits \(test, train\) stand beside others \(other\)"):
+        read_records(tmp_path)
+    shutil.rmtree(tmp_path / "normal" / "other")
+    _touch(tmp_path, "normal/b.png")
+    with pytest.raises(DataError, match="images lie beside folders named after splits"):
+        read_records(tmp_path)
+
+
+def _left_out(folder: Path, **options: Any) -> dict[str, str]:
+    return {entry.name: entry.reason for entry in read_folder(folder, **options).left_out}
+
+
+def test_masks_are_no_images(tmp_path: Path) -> None:
+    _touch(
+        tmp_path, *(f"{label}/{kind}/{label}-1.png" for label in ("COVID", "Normal") for kind in ("images", "masks"))
+    )
+    _touch(tmp_path, "Normal/images/b.png", "Normal/images/b_mask.png", "Normal/images/unmasked.png", "COVID.xlsx")
+    folder = read_folder(tmp_path)
+    assert folder.class_names == ("normal", "COVID")
+    assert [record.name for record in folder.records] == [
+        "COVID/images/COVID-1.png",
+        "Normal/images/Normal-1.png",
+        "Normal/images/b.png",
+        "Normal/images/unmasked.png",
+    ]
+    assert _left_out(tmp_path) == {
+        "COVID/masks/COVID-1.png": "masks by their name",
+        "Normal/masks/Normal-1.png": "masks by their name",
+        "Normal/images/b_mask.png": "masks by their name",
+        "COVID.xlsx": "files that are not read as images",
+    }
+
+
+@pytest.mark.parametrize("name", ["masks", "lung_masks", "ManualMask", "Ground truth", "annotations"])
+def test_masks_beside_class_folders_are_refused(tmp_path: Path, name: str) -> None:
+    _touch(tmp_path, "normal/a.png", "tb/b.png", f"{name}/a.png")
+    with pytest.raises(DataError, match=f"{name} stands beside the class folders"):
+        read_folder(tmp_path)
+
+
+def test_montgomery_as_published_brings_its_masks(tmp_path: Path) -> None:
+    _touch(tmp_path, "CXR_png/MCUCXR_0001_0.png", "CXR_png/MCUCXR_0002_1.png", "ClinicalReadings/MCUCXR_0001_0.txt")
+    _touch(tmp_path, *(f"ManualMask/{side}Mask/MCUCXR_0001_0.png" for side in ("left", "right")))
+    folder = read_folder(tmp_path)
+    assert (folder.layout, len(folder.records)) == ("montgomery", 2)
+    assert _left_out(tmp_path) == {
+        "ManualMask/leftMask/MCUCXR_0001_0.png": "images that no record names",
+        "ManualMask/rightMask/MCUCXR_0001_0.png": "images that no record names",
+        "ClinicalReadings/MCUCXR_0001_0.txt": "files that are not read as images",
+    }
+
+
+def test_every_file_is_used_or_named(tmp_path: Path) -> None:
+    _touch(tmp_path, "normal/a.png", "tb/b.png", "loose.png", "normal/c.heic", "tb/.hidden.png")
+    _touch(tmp_path, "normal/Thumbs.db", "tb/.DS_Store", "tb/._b.png", "desktop.ini", "__MACOSX/x.png")
+    (tmp_path / "elsewhere").mkdir()
+    os.mkfifo(tmp_path / "tb" / "pipe.png")
+    (tmp_path / "tb" / "self").symlink_to(tmp_path / "tb")
+    assert _left_out(tmp_path) == {
+        "loose.png": "images outside the class folders",
+        "normal/c.heic": "files that are not read as images",
+        "tb/.hidden.png": "hidden files",
+        "tb/pipe.png": "pipes, sockets or devices",
+        "tb/self": "links to a folder that they lie in",
+    }
+
+
+def test_links_are_followed_and_broken_ones_named(tmp_path: Path) -> None:
+    data, other = tmp_path / "data", tmp_path / "other hospital"
+    _touch(data, "normal/a.png", "tb/b.png")
+    _touch(other, "c.png", "deep/d.png")
+    (data / "tb" / "linked").symlink_to(other)
+    (data / "tb" / "e.png").symlink_to(other / "c.png")
+    (data / "tb" / "gone.png").symlink_to(other / "gone.png")
+    (data / "normal" / "gone").symlink_to(other / "gone")
+    folder = read_folder(data)
+    assert [record.name for record in folder.records] == [
+        "normal/a.png", "tb/b.png", "tb/e.png", "tb/linked/c.png", "tb/linked/deep/d.png",
+    ]  # fmt: skip
+    assert [(problem.name, problem.kind) for problem in folder.problems] == [("tb/gone.png", "broken link")]
+    assert _left_out(data) == {"normal/gone": "links that lead nowhere"}
+
+
+def test_names_that_are_not_utf_8_are_told(tmp_path: Path) -> None:
+    _touch(tmp_path, "normal/a.png", "tb/b.png")
+    os.close(os.open(os.fsencode(tmp_path / "tb") + b"/Schr\xf6der.png", os.O_CREAT))
+    (problem,) = read_folder(tmp_path).problems
+    assert (problem.name, problem.kind) == ("tb/Schr\\xf6der.png", "file name")
+    assert "convmv" in problem.cure
+
+
+@pytest.mark.parametrize(
+    ("modality", "names", "unknown"),
+    [
+        ("xray", ("1", "2"), "2 cannot be told"),
+        ("fundus", ("1", "2", "3", "4", "5"), "5 cannot be told"),
+        ("fundus", ("no_dr", "mild", "worse"), "worse cannot be told"),
+        ("xray", ("0", "1", "pneumonia"), "pneumonia cannot be told"),
+    ],
+)
+def test_class_folders_whose_meaning_would_be_a_guess(
+    tmp_path: Path, modality: str, names: tuple[str, ...], unknown: str
+) -> None:
+    _touch(tmp_path, *(f"{name}/a.png" for name in names))
+    with pytest.raises(DataError, match=unknown) as caught:
+        read_folder(tmp_path, modality=modality)
+    assert "0 (" in str(caught.value)
+
+
+def test_grades_by_the_names_of_other_publishers(tmp_path: Path) -> None:
+    names = ["Healthy", "Mild DR", "moderate-npdr", "Severe DR", "Proliferate DR"]
+    _touch(tmp_path, *(f"{name}/a.png" for name in names))
+    labels = {record.name.split("/")[0]: record.label for record in read_records(tmp_path, modality=FUNDUS)}
+    assert labels == {name: grade for grade, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("normal", "tb", "covid"), ("normal", "tuberculosis", "covid")),
+        (("pneumonia", "NORMAL"), ("normal", "pneumonia")),
+        (("viral", "Bacterial", "tb"), ("Bacterial", "tuberculosis", "viral")),
+        (("a", "b", "c", "d"), ("a", "b", "c", "d")),
+    ],
+)
+@pytest.mark.parametrize("as_table", [False, True])
+def test_class_names_come_from_the_data(
+    tmp_path: Path, names: tuple[str, ...], expected: tuple[str, ...], as_table: bool
+) -> None:
+    _touch(tmp_path, *(f"{name}/a.png" for name in names))
+    if as_table:
+        _csv(tmp_path, "image,label\n" + "".join(f"{name}/a.png,{name}\n" for name in names))
+    folder = read_folder(tmp_path)
+    assert folder.class_names == expected
+    assert folder.problems == []
+    by_name = {record.name.split("/")[0].casefold(): record.label for record in folder.records}
+    assert [by_name[{"tuberculosis": "tb"}.get(name, name).casefold()] for name in expected] == [*range(len(expected))]
+
+
+def test_a_table_may_number_classes_that_it_names(tmp_path: Path) -> None:
+    rows = "image,label,label_name\na.png,0,pneumonia\nb.png,1,normal\nc.png,0,Pneumonia\n"
+    folder = read_folder(_csv(tmp_path, rows))
+    assert (folder.class_names, folder.problems) == (("Pneumonia", "normal"), [])
+    assert [record.label for record in folder.records] == [0, 1, 0]
+    folder = read_folder(_csv(tmp_path, rows + "d.png,1,pneumonia\n"))
+    assert "label mismatch" in {problem.kind for problem in folder.problems}
+
+
+def test_classes_that_networks_know_are_not_added_to(tmp_path: Path) -> None:
+    _csv(tmp_path, "image,label\na.png,normal\nb.png,pneumonia\n")
+    (problem,) = read_folder(tmp_path, modality=get_modality("xray").with_classes(("normal", "covid"))).problems
+    assert (problem.name, problem.kind) == ("b.png", "label out of range")
+
+
+@pytest.mark.parametrize("header", ["image,label,Label", "image,label,label ", "Image,image,label"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, header: str) -> None:
+    with pytest.raises(DataError, match="2 columns are called"):
+        read_folder(_csv(tmp_path, f"{header}\na.png,0,1\n"))
+
+
+def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 3 has 3 cells, the header 2"):
+        read_folder(_csv(tmp_path, "image,label\na.png,0\nb, c.png,1\n"))
+
+
+def test_a_table_with_semicolons_and_numbers_with_decimals(tmp_path: Path) -> None:
+    records = read_records(_csv(tmp_path, "image;label\na.png;0.0\nb.png;1.0\n"))
+    assert [record.label for record in records] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["PatientID", "Patient ID", "patient", "subject", "Subject_Id", "MRN", "PATIENT_NUMBER"]
+)
+def test_a_column_that_looks_like_the_patients_is_used_and_said(tmp_path: Path, name: str) -> None:
+    folder = read_folder(_csv(tmp_path, f"image,label,{name}\na.png,0,p\nb.png,1,p\nc.png,1,\n"))
+    assert [record.patient_id for record in folder.records] == ["p", "p", "c.png"]
+    assert [record.has_patient for record in folder.records] == [True, True, False]
+    assert folder.notes == [f"Column {name!r} of labels.csv is taken to say whose the images are."]
+
+
+def test_two_columns_that_look_like_the_patients(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'subject' and 'MRN' look like columns of patients"):
+        read_folder(_csv(tmp_path, "image,label,subject,MRN\na.png,0,p,q\n"))
+
+
+def test_eyepacs_with_endings_in_the_table(tmp_path: Path) -> None:
+    _touch(tmp_path, *(f"train/{name}.jpeg" for name in ("10_left", "10_right", "13_left")))
+    _table(tmp_path, "trainLabels.csv", "image,level\n10_left.jpeg,0\n10_right.jpeg,3\n13_left.jpeg,1\n")
+    folder = read_folder(tmp_path, modality=FUNDUS)
+    assert [(record.name, record.patient_id) for record in folder.records] == [
+        ("train/10_left.jpeg", "10"),
+        ("train/10_right.jpeg", "10"),
+        ("train/13_left.jpeg", "13"),
+    ]
+
+
+def test_names_are_found_whatever_their_capitals_and_accents(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "Schröder.png")
+    _touch(tmp_path, "a.PNG", decomposed, "Sub/B.JPEG")
+    _csv(tmp_path, f"image,label\na.png,0\n{unicodedata.normalize('NFC', decomposed)},1\nsub/b,0\n")
+    assert {record.name for record in read_records(tmp_path)} == {"a.PNG", decomposed, "Sub/B.JPEG"}
+    assert _left_out(tmp_path) == {}
+
+
+def test_a_name_in_another_folder_is_not_taken_for_it(tmp_path: Path) -> None:
+    _touch(tmp_path, "x/a.png")
+    (record,) = read_records(_csv(tmp_path, "image,label\ny/a,0\n"))
+    assert record.name == "y/a"
+
+
+def test_patients_by_a_pattern_in_names(tmp_path: Path) -> None:
+    names = ["NORMAL/IM-0001.jpeg", "PNEUMONIA/person1_bacteria_1.jpeg", "PNEUMONIA/person1_virus_2.jpeg"]
+    _touch(tmp_path, *(f"train/{name}" for name in names))
+    folder = read_folder(tmp_path, patient_pattern=r"person(\d+)_")
+    assert [record.patient_id for record in folder.records] == ["train/NORMAL/IM-0001.jpeg", "1", "1"]
+    assert [record.has_patient for record in folder.records] == [False, True, True]
+    by_folder = read_folder(tmp_path, patient_pattern=r"/(\w+)/[^/]*$").records
+    assert [record.patient_id for record in by_folder] == ["NORMAL", "PNEUMONIA", "PNEUMONIA"]
+    with pytest.raises(DataError, match="patient_pattern needs one group"):
+        read_folder(tmp_path, patient_pattern="person")
+
+
+def test_dicom_files_of_a_table_bring_their_patients(
+    tmp_path: Path, draw: Callable[..., NDArray[np.uint8]], write_dicom: Callable[..., object]
+) -> None:
+    for name, patient in (("a.dcm", "P1"), ("b.dcm", "P1"), ("c.dcm", ""), ("d.dcm", "P2")):
+        write_dicom(tmp_path / name, draw(), PatientID=patient)
+    _csv(tmp_path, "image,label,patient_id\na.dcm,0,\nb.dcm,1,\nc.dcm,1,\nd.dcm,1,own\n")
+    assert [record.patient_id for record in read_records(tmp_path)] == ["P1", "P1", "c.dcm", "own"]
