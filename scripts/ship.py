@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a trained set of weights into the bundle: models/<modality> with its licence, and models/model.pt with its JSON."""
+"""Puts a trained set of weights into the bundle: models/<modality> with its licence, and models/model.pt, too."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def train_gan(trainer: StyleGAN2Trainer, checkpoint: TrainingCheckpoint) -> None
         raise TrainingError("--total_kimg comes to no image. Give at least 0.001, which is one image.")
     checkpoint.attach(trainer)
     best = checkpoint.parts.get("best")
-    if isinstance(best, BestGenerator):
-        best.restore(trainer)
+    if isinstance(best, BestGenerator) and best.restore(trainer):
+        checkpoint.save()
     if trainer.is_finished:
         print(f"{checkpoint.path} is a finished run of {trainer.images_seen} images. Raise total_kimg to train on.")
     trainer.run()

@@ -97,7 +97,9 @@ def load_models(
         networks[name], infos[name] = load_weights(path, device, (*REQUIRED, *REQUIRED_OF.get(name, ())))
         problem = _role_problem(name, networks[name], infos[name])
         if problem:
-            raise WeightsError(f"{path} cannot be the {name}: {problem}. Copy the pair of files anew, or train it anew.")
+            raise WeightsError(
+                f"{path} cannot be the {name}: {problem}. Copy the pair of files anew, or train it anew."
+            )
     first = names[0]
     for name in names[1:]:
         for key, meaning in COMMON.items():

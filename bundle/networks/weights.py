@@ -198,8 +198,8 @@ def fill_network(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     source, info = load_weights(path)
     if type(source) is not type(network) or info["arguments"] != json.loads(json.dumps(network.arguments)):
         raise WeightsError(
-            f"{path} holds {_described(info)}, not {type(network).__name__}({shown(network.arguments, MOST_REPEATED)}). "
-            f"Name weights of that network, or give their modality."
+            f"{path} holds {_described(info)}, not {type(network).__name__}"
+            f"({shown(network.arguments, MOST_REPEATED)}). Name weights of that network, or give their modality."
         )
     network.load_state_dict(source.state_dict(), strict=True)
     return network
@@ -388,4 +388,6 @@ def _repeated(error: BaseException) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> WeightsError:
-    return WeightsError(f"{path} cannot be read ({error.strerror or 'input/output error'}). Copy the pair of files anew.")
+    return WeightsError(
+        f"{path} cannot be read ({error.strerror or 'input/output error'}). Copy the pair of files anew."
+    )
