@@ -21,6 +21,7 @@ from bundle.networks.model_set import load_models as load_models
 from bundle.networks.projected import ProjectedDiscriminator as ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator as Discriminator
 from bundle.networks.stylegan2 import Generator as Generator
+from bundle.networks.weights import fill_network as fill_network
 from bundle.tracking import ChildRuns as ChildRuns
 from bundle.tracking import Tracking as Tracking
 from bundle.tracking import tracking_uri as tracking_uri
@@ -35,7 +36,6 @@ from bundle.training.handlers import GanProgress as GanProgress
 from bundle.training.handlers import SampleGrid as SampleGrid
 from bundle.training.handlers import TrainingCheckpoint as TrainingCheckpoint
 from bundle.training.info import weights_info as weights_info
-from bundle.training.init_from import default_resolution as default_resolution
 from bundle.training.init_from import initialise_gan as initialise_gan
 from bundle.training.latent_guides import LatentGuideTrainer as LatentGuideTrainer
 from bundle.training.network_trainer import AutocastInferer as AutocastInferer
@@ -70,4 +70,5 @@ from scripts.latent_guides import LATENT_TEACHERS as LATENT_TEACHERS
 from scripts.latent_guides import train_latent_guides as train_latent_guides
 from scripts.options import check_options as check_options
 from scripts.score import score_models as score_models
+from scripts.training import default_resolution as default_resolution
 from scripts.training import train_gan as train_gan

@@ -155,10 +155,13 @@ def audit(engine: AuditEngine) -> None:
 def _misfit(folder: Path, data: ImageData) -> str | None:
     """Says why networks of a folder cannot audit a data set; None if they can."""
     for name in AUDIT_NETWORKS:
-        try:
-            info = read_info(folder / f"{name}.pt")
-        except WeightsError:
+        path = folder / f"{name}.pt"
+        if not path.exists() and not path.with_suffix(".json").exists():
             return f"there is no {name}"
+        try:
+            info = read_info(path, ("modality", "preprocessing", "seen"))
+        except WeightsError as error:
+            return str(error).removesuffix(".")
         for key, mine in {"modality": data.modality.name, "preprocessing": data.modality.preprocessing}.items():
             if info[key] != mine:
                 return f"{name} is for another {key}"
@@ -173,5 +176,8 @@ def _misfit(folder: Path, data: ImageData) -> str | None:
 
 
 def _load(folder: Path, device: str) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
-    pairs = {name: load_weights(folder / f"{name}.pt", device) for name in AUDIT_NETWORKS}
+    pairs = {name: load_weights(folder / f"{name}.pt", device, ("seen",)) for name in AUDIT_NETWORKS}
+    for name, (network, info) in pairs.items():
+        if not isinstance(network, AUDIT_NETWORKS[name]):
+            raise WeightsError(f"{folder / name}.pt holds a {info['network']}. Copy the audit's networks anew.")
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}

@@ -37,7 +37,7 @@ def print_recognition(data: ImageData, models_dir: str | Path) -> None:
     names = [name for name in ROLES if ROLES[name].identity]
     scores = {}
     for name in names:
-        network, info = load_weights(Path(models_dir) / f"{name}.pt")
+        network, info = load_weights(Path(models_dir) / f"{name}.pt", required=("split_sha256", "resolution"))
         if info["split_sha256"] != data.split_sha256 or info["resolution"] != data.resolution:
             raise WeightsError(
                 f"{Path(models_dir) / name}.pt was trained at {info['resolution']} px on the splits "

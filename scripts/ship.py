@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a trained set of weights into the bundle: models/<modality> with its licence, and models/model.pt."""
+"""Puts a trained set of weights into the bundle: models/<modality> with its licence, and models/model.pt, too."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from bundle.files import atomic_write, write_json
+from bundle.files import atomic_write
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, load_models
-from bundle.networks.weights import WeightsError
+from bundle.networks.weights import WeightsError, write_info
 from bundle.options import plain_errors
 from bundle.training.audit_networks import AUDIT_NETWORKS
 
@@ -30,7 +31,7 @@ def ship(source: Path, models: Path, licence: str, main: bool) -> None:
         source: folder of the trained set, the discriminator included.
         models: the bundle's folder of models; the set goes into its subfolder named after the modality.
         licence: of the weights, for their JSON.
-        main: whether models/model.pt becomes this generator.
+        main: whether models/model.pt becomes this generator, its JSON beside it.
 
     Raises:
         WeightsError: the set is incomplete, its parts do not belong together, or a file is too large.
@@ -41,15 +42,15 @@ def ship(source: Path, models: Path, licence: str, main: bool) -> None:
         raise WeightsError(f"{', '.join(large)} in {source} are above {MOST_BYTES} bytes. Train narrower networks.")
     target = models / infos["generator"]["modality"]
     for name in NETWORKS:
-        _copy(source / f"{name}.pt", target / f"{name}.pt")
-        write_json(target / f"{name}.json", {**infos[name], "licence": licence})
+        _ship_pair(source / f"{name}.pt", target / f"{name}.pt", {**infos[name], "licence": licence})
     if main:
-        _copy(source / "generator.pt", models / "model.pt")
+        _ship_pair(source / "generator.pt", models / "model.pt", {**infos["generator"], "licence": licence})
 
 
-def _copy(source: Path, target: Path) -> None:
+def _ship_pair(source: Path, target: Path, info: dict[str, Any]) -> None:
     with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
+    write_info(target, info)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

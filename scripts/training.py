@@ -4,10 +4,27 @@
 
 from __future__ import annotations
 
-from bundle.training.handlers import TrainingCheckpoint
+from bundle.options import plain_errors
+from bundle.training import init_from
+from bundle.training.handlers import BestGenerator, TrainingCheckpoint
+from bundle.training.network_trainer import TrainingError
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 
-__all__ = ["train_gan"]
+__all__ = ["default_resolution", "train_gan"]
+
+
+def default_resolution(generator: str | None) -> int:
+    """Returns `bundle.training.init_from.default_resolution`.
+
+    Args:
+        generator: a ``generator.pt`` that may or may not exist, its JSON beside it.
+
+    Raises:
+        SystemExit: with a message in one line, where the JSON is damaged. The resolution is an argument of
+            `check_options`, so that its error comes before that function shows errors so on the command line.
+    """
+    with plain_errors():
+        return init_from.default_resolution(generator)
 
 
 def train_gan(trainer: StyleGAN2Trainer, checkpoint: TrainingCheckpoint) -> None:
@@ -15,9 +32,20 @@ def train_gan(trainer: StyleGAN2Trainer, checkpoint: TrainingCheckpoint) -> None
 
     Args:
         trainer: the engine, with its handlers.
-        checkpoint: loaded before the first iteration.
+        checkpoint: loaded before the first iteration. Where its part ``best`` is a `BestGenerator`, weights that are
+            absent from the models folder, or damaged, are written again.
+
+    Raises:
+        TrainingError: there is nothing to train, because total_kimg comes to no image.
+        CheckpointError: the checkpoint is damaged, or of a run with other options.
+        UnsealedError: the run is finished, and an earlier version has written its weights.
     """
+    if trainer.state.max_epochs < 1:
+        raise TrainingError("--total_kimg comes to no image. Give at least 0.001, which is one image.")
     checkpoint.attach(trainer)
+    best = checkpoint.parts.get("best")
+    if isinstance(best, BestGenerator) and best.restore(trainer):
+        checkpoint.save()
     if trainer.is_finished:
         print(f"{checkpoint.path} is a finished run of {trainer.images_seen} images. Raise total_kimg to train on.")
     trainer.run()

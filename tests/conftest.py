@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
 
 from bundle.data import open_dataset
-from bundle.files import sha256_file, write_json
+from bundle.files import sha256_file
 from bundle.networks.guides import GateClassifier, Guide
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import save_weights
+from bundle.networks.weights import save_weights, write_info
 from tests.hospital import hospital as hospital
 from tests.hospital import hospital_data as hospital_data
 from tests.hospital import networks as networks
@@ -33,6 +34,12 @@ def cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def edit_info(path: Path, **changes: Any) -> None:
+    """Changes entries of the JSON beside weights as somebody does who computes its hash anew; None removes one."""
+    info = {**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), **changes}
+    write_info(path, {key: value for key, value in info.items() if value is not None})
 
 
 @pytest.fixture(scope="session")
@@ -146,8 +153,8 @@ def tiny_models(toy_models: Path, tiny_dataset: Path, tmp_path: Path) -> Path:
     """A copy of the toy networks, as if they had been trained on the images of tiny_dataset."""
     data = open_dataset(tiny_dataset, tmp_path, resolution=32)
     folder = Path(shutil.copytree(toy_models, tmp_path / "models"))
-    for path in folder.glob("*.json"):
-        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "split_sha256": data.split_sha256})
+    for path in folder.glob("*.pt"):
+        edit_info(path, split_sha256=data.split_sha256)
     return folder
 
 

@@ -110,6 +110,19 @@ def test_networks_that_do_not_fit_are_not_used(
     assert found["audit_embedding"]["sha256"] != load_weights(models_dir / "audit_embedding.pt")[1]["sha256"]
 
 
+def test_networks_that_were_touched_are_told_of(
+    data: ImageData, tiny_dataset: Path, bundle_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models_dir = bundle_root / "models" / "xray"
+    info = {"modality": "xray", "preprocessing": "crop_histogram", "seen": []}
+    for name, network in AUDIT_NETWORKS.items():
+        save_weights(network(1, side=32, widths=(4, 4), dimension=4), models_dir / f"{name}.pt", info)
+    path = models_dir / "audit_embedding.json"
+    path.write_text(path.read_text().replace("crop_histogram", "plain"))
+    find_networks(data, tiny_dataset, models_dir, bundle_root, tmp_path)
+    assert f"({path} was changed after it was written" in capsys.readouterr().out
+
+
 def run_audit(**options: Any) -> None:
     root = options.pop("bundle_root", ROOT)
     monai.bundle.run(

@@ -12,7 +12,7 @@ import pytest
 
 from bundle.networks.model_set import load_models
 from bundle.networks.stylegan2 import Discriminator
-from bundle.networks.weights import WeightsError, save_weights
+from bundle.networks.weights import WeightsError, read_info, save_weights
 from bundle.training.audit_networks import AUDIT_NETWORKS
 from scripts import ship
 
@@ -34,6 +34,7 @@ def test_whole_set_is_shipped_with_its_licence(trained: Path, tmp_path: Path) ->
     shipped = load_models(tmp_path / "models" / "xray", names=ship.NETWORKS)
     assert {info["licence"] for info in shipped.infos.values()} == {"research only"}
     assert (tmp_path / "models" / "model.pt").read_bytes() == (trained / "generator.pt").read_bytes()
+    assert read_info(tmp_path / "models" / "model.pt") == shipped.infos["generator"]
 
 
 def test_incomplete_set_is_refused_in_one_line(

@@ -22,9 +22,9 @@ from PIL import Image
 from bundle.data import get_modality
 from bundle.files import sha256_file
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import save_weights
+from bundle.networks.weights import WeightsError, read_info, save_weights
 from bundle.tracking import tracking_uri
-from tests.conftest import ROOT
+from tests.conftest import ROOT, cause
 
 METADATA = ROOT / "configs" / "metadata.json"
 INFERENCE = ROOT / "configs" / "inference.json"
@@ -85,6 +85,9 @@ def test_weights_and_the_licence_of_their_data_are_there(shipped: Path) -> None:
     assert (ROOT / "docs" / "data_license.txt").stat().st_size > 0
     assert (ROOT / "models" / "LICENSE").stat().st_size > 0
     assert sha256_file(shipped) == sha256_file(ROOT / "models" / "xray" / "generator.pt")
+    assert read_info(shipped) == read_info(ROOT / "models" / "xray" / "generator.pt")
+    for path in sorted(ROOT.glob("models/*/*.pt")):
+        assert read_info(path)["json_sha256"]
 
 
 def test_no_file_is_larger_than_the_zoo_takes() -> None:
@@ -204,6 +207,37 @@ def test_training_has_the_properties_of_a_training_workflow(name: str, tiny_data
     )
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("damage", ["edited", "other weights", "no json", "other network"])
+def test_inference_refuses_weights_that_are_not_as_they_were_written(
+    damage: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    json_path = model.with_suffix(".json")
+    if damage == "edited":
+        json_path.write_text(json_path.read_text().replace('"format": 1', '"format": 1, "licence": "free"'))
+    elif damage == "other weights":
+        state = torch.load(model, weights_only=True)
+        torch.save({key: value + 1 for key, value in state.items()}, model)
+    elif damage == "no json":
+        json_path.unlink()
+    else:
+        save_weights(Generator(32, z_dim=4, w_dim=4, channel_base=128, channel_max=4), model, {})
+    options: dict[str, Any] = {"checkpoint": str(model), "output_dir": str(tmp_path / "output"), "device": "cpu"}
+    with pytest.raises(RuntimeError) as caught:
+        run(config_file=str(INFERENCE), bundle_root=str(ROOT), n_images=1, **options)
+    error = cause(caught.value)
+    words = {
+        "edited": r"model\.json was changed after it was written",
+        "other weights": r"model\.pt is not the file that its JSON describes",
+        "no json": r"model\.json does not exist",
+        "other network": r"model\.pt holds Generator\(.*\), not Generator\(",
+    }
+    assert isinstance(error, WeightsError)
+    assert re.search(words[damage], str(error))
+    assert not (tmp_path / "output" / "samples").exists()
 
 
 def test_inference_writes_images_and_an_mlflow_run(

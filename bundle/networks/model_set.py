@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bundle.networks.latent_guides import LATENT_GUIDES
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import WeightsError, load_weights
 
@@ -28,6 +28,16 @@ COMMON = {
     "preprocessing": "another treatment of the images before training",
     "class_names": "other classes",
     "split_sha256": "another split of the data: patients held out from one network trained another",
+}
+
+# What every JSON of a set must say, and those of some networks besides.
+REQUIRED = ("modality", "resolution", "channels", "class_names", "split_sha256", "seed", "scores")
+REQUIRED_OF = {
+    "gate_identity": ("scores.threshold",),
+    "latent_identity": ("training.generator_sha256", "training.teacher_sha256", "cpu_seconds"),
+    "latent_class": ("training.generator_sha256", "training.teacher_sha256"),
+    "audit_embedding": ("seen",),
+    "audit_verifier": ("seen",),
 }
 
 
@@ -60,6 +70,10 @@ class ModelSet:
         """SHA-256 of the split file that all networks were trained with."""
         return str(self.infos["generator"]["split_sha256"])
 
+    def sha256(self) -> dict[str, str]:
+        """Returns for each network the hash of its JSON, which covers every entry and the hash of the weights."""
+        return {name: str(info["json_sha256"]) for name, info in self.infos.items()}
+
 
 def load_models(
     models_dir: str | os.PathLike[str],
@@ -74,11 +88,18 @@ def load_models(
         names: which; the first, as a rule the generator, is the one that the others are compared with.
 
     Raises:
-        WeightsError: one is missing or damaged, or two do not belong together.
+        WeightsError: one is missing or damaged, is no network for what its name says, or two do not belong together.
     """
-    networks, infos = {}, {}
+    networks: dict[str, nn.Module] = {}
+    infos: dict[str, dict[str, Any]] = {}
     for name in names:
-        networks[name], infos[name] = load_weights(Path(models_dir) / f"{name}.pt", device)
+        path = Path(models_dir) / f"{name}.pt"
+        networks[name], infos[name] = load_weights(path, device, (*REQUIRED, *REQUIRED_OF.get(name, ())))
+        problem = _role_problem(name, networks[name], infos[name])
+        if problem:
+            raise WeightsError(
+                f"{path} cannot be the {name}: {problem}. Copy the pair of files anew, or train it anew."
+            )
     first = names[0]
     for name in names[1:]:
         for key, meaning in COMMON.items():
@@ -95,3 +116,19 @@ def load_models(
                     f"configs/train_latent_guides.json."
                 )
     return ModelSet(networks, infos)
+
+
+def _role_problem(name: str, network: nn.Module, info: dict[str, Any]) -> str | None:
+    """Says why a network cannot do what its name says; None if it can."""
+    if (name == "generator") != isinstance(network, Generator) or (name in LATENT_GUIDES) != isinstance(
+        network, LatentGuide
+    ):
+        return f"it is a {info['network']}"
+    if name.endswith(("identity_guide", "class_guide", "_identity", "_class")):
+        wanted = "identity" in name
+        if (info["arguments"].get("identity") is True) != wanted:
+            return f"it does not tell {'patients' if wanted else 'classes'} apart"
+    threshold = info["scores"].get("threshold")
+    if name == "gate_identity" and not 0.0 < threshold <= 1.0:
+        return f"its threshold is {threshold}, not a probability in (0, 1]"
+    return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from bundle.networks.pretrained import TrunkUnavailable
 from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator
-from bundle.networks.weights import WeightsError, read_info
+from bundle.networks.weights import WeightsError, load_weights
 from bundle.training.init_from import discriminator_beside
 
 __all__ = ["DISCRIMINATORS", "new_discriminator"]
@@ -65,7 +65,7 @@ def new_discriminator(
 
 
 def _kind_of(path: Path) -> str:
-    network = read_info(path)["network"]
+    network = load_weights(path)[1]["network"]
     for kind, network_class in DISCRIMINATORS.items():
         if network_class.__name__ == network:
             return kind

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,17 +27,34 @@ from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_featu
 from bundle.metrics.lpips import lpips_model, mean_pairwise
 from bundle.networks.sampling import sample_images, sample_z
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import save_weights
+from bundle.networks.weights import UnsealedError, WeightsError, half_state, load_weights, save_weights
 from bundle.training.spread import calibrate_spread
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 
-__all__ = ["BestGenerator", "CheckpointError", "GanProgress", "SampleGrid", "TrainingCheckpoint", "fixed_latents"]
+__all__ = [
+    "BestGenerator",
+    "CheckpointError",
+    "GanProgress",
+    "SampleGrid",
+    "TrainingCheckpoint",
+    "differences",
+    "fixed_latents",
+]
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be gone on from with these options."""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns what differs between two trainings' settings, each by its name with both values."""
+    return [
+        f"{name} = {old.get(name)!r}, now it is {new.get(name)!r}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
 
 
 class TrainingCheckpoint:
@@ -82,20 +99,30 @@ class TrainingCheckpoint:
 
     def _load(self) -> None:
         try:
+            if not self.path.is_file():  # a pipe would be waited for without end
+                raise OSError(f"{self.path} is not a file")
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            settings = content["settings"]
+            settings = dict(content["settings"])
         except Exception as error:  # whatever a damaged file makes the unpickler raise
             raise CheckpointError(
                 f"{self.path} is not a readable checkpoint. Move it away to train from the start."
             ) from error
-        for name in sorted(set(settings) | set(self.settings)):
-            if settings.get(name) != self.settings.get(name):
-                raise CheckpointError(
-                    f"{self.path} was trained with {name} = {settings.get(name)!r}, now it is "
-                    f"{self.settings.get(name)!r}. Give the old value to go on, or another output_dir to start anew."
-                )
-        for name, part in self.parts.items():
-            part.load_training_state(content[name])
+        changed = differences(settings, self.settings)
+        if changed:
+            raise CheckpointError(
+                f"{self.path} was trained with {'; '.join(changed)}. Give the old value{'s'[: len(changed) - 1]} to go "
+                f"on, or another output_dir to start anew."
+            )
+        try:
+            for name, part in self.parts.items():
+                part.load_training_state(content[name])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, WeightsError):
+                raise
+            raise CheckpointError(
+                f"{self.path} does not hold the state of this training: it is damaged, or of another version of the "
+                f"bundle. Move it away to train from the start."
+            ) from error
 
     def _catch_signals(self, engine: Engine) -> None:
         def remember(number: int, frame: FrameType | None) -> None:
@@ -262,18 +289,66 @@ class BestGenerator:
         self._features: Tensor | None = None
         self._variety: list[float] | None = None
         self._unavailable = False
+        self._kept: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
         """Registers a measurement every ``interval_kimg`` and at the end."""
         every_kimg(engine, self.interval_kimg, self.measure)
 
     def training_state(self) -> dict[str, Any]:
-        """The best KID so far and the course of the measures."""
-        return {"best_kid": self.best_kid, "history": self.history}
+        """The best KID so far, the course of the measures, and the weights that were kept, as they were written."""
+        return {"best_kid": self.best_kid, "history": self.history, "kept": self._kept}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `training_state` returned."""
-        self.best_kid, self.history = state["best_kid"], state["history"]
+        """Takes over what `training_state` returned; an earlier version's checkpoint has no weights that were kept."""
+        self.best_kid, self.history, self._kept = state["best_kid"], state["history"], state.get("kept")
+
+    def restore(self, engine: StyleGAN2Trainer) -> bool:
+        """Writes weights again that a run which goes on, or is finished, has kept, if they are absent or damaged.
+
+        A checkpoint of an earlier version does not have them. Then the next measurement writes the weights that it
+        finds, as the first one of a run does; that of a finished run is made at once.
+
+        Args:
+            engine: stands where the checkpoint stood.
+
+        Returns:
+            Whether the weights were measured anew, so that the checkpoint does not have them yet.
+
+        Raises:
+            UnsealedError: the run is finished, and an earlier version has written the weights.
+        """
+        names = ("generator", "discriminator")
+        try:
+            for name in names:
+                load_weights(self.models_dir / f"{name}.pt")
+            return False
+        except UnsealedError:
+            if self._kept is None and not engine.is_finished:
+                return False  # whoever needs these weights is told how to seal them
+            if self._kept is None:
+                raise
+        except WeightsError:
+            if engine.state.iteration == 0:
+                return False
+        if self._kept is not None:
+            for name, network in zip(names, (engine.average, engine.discriminator), strict=True):
+                network = copy.deepcopy(network)
+                network.load_state_dict(self._kept[name], strict=True)
+                save_weights(network, self.models_dir / f"{name}.pt", self._kept["info"])
+            logger.warning(
+                "The weights in %s were absent or damaged; those of the checkpoint are back.", self.models_dir
+            )
+            return False
+        logger.warning(
+            "The weights in %s are absent or damaged, and the checkpoint of an earlier version does not have them: the "
+            "next ones that are measured take their place, better or not.",
+            self.models_dir,
+        )
+        self.best_kid = None
+        if engine.is_finished:
+            self.measure(engine)
+        return bool(engine.is_finished)
 
     def measure(self, engine: StyleGAN2Trainer) -> None:
         """Measures, and saves the weights if they are the best so far."""
@@ -336,3 +411,5 @@ class BestGenerator:
         info = {**self.info, "images_seen": engine.images_seen, "scores": scores}
         save_weights(generator, self.models_dir / "generator.pt", info)
         save_weights(engine.discriminator, self.models_dir / "discriminator.pt", info)
+        networks = {"generator": generator, "discriminator": engine.discriminator}
+        self._kept = {"info": info, **{name: half_state(network) for name, network in networks.items()}}

@@ -26,11 +26,14 @@ def default_resolution(generator: str | os.PathLike[str] | None) -> int:
         generator: a ``generator.pt`` that may or may not exist, its JSON beside it.
 
     Raises:
-        WeightsError: the JSON is not that of weights.
+        WeightsError: the JSON is absent or damaged, or not that of a generator.
     """
     if generator is None or not Path(generator).is_file():
         return DEFAULT_RESOLUTION
-    return int(read_info(generator)["arguments"]["resolution"])
+    info = read_info(generator, ("arguments.resolution",))
+    if info["network"] != Generator.__name__:
+        raise WeightsError(f"{generator} holds a {info['network']}, which is no generator. Name a generator.pt.")
+    return int(info["arguments"]["resolution"])
 
 
 def discriminator_beside(path: Path) -> Path:

@@ -23,9 +23,17 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from bundle.networks.precision import bf16_autocast
-from bundle.networks.weights import load_weights, save_weights
+from bundle.networks.weights import (
+    UnsealedError,
+    WeightsError,
+    half_state,
+    load_weights,
+    read_info,
+    save_weights,
+)
 from bundle.training.gradients import require_finite_gradients
-from bundle.training.handlers import TrainingCheckpoint
+from bundle.training.handlers import TrainingCheckpoint, differences
+from bundle.training.memory import tell_of_memory
 from bundle.training.seeds import stream_seed
 
 __all__ = [
@@ -143,7 +151,8 @@ class NetworkTrainer(SupervisedTrainer):
         prepare_batch: turns a batch of the dataset into the network's input and what is wanted of it.
         loss_function: of the network's output and what is wanted.
         settings: further options that must be the same when the run goes on.
-        output_dir: gets ``models/<name>.pt`` and ``.json``, and ``checkpoints/<name>.pt`` meanwhile.
+        output_dir: gets ``models/<name>.pt`` and ``.json``, and ``checkpoints/<name>.pt``, which in the end holds the
+            finished weights alone: should those in ``models`` be deleted or damaged, they are written again.
         device: where to train.
         max_epochs: passes over the training images.
         learning_rate: the highest of the one-cycle schedule (Smith and Topin, 2018).
@@ -155,7 +164,10 @@ class NetworkTrainer(SupervisedTrainer):
         collate_fn: puts a batch together, see `torch.utils.data.DataLoader`; None stacks its items.
 
     Raises:
-        TrainingError: the weights of another training are in the way.
+        TrainingError: the weights of another training are in the way, or damaged ones that no checkpoint has.
+        UnsealedError: the weights are there, written by an earlier version.
+        CheckpointError: the checkpoint is damaged, or of a training with other options.
+        TooLittleMemory: by `run`.
         DivergedError: by `run`, in the iteration in which a gradient is no longer finite.
     """
 
@@ -235,9 +247,14 @@ class NetworkTrainer(SupervisedTrainer):
         self.add_event_handler(
             IterationEvents.BACKWARD_COMPLETED, lambda: require_finite_gradients(network, name, self.state.iteration)
         )
-        self.is_saved = self._check_saved()
+        self.is_saved = False
+        damage = self._find_saved()
         if not self.is_saved:
             self.checkpoint.attach(self)
+        if damage is not None and not self.is_saved:
+            raise TrainingError(
+                f"{damage} Or remove {self.weights_path.with_suffix('.json')} to train the network anew."
+            ) from damage
 
     def measure(self) -> dict[str, Any]:
         """Calibrates and measures the trained network, which is in evaluation mode.
@@ -267,13 +284,16 @@ class NetworkTrainer(SupervisedTrainer):
             print(f"{self.weights_path} is complete and as it was written. Nothing to train.")
             return
         if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
-            super().run()
+            with tell_of_memory(self.name):
+                super().run()
         if not self.is_saved:  # killed between its last checkpoint and its weights
             self.save()
-        self.checkpoint.path.unlink(missing_ok=True)
+            self.checkpoint.save()
 
     def training_state(self) -> dict[str, Any]:
-        """All that a run needs to go on bit for bit; tensors and plain values only."""
+        """All that a run needs to go on bit for bit, or the finished weights; tensors and plain values only."""
+        if self.is_saved:
+            return {"saved": {"network": half_state(self.network), "info": read_info(self.weights_path)}}
         return {
             "iteration": self.state.iteration,
             "network": self.network.state_dict(),
@@ -282,7 +302,13 @@ class NetworkTrainer(SupervisedTrainer):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `training_state` returned."""
+        """Takes over what `training_state` returned; finished weights are written again."""
+        if "saved" in state:
+            self.network.load_state_dict(state["saved"]["network"], strict=True)
+            save_weights(self.network, self.weights_path, state["saved"]["info"])
+            self.is_saved = True
+            print(f"{self.weights_path} was absent or damaged; {self.checkpoint.path} had it.")
+            return
         self.network.load_state_dict(state["network"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -310,18 +336,25 @@ class NetworkTrainer(SupervisedTrainer):
         scores: dict[str, Any] = found["scores"]
         return scores
 
-    def _check_saved(self) -> bool:
-        if not self.weights_path.with_suffix(".json").exists():
-            return False
-        _, info = load_weights(self.weights_path)
+    def _find_saved(self) -> WeightsError | None:
+        """Checks the weights that are there, if any; returns what damage they have."""
+        if not os.path.lexists(self.weights_path.with_suffix(".json")):
+            return None
+        try:
+            _, info = load_weights(self.weights_path)
+        except UnsealedError:
+            raise
+        except WeightsError as error:
+            return error
         settings = info.get("training", {})
-        for key, value in self.settings.items():
-            if settings.get(key) != value:
-                raise TrainingError(
-                    f"{self.weights_path} was trained with {key} = {settings.get(key)!r}, now it is {value!r}. "
-                    "Give the old value, or another output_dir."
-                )
-        return True
+        changed = differences({key: settings.get(key) for key in self.settings}, self.settings)
+        if changed:
+            raise TrainingError(
+                f"{self.weights_path} was trained with {'; '.join(changed)}. "
+                f"Give the old value{'s'[: len(changed) - 1]}, or another output_dir."
+            )
+        self.is_saved = True
+        return None
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         torch.manual_seed(stream_seed(self.own_seed, STEP, self.state.iteration))

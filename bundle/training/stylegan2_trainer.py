@@ -25,6 +25,7 @@ from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.training.augment import AdaptiveAugment
 from bundle.training.gradients import require_finite_gradients
 from bundle.training.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
+from bundle.training.memory import tell_of_memory
 from bundle.training.seeds import stream_seed
 from bundle.training.variety import VarietyLoss
 
@@ -143,6 +144,7 @@ class StyleGAN2Trainer(Trainer):
     Raises:
         TypeError: the loader draws its batches otherwise, so that the run could not be resumed; or variety is asked for
             and the discriminator has no frozen features.
+        TooLittleMemory: by `run`.
         DivergedError: by `run`, in the iteration in which a gradient is no longer finite.
     """
 
@@ -215,7 +217,8 @@ class StyleGAN2Trainer(Trainer):
     def run(self) -> None:  # type: ignore[override]
         """Trains to the last epoch, from wherever the state stands."""
         if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
-            super().run()
+            with tell_of_memory("the GAN"):
+                super().run()
 
     def training_state(self) -> dict[str, Any]:
         """All that a run needs to go on bit for bit; tensors and plain values only."""

@@ -2,26 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import COMMON, GENERATION_NETWORKS, load_models
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import WeightsError
+from bundle.networks.weights import WeightsError, load_weights, read_info, save_weights
+from tests.conftest import edit_info
 
 
 @pytest.fixture
 def models_dir(toy_models: Path, tmp_path: Path) -> Path:
     """A copy that a test may spoil."""
     return Path(shutil.copytree(toy_models, tmp_path / "models"))
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_whole_set_loads(toy_models: Path) -> None:
@@ -58,11 +55,12 @@ def test_missing_network_is_named(models_dir: Path, name: str) -> None:
     ],
 )
 def test_networks_that_do_not_belong_together_are_refused(models_dir: Path, key: str, other: Any) -> None:
-    edit_json(models_dir / "gate_class.json", **{key: other})
+    # Whose JSON says channels and classes only in words: what its arguments say as well is held against them before.
+    edit_info(models_dir / "latent_identity.pt", **{key: other})
     with pytest.raises(WeightsError) as caught:
-        load_models(models_dir)
+        load_models(models_dir, names=(*GENERATION_NETWORKS, "latent_identity"))
     message = str(caught.value)
-    assert message.startswith(f"{models_dir}: gate_class and generator do not belong together: {key} differs")
+    assert message.startswith(f"{models_dir}: latent_identity and generator do not belong together: {key} differs")
     assert COMMON[key] in message
     assert "Train all networks on one dataset_dir" in message
 
@@ -78,7 +76,65 @@ def test_damaged_network_is_named(models_dir: Path) -> None:
 def test_students_of_other_networks_are_refused(models_dir: Path, key: str, original: str) -> None:
     names = (*GENERATION_NETWORKS, "latent_identity", "latent_class")
     assert tuple(load_models(models_dir, names=names).networks) == names
-    path = models_dir / "latent_identity.json"
-    edit_json(path, training={**json.loads(path.read_text())["training"], key: "0" * 64})
+    path = models_dir / "latent_identity.pt"
+    edit_info(path, training={**read_info(path)["training"], key: "0" * 64})
     with pytest.raises(WeightsError, match=f"latent_identity was not distilled from this {original}"):
         load_models(models_dir, names=names)
+
+
+def test_hashes_of_a_set_cover_what_its_jsons_say(models_dir: Path) -> None:
+    before = load_models(models_dir).sha256()
+    assert tuple(before) == GENERATION_NETWORKS
+    edit_info(models_dir / "gate_identity.pt", scores={"threshold": 0.5})
+    after = load_models(models_dir).sha256()
+    assert {name for name in before if before[name] != after[name]} == {"gate_identity"}
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("generator", "scores"),
+        ("generator", "seed"),
+        ("class_guide", "class_names"),
+        ("class_guide", "modality"),
+        ("latent_class", "training"),
+        ("latent_identity", "cpu_seconds"),
+    ],
+)
+def test_missing_entry_is_named(models_dir: Path, name: str, entry: str) -> None:
+    edit_info(models_dir / f"{name}.pt", **{entry: None})
+    with pytest.raises(WeightsError, match=rf"{name}\.json cannot be used: {entry}[a-z0-9_., ]* is missing"):
+        load_models(models_dir, names=(*GENERATION_NETWORKS, *LATENT_GUIDES))
+
+
+def test_gate_without_a_threshold_is_refused(models_dir: Path) -> None:
+    for scores in ({}, {"threshold": None}):
+        edit_info(models_dir / "gate_identity.pt", scores=scores)
+        with pytest.raises(WeightsError, match=r"gate_identity\.json cannot be used: scores\.threshold is"):
+            load_models(models_dir)
+
+
+@pytest.mark.parametrize("threshold", [0, -0.1, 1.5, 10**400])
+def test_threshold_is_a_probability(models_dir: Path, threshold: float) -> None:
+    edit_info(models_dir / "gate_identity.pt", scores={"threshold": threshold})
+    with pytest.raises(WeightsError, match=r"gate_identity\.pt cannot be the gate_identity: its threshold is"):
+        load_models(models_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "words"),
+    [
+        ("generator", "class_guide", "it is a Guide"),
+        ("gate_class", "generator", "it is a Generator"),
+        ("class_guide", "latent_class", "it is a LatentGuide"),
+        ("latent_class", "class_guide", "it is a Guide"),
+        ("gate_class", "gate_identity", "it does not tell classes apart"),
+        ("identity_guide", "class_guide", "it does not tell patients apart"),
+    ],
+)
+def test_network_of_another_role_is_refused(models_dir: Path, name: str, other: str, words: str) -> None:
+    network, info = load_weights(models_dir / f"{other}.pt")
+    training = {"generator_sha256": "0" * 64, "teacher_sha256": "0" * 64}
+    save_weights(network, models_dir / f"{name}.pt", {**info, "training": training})
+    with pytest.raises(WeightsError, match=rf"{name}\.pt cannot be the {name}: {words}"):
+        load_models(models_dir, names=(*GENERATION_NETWORKS, "latent_class"))

@@ -89,3 +89,10 @@ def test_a_projected_discriminator_goes_on_at_a_higher_resolution(tmp_path: Path
     assert torch.equal(target.trunk.stem.weight, stem)
     with pytest.raises(WeightsError, match="cannot start ProjectedDiscriminator"):
         initialise_gan(generator, ProjectedDiscriminator(side=128, channels=4), init_from)
+
+
+def test_damaged_discriminator_is_told_before_anything_is_downloaded(tmp_path: Path, offline: None) -> None:
+    init_from = save_gan(tmp_path, ProjectedDiscriminator())
+    (tmp_path / "discriminator.pt").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"discriminator\.pt is not the file that its JSON describes"):
+        new_discriminator("auto", 32, 1, 2, None, init_from)

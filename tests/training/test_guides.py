@@ -25,7 +25,7 @@ from bundle.metrics.recognition import (
     recognition_threshold,
 )
 from bundle.networks.guides import Guide, NobodyHead
-from bundle.networks.weights import WeightsError, load_weights
+from bundle.networks.weights import UnsealedError, load_weights
 from bundle.training.classifier_augment import GUIDE_CHANGES
 from bundle.training.gradients import DivergedError
 from bundle.training.guides import (
@@ -37,6 +37,7 @@ from bundle.training.guides import (
     new_classifier,
 )
 from bundle.training.handlers import CheckpointError
+from bundle.training.memory import TooLittleMemory
 from bundle.training.network_trainer import TrainingError
 from tests.training.conftest import KillAt, Killed
 
@@ -113,7 +114,9 @@ def test_resumed_run_gives_the_same_bits(name: str, data: ImageData, tmp_path: P
     assert first[1]["scores"] == again[1]["scores"]
     for key, value in first[0].state_dict().items():
         assert torch.equal(value, again[0].state_dict()[key]), key
-    assert not (tmp_path / "killed" / "checkpoints" / f"{name}.pt").exists()
+    # All that is left of the checkpoint are the finished weights.
+    kept = torch.load(tmp_path / "killed" / "checkpoints" / f"{name}.pt", weights_only=True)["trainer"]
+    assert set(kept) == {"saved"}
 
 
 def test_gradient_that_is_no_number_ends_a_run_that_can_still_go_on(data: ImageData, tmp_path: Path) -> None:
@@ -158,9 +161,86 @@ def test_finished_classifier_is_checked_and_not_trained_again(data: ImageData, t
     assert path.stat().st_mtime_ns == before
     with pytest.raises(TrainingError, match=r"max_epochs = 1, now it is 3.*another output_dir"):
         make_trainer(data, tmp_path, max_epochs=3)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(WeightsError, match="SHA-256"):
+    with pytest.raises(
+        TrainingError, match=r"learning_rate = 0\.002, now it is 0\.1; max_epochs = 1, now it is 3\. .*values"
+    ):
+        make_trainer(data, tmp_path, max_epochs=3, learning_rate=0.1)
+
+
+def spoil(path: Path, damage: str) -> None:
+    """Damages a pair of files."""
+    json_path = path.with_suffix(".json")
+    if damage in ("both deleted", "weights deleted"):
+        path.unlink()
+    if damage in ("both deleted", "json deleted"):
+        json_path.unlink()
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    if damage == "edited":
+        json_path.write_text(json_path.read_text().replace('"threshold": ', '"threshold": 0.1'))
+    if damage == "not json":
+        json_path.write_text("[")
+
+
+DAMAGES = ["both deleted", "weights deleted", "json deleted", "truncated", "edited", "not json"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_weights_of_a_finished_training_come_back_from_its_checkpoint(
+    damage: str, data: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_trainer(data, tmp_path, max_epochs=1).run()
+    path = tmp_path / "models" / "gate_identity.pt"
+    before = {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".pt", ".json")}
+    spoil(path, damage)
+    make_trainer(data, tmp_path, max_epochs=1, train_handlers=[KillAt(1)]).run()
+    shown = capsys.readouterr().out
+    assert f"{path} was absent or damaged; {tmp_path / 'checkpoints' / 'gate_identity.pt'} had it." in shown
+    assert {suffix: path.with_suffix(suffix).read_bytes() for suffix in before} == before
+
+
+def test_damaged_weights_that_no_checkpoint_has_are_told_with_the_cure(data: ImageData, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path, max_epochs=1).run()
+    (tmp_path / "checkpoints" / "gate_identity.pt").unlink()
+    path = tmp_path / "models" / "gate_identity.pt"
+    spoil(path, "truncated")
+    with pytest.raises(TrainingError, match=r"SHA-256.* Or remove .*gate_identity\.json to train the network anew"):
         make_trainer(data, tmp_path, max_epochs=1)
+    path.with_suffix(".json").unlink()
+    make_trainer(data, tmp_path, max_epochs=1).run()
+    load_weights(path)
+
+
+def test_weights_of_an_earlier_version_are_not_trained_over(data: ImageData, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path, max_epochs=1).run()
+    path = tmp_path / "models" / "gate_identity.json"
+    info = json.loads(path.read_text())
+    del info["json_sha256"]
+    path.write_text(json.dumps(info))
+    with pytest.raises(UnsealedError, match=r"scripts\.seal"):
+        make_trainer(data, tmp_path, max_epochs=1)
+
+
+def test_finished_weights_of_other_options_are_not_restored(data: ImageData, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path, max_epochs=1).run()
+    spoil(tmp_path / "models" / "gate_identity.pt", "both deleted")
+    with pytest.raises(
+        CheckpointError, match=r"learning_rate = 0\.002, now it is 0\.001\. Give the old value to go on"
+    ):
+        make_trainer(data, tmp_path, max_epochs=1, learning_rate=1e-3)
+
+
+def test_lack_of_memory_is_told_with_the_cure(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    trainer = make_trainer(data, tmp_path)
+    monkeypatch.setattr(trainer, "_iteration", no_memory)
+    trainer._process_function = no_memory  # what Ignite calls
+    with pytest.raises(TooLittleMemory) as caught:
+        trainer.run()
+    assert str(caught.value).startswith("The training of gate_identity ran out of memory. Give a smaller batch_size")
+    assert "\n" not in str(caught.value)
 
 
 def test_checkpoint_of_other_options_is_refused(data: ImageData, tmp_path: Path) -> None:

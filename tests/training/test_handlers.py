@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import Tensor
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, mean_pairwise
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import load_weights
+from bundle.networks.weights import UnsealedError, load_weights
 from bundle.training import handlers
 from bundle.training.handlers import (
     BestGenerator,
@@ -30,8 +32,11 @@ from bundle.training.handlers import (
     every_kimg,
     fixed_latents,
 )
+from bundle.training.memory import TooLittleMemory
+from bundle.training.network_trainer import TrainingError
 from bundle.training.spread import SPREADS
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
+from scripts.training import train_gan
 from tests.training.conftest import NewTrainer
 
 SETTINGS = {"seed": 0, "resolution": 32}
@@ -162,6 +167,44 @@ def test_damaged_checkpoint_is_named(new_trainer: NewTrainer, path: Path, conten
     checkpoint(trainer, path).save()
     path.write_bytes(path.read_bytes()[:-500] if content is None else content)
     with pytest.raises(CheckpointError, match=r"gan\.pt is not a readable checkpoint\. Move it away"):
+        checkpoint(trainer, path).attach(trainer)
+
+
+def test_all_changed_settings_are_named_with_both_values(new_trainer: NewTrainer, path: Path) -> None:
+    trainer = new_trainer(max_epochs=1, epoch_length=1)
+    checkpoint(trainer, path).save()
+    words = r"resolution = 32, now it is 64; seed = 0, now it is 1\. Give the old values to go on"
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint(trainer, path, seed=1, resolution=64).attach(trainer)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1],
+        {},
+        {"settings": 3},
+        {"settings": SETTINGS},
+        {"settings": SETTINGS, "trainer": {}},
+        {"settings": SETTINGS, "trainer": [1]},
+        {"settings": SETTINGS, "trainer": {"generator": {"a": torch.ones(1)}}},
+    ],
+)
+def test_checkpoint_of_something_else_is_named(new_trainer: NewTrainer, path: Path, content: Any) -> None:
+    path.parent.mkdir()
+    torch.save(content, path)
+    trainer = new_trainer(max_epochs=1, epoch_length=1)
+    with pytest.raises(CheckpointError, match=r"gan\.pt .* Move it away to train from the start") as caught:
+        checkpoint(trainer, path).attach(trainer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_not_a_file_is_no_checkpoint(new_trainer: NewTrainer, path: Path, make: Any) -> None:
+    path.parent.mkdir()
+    make(path)
+    trainer = new_trainer(max_epochs=1, epoch_length=1)
+    with pytest.raises(CheckpointError, match=r"gan\.pt is not a readable checkpoint"):
         checkpoint(trainer, path).attach(trainer)
 
 
@@ -377,3 +420,120 @@ def test_too_few_images_to_measure_are_warned_of(
         trainer.run()
     assert "val" in caplog.text
     assert (tmp_path / "generator.pt").is_file()
+
+
+# Weights that were deleted or damaged come back.
+
+
+def pairs(models_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in models_dir.iterdir()}
+
+
+def run_to_the_end(new_trainer: NewTrainer, path: Path, models_dir: Path, max_epochs: int = 2) -> StyleGAN2Trainer:
+    """Runs a training by the function that the configurations call, from its checkpoint if there is one."""
+    trainer = new_trainer(max_epochs=max_epochs)
+    handler = best(models_dir)
+    handler.attach(trainer)
+    train_gan(trainer, TrainingCheckpoint(path, SETTINGS, {"trainer": trainer, "best": handler}, 3))
+    return trainer
+
+
+@pytest.fixture
+def falling_then_rising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KID of 0.1 first and more at every later measurement: the best weights are not the last ones."""
+    values = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    monkeypatch.setattr(handlers, "squeezenet_features", pooled)
+    monkeypatch.setattr(handlers, "kid", lambda *features: next(values))
+
+
+@pytest.mark.usefixtures("as_it_is", "falling_then_rising")
+@pytest.mark.parametrize("damage", ["all", "generator.pt", "generator.json", "discriminator.pt", "edited", "truncated"])
+@pytest.mark.parametrize("max_epochs", [2, 3])
+def test_best_weights_come_back_from_the_checkpoint(
+    damage: str, max_epochs: int, new_trainer: NewTrainer, path: Path, tmp_path: Path
+) -> None:
+    models_dir = tmp_path / "models"
+    run_to_the_end(new_trainer, path, models_dir)
+    before = pairs(models_dir)
+    if damage == "edited":
+        text = (models_dir / "generator.json").read_text()
+        (models_dir / "generator.json").write_text(text.replace('"a"', '"c"'))
+    elif damage == "truncated":
+        (models_dir / "generator.pt").write_bytes(before["generator.pt"][:-10])
+    else:
+        for name in before:
+            if damage in ("all", name):
+                (models_dir / name).unlink()
+    run_to_the_end(new_trainer, path, models_dir, max_epochs)
+    assert pairs(models_dir) == before
+
+
+def without_kept_weights(path: Path) -> None:
+    """Makes a checkpoint what an earlier version would have written."""
+    content = torch.load(path, weights_only=True)
+    del content["best"]["kept"]
+    torch.save(content, path)
+
+
+@pytest.mark.usefixtures("as_it_is", "falling_then_rising")
+def test_checkpoint_of_an_earlier_version_is_gone_on_with(
+    new_trainer: NewTrainer, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models_dir = tmp_path / "models"
+    run_to_the_end(new_trainer, path, models_dir)
+    before = pairs(models_dir)
+    without_kept_weights(path)
+    run_to_the_end(new_trainer, path, models_dir, 3)
+    assert pairs(models_dir) == before
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("as_it_is", "falling_then_rising")
+@pytest.mark.parametrize("max_epochs", [2, 3])
+def test_without_kept_weights_the_next_ones_take_their_place_with_a_warning(
+    max_epochs: int, new_trainer: NewTrainer, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models_dir = tmp_path / "models"
+    run_to_the_end(new_trainer, path, models_dir)
+    (models_dir / "generator.pt").unlink()
+    without_kept_weights(path)
+    run_to_the_end(new_trainer, path, models_dir, max_epochs)
+    assert "the checkpoint of an earlier version does not have them" in caplog.text
+    assert load_weights(models_dir / "generator.pt")[1]["images_seen"] == (24 if max_epochs == 2 else 24 + 12)
+    before = pairs(models_dir)
+    (models_dir / "generator.pt").unlink()
+    run_to_the_end(new_trainer, path, models_dir, max_epochs)
+    assert pairs(models_dir) == before
+
+
+@pytest.mark.usefixtures("as_it_is", "falling_then_rising")
+def test_weights_of_an_earlier_version_are_left_to_be_sealed(
+    new_trainer: NewTrainer, path: Path, tmp_path: Path
+) -> None:
+    models_dir = tmp_path / "models"
+    run_to_the_end(new_trainer, path, models_dir)
+    without_kept_weights(path)
+    for name in ("generator.json", "discriminator.json"):
+        info = json.loads((models_dir / name).read_text())
+        del info["json_sha256"]
+        (models_dir / name).write_text(json.dumps(info))
+    before = pairs(models_dir)
+    with pytest.raises(UnsealedError, match=r"scripts\.seal"):
+        run_to_the_end(new_trainer, path, models_dir)
+    run_to_the_end(new_trainer, path, models_dir, 3)
+    assert pairs(models_dir) == before
+
+
+def test_training_of_no_image_is_refused(new_trainer: NewTrainer, path: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="--total_kimg comes to no image"):
+        run_to_the_end(new_trainer, path, tmp_path / "models", max_epochs=0)
+    assert not path.exists()
+
+
+def test_lack_of_memory_is_told_with_the_cure(new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(StyleGAN2Trainer, "_train_generator", no_memory)
+    with pytest.raises(TooLittleMemory, match=r"The training of the GAN ran out of memory\. Give a smaller batch_size"):
+        new_trainer().run()

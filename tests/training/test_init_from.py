@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 
+from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.networks.weights import WeightsError, save_weights
 from bundle.training.init_from import DEFAULT_RESOLUTION, default_resolution, initialise_gan
@@ -50,6 +53,31 @@ def test_the_resolution_is_that_of_the_weights_to_start_from(source: Path, tmp_p
     source.with_suffix(".json").write_text("[]")
     with pytest.raises(WeightsError, match="format"):
         default_resolution(source)
+
+
+def test_the_resolution_of_something_else_than_a_generator_is_refused(source: Path) -> None:
+    with pytest.raises(WeightsError, match=r"discriminator\.pt holds a Discriminator, which is no generator"):
+        default_resolution(source.with_name("discriminator.pt"))
+    network = ProjectedDiscriminator(1, 2)
+    save_weights(network, source, {})
+    with pytest.raises(WeightsError, match=r"generator\.json cannot be used: arguments\.resolution is missing"):
+        default_resolution(source)
+
+
+@pytest.mark.parametrize("damage", ["edited", "deleted"])
+def test_damaged_start_is_told_in_one_line_on_the_command_line(source: Path, damage: str, tiny_dataset: Path) -> None:
+    json_path = source.with_suffix(".json")
+    if damage == "edited":
+        json_path.write_text(json_path.read_text().replace('"z_dim": 4', '"z_dim": 5'))
+    else:
+        json_path.unlink()
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train_gan.json"]
+    options = ["--init_from", str(source), "--dataset_dir", str(tiny_dataset), "--output_dir", str(source.parent / "o")]
+    ended = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    words = {"edited": "was changed after it was written", "deleted": "does not exist"}[damage]
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"error: {json_path} {words}")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["train_gan", "train_guides"])

@@ -1,0 +1,58 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Adds to the JSONs of weights from an earlier version the hash over themselves that this version demands.
+
+The hash vouches for the files as they are now: compare what is printed with what you know of the training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundle.networks.weights import WeightsError, seal_weights
+from bundle.options import plain_errors
+
+__all__ = ["seal"]
+
+
+def seal(folder: Path) -> list[str]:
+    """Adds the hash to every pair of a folder that has none; everything else about a pair is checked first.
+
+    Args:
+        folder: of the pairs of ``.pt`` and ``.json``.
+
+    Returns:
+        One line for each pair: what its JSON says.
+
+    Raises:
+        WeightsError: the folder holds no weights, or a pair is damaged; those before it are sealed.
+    """
+    paths = sorted(path.with_suffix(".pt") for path in folder.glob("*.json") if not path.name.startswith("."))
+    if not paths:
+        raise WeightsError(f"{folder} holds no weights. Name the models folder of a training.")
+    lines = []
+    for path in paths:
+        info, is_new = seal_weights(path)
+        said = {key: info[key] for key in ("modality", "resolution", "class_names") if key in info}
+        said |= {key: info["scores"][key] for key in ("threshold",) if key in info.get("scores", {})}
+        facts = ", ".join(f"{key} {value}" for key, value in said.items())
+        lines.append(f"{path.stem}: {'sealed' if is_new else 'was sealed'}; {info['network']}, {facts}")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        arguments: of it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m scripts.seal", description=__doc__)
+    parser.add_argument("folder", type=Path, help="models folder of a training by an earlier version")
+    with plain_errors():
+        print("\n".join(seal(parser.parse_args(arguments).folder)))
+
+
+if __name__ == "__main__":
+    main()
