@@ -99,7 +99,8 @@ def test_folder_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any]
     ) as caught:
         ledger(tmp_path, **change)
     assert str(caught.value).startswith(str(tmp_path))
-    assert json.loads((tmp_path / "private" / "walk" / "settings.json").read_text()) == SETTINGS
+    kept = json.loads((tmp_path / "private" / "walk" / "settings.json").read_text())
+    assert kept == {**SETTINGS, "settings_sha256": kept["settings_sha256"]}
     assert len(list(tmp_path.rglob("pair_*.pt"))) == 1
 
 
