@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 PRIVATE = "private"
 # Names of temporary files: the target's, the machine, and what mkstemp makes up.
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-_TEMPORARY = re.compile(r"\..+-(?:(?P<machine>[0-9a-f]{6})-)?[a-z0-9_]{8}\.tmp(?:\..+)?", re.DOTALL)
+_TEMPORARY = re.compile(r"\..+?-(?:(?P<machine>[0-9a-f]{6})-)?[a-z0-9_]{8}\.tmp(?:\..+)?", re.DOTALL)
 # Locks of another machine may be invisible from here; nothing is written for longer than this.
 ABANDONED_AFTER_S = 86400.0
 # What file systems answer that know no fsync of folders, or no locks.

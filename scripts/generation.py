@@ -516,8 +516,8 @@ def _announce(ledger: WalkLedger, models: ModelSet, output_dir: Path) -> None:
     size = paths * ledger.n_points * (pixels + 8 * models.generator.w_dim) + 0.7 * wanted * pixels
     free = shutil.disk_usage(output_dir).free
     print(
-        f"{wanted} images of {info['resolution']} x {info['resolution']} pixels, of which {done} are walked. The rest: at "
-        f"least {paths} paths of {ledger.n_points} points; {file_size(size)} on a disk with {file_size(free)} free.",
+        f"{wanted} images of {info['resolution']} x {info['resolution']} pixels, of which {done} are walked. The rest: "
+        f"at least {paths} paths of {ledger.n_points} points; {file_size(size)} on a disk with {file_size(free)} free.",
         flush=True,
     )
     if size > free:

@@ -33,7 +33,8 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
     )
     return f"""# Datasheet of a synthetic cohort
 
-{options["n_images"]} synthetic {markdown_text(str(manifest["modality"]))} images of {side} x {side} pixels, 8 bits, with a class label each. No image is a photograph of a patient.
+{options["n_images"]} synthetic {markdown_text(str(manifest["modality"]))} images of {side} x {side} pixels, \
+8 bits, with a class label each. No image is a photograph of a patient.
 
 ## How it was made
 A generative adversarial network was trained on real images. PLAN (Pennisi et al., MICCAI 2023, arXiv 2307.02984) \

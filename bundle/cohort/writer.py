@@ -138,7 +138,7 @@ def _together(hashes: dict[int, str], number: int) -> list[str]:
     for index, sha256 in hashes.items():
         digests[index] = torch.tensor(list(bytes.fromhex(sha256)))
     if idist.get_world_size() > 1:
-        digests = idist.all_reduce(digests)
+        digests = torch.as_tensor(idist.all_reduce(digests))
     return [bytes(row).hex() for row in digests.tolist()]
 
 
