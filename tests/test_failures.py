@@ -78,7 +78,9 @@ def test_whoever_stops_a_command_reads_how_to_continue() -> None:
         assert failure[0].startswith(f"{word}. The same command resumes")
 
 
-@pytest.mark.parametrize("error", [ValueError("No space left on device"), RuntimeError("shapes differ"), OSError("odd")])
+@pytest.mark.parametrize(
+    "error", [ValueError("No space left on device"), RuntimeError("shapes differ"), OSError("odd")]
+)
 def test_what_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
     assert machine_failure(error) is None
 

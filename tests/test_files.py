@@ -55,7 +55,12 @@ def test_what_a_killed_process_left_is_swept_and_nothing_of_a_live_one(tmp_path:
         sweep_temporary(tmp_path)
         assert live.exists()
         assert not (tmp_path / left).exists()
-    assert {path.name for path in tmp_path.iterdir()} == {".bashrc", ".notes.tmp", "a-5bce98-aaaaaaaa.tmp.json", "b.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".bashrc",
+        ".notes.tmp",
+        "a-5bce98-aaaaaaaa.tmp.json",
+        "b.json",
+    }
     sweep_temporary(tmp_path / "absent")
 
 
@@ -93,7 +98,9 @@ def test_folder_of_a_live_process_stays_beside_another_of_the_same_name(tmp_path
 
 def test_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: order.append(Path(f"/proc/self/fd/{descriptor}").resolve().name))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: order.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+    )
     replace = Path.replace
 
     def renamed(self: Path, target: Path) -> Path:
