@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import logging
 import math
 import os
 import signal
@@ -262,6 +263,7 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
     """
     if _is_command_line():
         sys.excepthook = _show_cure
+        logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # else it reports, in its words, what we show
         _heed_termination()
     problems = [*_unknown_options(list(values)), *_vain_overlays()]
     required = set(required)
