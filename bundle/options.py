@@ -12,22 +12,27 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import logging
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Protocol
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.scripts import run, run_workflow, update_kwargs
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
+
+from bundle.failures import Terminated, machine_failure
+from bundle.markup import printable
 
 __all__ = [
     "Choice",
@@ -275,7 +280,8 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
 
     Where ``python -m monai.bundle`` is running, the message goes to stderr and the exit code is 2, without a traceback.
     There, every later error of the bundle's own types, which say what is wrong and the cure, is shown as plainly, with
-    exit code 1; the traceback is kept for what nobody foresaw.
+    exit code 1, and so are a full disk, memory that is used up and the like; with 130, whoever presses Ctrl-C reads how
+    to continue (143: SIGTERM). The traceback is kept for what nobody foresaw.
 
     Args:
         kinds: what each option may be, by its name.
@@ -289,8 +295,10 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
     """
     if _is_command_line():
         sys.excepthook = _show_cure
+        logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # else it reports, in its words, what we show
+        _heed_termination()
     values = {**values, **_restore_options()}
-    problems = list(_unknown_options(list(values)))
+    problems = [*_unknown_options(list(values)), *_vain_overlays()]
     required = set(required)
     for name, value in values.items():
         kind = kinds[name]
@@ -301,7 +309,8 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
         if problem:
             problems.append(f"--{name} {problem}")
     if problems and _is_command_line():
-        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+        for problem in problems:
+            _print_error(problem)
         raise SystemExit(2)
     if problems:
         raise OptionError(problems)
@@ -309,22 +318,23 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
 
 @contextmanager
 def plain_errors(*foreseen: type[Exception]) -> Iterator[None]:
-    """Ends a command with exit code 1 and the message alone of an error of the bundle's own types.
+    """Ends a command with the message alone of an error that is the bundle's own, the machine's or the user's.
 
     Args:
         foreseen: further types whose message is enough.
 
     Raises:
-        SystemExit: in the place of such an error. Others pass as they are, for the sake of their traceback.
+        SystemExit: in the place of such an error, with the exit code that `check_options` names. Others pass as they
+            are, for the sake of their traceback.
     """
     try:
         yield
-    except Exception as error:
-        cause = error if isinstance(error, foreseen) else _own_error(error)
-        if cause is None:
+    except (Exception, KeyboardInterrupt) as error:
+        shown = (str(error), 1) if isinstance(error, foreseen) else _plain(error)
+        if shown is None:
             raise
-        print(f"error: {cause}", file=sys.stderr)
-        raise SystemExit(1) from error
+        _print_error(shown[0])
+        raise SystemExit(shown[1]) from error
 
 
 def _is_command_line() -> bool:
@@ -332,18 +342,43 @@ def _is_command_line() -> bool:
     return spec is not None and spec.name == "monai.bundle.__main__"
 
 
+def _heed_termination() -> None:
+    # PyTorch's launcher ends processes that wait for each other by this signal; they would hear of it too late.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
 def _show_cure(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    cause = _own_error(error)
-    if cause is None:
+    shown = _plain(error)
+    if shown is None:
         sys.__excepthook__(kind, error, traceback)
-    else:
-        print(f"error: {cause}", file=sys.stderr)
+        return
+    _print_error(shown[0])
+    if shown[1] != 1:
+        raise SystemExit(shown[1])
+
+
+def _plain(error: BaseException) -> tuple[str, int] | None:
+    """Message and exit code of an error whose traceback says no more to a user."""
+    own = _own_error(error)
+    return machine_failure(error) if own is None else (str(own), 1)
+
+
+def _print_error(message: str) -> None:
+    print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr)
 
 
 def _own_error(error: BaseException) -> BaseException | None:
     # MONAI wraps whatever an expression or a component raises in RuntimeErrors.
     cause: BaseException | None = error
-    while cause is not None and not type(cause).__module__.startswith(f"{__package__}."):
+    while cause is not None and not (
+        type(cause).__module__.startswith(f"{__package__}.") and isinstance(cause, Exception)
+    ):
         cause = cause.__cause__
     return cause
 
@@ -417,6 +452,23 @@ def _unknown_options(options: list[str]) -> Iterator[str]:
     for name in ("init_id", "final_id"):
         if call.get(name) is not None and call[name] not in config:
             yield f"{call[name]!r} is not an id of {files}. Give options as --name value, and one run id at most."
+
+
+def _vain_overlays() -> Iterator[str]:
+    # Of two files that set the same, the later counts: an overlay in front of what it is to change does nothing.
+    call = _call_of_monai()
+    if call is None or not isinstance(call.get("config_file"), list | tuple):
+        return
+    files = list(map(str, call["config_file"]))
+    contents = [ConfigParser.load_config_file(file) for file in files]
+    base = next((index for index, content in enumerate(contents) if (call.get("run_id") or "run") in content), 0)
+    for file, content in zip(files[:base], contents, strict=False):
+        lost = [name for name, value in content.items() if contents[base].get(name, value) != value]
+        if lost:
+            yield (
+                f"{file} sets {', '.join(lost)} in vain: {files[base]}, which stands behind it, sets the same. Name "
+                f"{file} behind {files[base]}."
+            )
 
 
 def _all_ids(config: Any, prefix: str = "") -> Iterator[str]:

@@ -20,6 +20,9 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
 
+from bundle.files import private_folder
+from bundle.markup import printable
+
 __all__ = ["ChildRuns", "Tracking", "tracking_uri"]
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ def tracking_uri(output_dir: str | os.PathLike[str]) -> str:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         mlflow.telemetry.set_telemetry_client()  # MONAI has imported MLflow already, which read the variable then
     path = Path(output_dir).absolute() / "private" / "mlruns.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     return path_to_sqlite_uri(path)
 
 
@@ -117,7 +120,7 @@ class Tracking(MLFlowHandler):
         with _opening(self._tracking_uri):
             super().start(engine)
         # MLflow refuses a second value: what changed since the run was killed stays as first recorded.
-        missing = dict(self.parameters)
+        missing = {key: value if value is None else printable(str(value)) for key, value in self.parameters.items()}
         self._delete_exist_param_in_dict(missing)
         self._log_params(missing)
 

@@ -55,6 +55,7 @@ from scripts.evaluation import image_quotas as image_quotas
 from scripts.generation import GenerationProgress as GenerationProgress
 from scripts.generation import default_guides as default_guides
 from scripts.generation import default_output_dir as default_output_dir
+from scripts.generation import gate_threshold as gate_threshold
 from scripts.generation import generate as generate
 from scripts.generation import generation_networks as generation_networks
 from scripts.generation import generation_settings as generation_settings

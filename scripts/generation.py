@@ -5,18 +5,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import monai
 import torch
+from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from torch import Tensor
@@ -26,13 +29,14 @@ from bundle.allocator import keep_freed_memory
 from bundle.cohort.comparison import compare_paths, comparison_table
 from bundle.cohort.datasheet import datasheet
 from bundle.cohort.judge import synthesise
-from bundle.cohort.ledger import CohortError, WalkLedger
+from bundle.cohort.ledger import CohortError, WalkLedger, differing_keys
 from bundle.cohort.writer import verify_cohort, write_cohort
 from bundle.data import MODALITIES, DatasetDir, ImageData, Modality, open_dataset
 from bundle.figures import from_uint8, save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
-from bundle.files import content_digest, write_json
+from bundle.files import content_digest, private_folder, sweep_temporary, write_json
 from bundle.gate.gate import Gate
+from bundle.markup import file_size, printable
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, nearest
 from bundle.networks.latent_guides import LATENT_GUIDES
@@ -46,6 +50,7 @@ __all__ = [
     "GenerationProgress",
     "default_guides",
     "default_output_dir",
+    "gate_threshold",
     "generate",
     "generation_networks",
     "generation_settings",
@@ -129,8 +134,43 @@ def walk_guides(models: ModelSet, guides: str, objective: str) -> Guides:
     )
 
 
+def gate_threshold(models: ModelSet) -> float:
+    """Looks up the highest identity probability that the gate lets pass.
+
+    Args:
+        models: with gate_identity.
+
+    Raises:
+        CohortError: its JSON names none.
+    """
+    scores = models.infos["gate_identity"].get("scores")
+    threshold = scores.get("threshold") if isinstance(scores, dict) else None
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 < threshold <= 1.0:
+        raise CohortError(
+            f"gate_identity.json: the threshold in its scores must be a probability in (0, 1], not {threshold!r}. Copy "
+            f"the pair of files anew, or train the gate networks anew."
+        )
+    return float(threshold)
+
+
+def _model_hashes(models: ModelSet) -> dict[str, str]:
+    """What names each network in a cohort's settings."""
+    return {name: info["sha256"] for name, info in models.infos.items()}
+
+
+def _check_modality(models: ModelSet, modality: str | Modality) -> None:
+    trained = models.infos["generator"]["modality"]
+    if str(modality) != trained:
+        raise CohortError(
+            f"modality: the models are of {trained} images, and the settings are those of {modality} images. Name the "
+            f"configuration file of {trained} behind configs/plan.json (--config_file "
+            f"\"['configs/plan.json','configs/{trained}.json']\"; xray needs none), or other models."
+        )
+
+
 def generation_settings(
     models: ModelSet,
+    modality: str | Modality,
     n_images: int,
     n_points: int,
     seed: int,
@@ -138,12 +178,14 @@ def generation_settings(
     objective: str,
     guides: str,
     weights: Mapping[str, float],
+    threshold: float,
     device: str | torch.device,
 ) -> dict[str, Any]:
     """Lists everything that the bits of a cohort depend on.
 
     Args:
         models: networks.
+        modality: whose weights are the default; must be that of the models.
         n_images: images of the cohort.
         n_points: points of a path.
         seed: of the end points.
@@ -151,15 +193,17 @@ def generation_settings(
         objective: name of the walk's objective.
         guides: what the walk asks about its points, ``latent`` or ``image``.
         weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
+        threshold: highest identity probability that the gate lets pass.
         device: where the walk is computed.
 
     Returns:
         Plain values.
 
     Raises:
-        CohortError: the models know no such class, there are more classes than images, or the published algorithm is
-            to walk on latent guides.
+        CohortError: the models are of another kind of image or know no such class, there are more classes than images,
+            or the published algorithm is to walk on latent guides.
     """
+    _check_modality(models, modality)
     names = models.class_names
     wanted = list(names) if classes is None else [classes] if isinstance(classes, str | int) else list(classes)
     chosen = []
@@ -183,11 +227,12 @@ def generation_settings(
         "guides": guides,
         "walk": dataclasses.asdict(SETTINGS[objective]),
         "weights": dataclasses.asdict(make_objective(objective, weights)),
+        "threshold": threshold,
         "block_size": max(1, BLOCK_POINTS[guides] // n_points),
         "device": torch.device(device).type,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "models": {name: info["sha256"] for name, info in models.infos.items()},
+        "models": _model_hashes(models),
     }
 
 
@@ -215,7 +260,7 @@ def prepare_pairs(
 
 
 class GenerationProgress:
-    """Progress bar over the images of the cohort, moving with each step of the walk.
+    """Progress bar over the images of the cohort, moving with each step of the walk, full only at the end.
 
     Args:
         ledger: says what is done.
@@ -225,31 +270,39 @@ class GenerationProgress:
         self.ledger = ledger
         self._bar: Any = None
         self._step = 0
+        self._started = 0.0
+        self._before = 0
+        self._estimated = False
 
     def attach(self, engine: Engine) -> None:
         """Registers the events that open, set and close the bar."""
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._block_done)
-        engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._break_off)
 
     def step(self, points: Tensor) -> None:
         """Says that the walk, now at these points, does a step."""
         if self._bar is None:
             return
         self._step += 1
-        done, wanted = self.ledger.done()
         steps = self.ledger.settings["walk"]["steps"]
-        share = self._step / steps * self.ledger.block_size * self.ledger.n_points
-        self._bar.n = min(round(done + share), wanted)
+        self._show(self.ledger.done()[0] + self.ledger.expected() * min(1.0, self._step / steps))
         self._bar.set_postfix_str(f"step {self._step} of at most {steps}", refresh=False)
         self._bar.update(0)
+
+    def _show(self, images: float) -> None:
+        # 99.5 % would be written as 100.
+        wanted = self.ledger.done()[1]
+        self._bar.n = max(0, min(int(images), wanted * 99 // 100, wanted - 1))
 
     def _open(self, engine: Engine) -> None:
         done, wanted = self.ledger.done()
         slow = 0.5 if sys.stderr.isatty() else 30.0
+        self._started, self._before = time.monotonic(), done
         self._bar = tqdm(
             total=wanted,
-            initial=done,
+            initial=min(done, wanted * 99 // 100),
             unit="image",
             desc="walking",
             mininterval=slow,
@@ -261,8 +314,32 @@ class GenerationProgress:
         self._step = 0
         if idist.get_world_size() > 1 and idist.get_rank() == 0:
             self.ledger.refresh()
-        self._bar.n = self.ledger.done()[0]
+        done, wanted = self.ledger.done()
+        self._show(done)
         self._bar.update(0)
+        if not self._estimated and done > self._before and idist.get_rank() == 0:
+            self._estimated = True
+            seconds = (time.monotonic() - self._started) / (done - self._before) * (wanted - done)
+            if done < wanted:
+                self._bar.write(
+                    f"At the speed of the first block, the rest takes about {_duration(seconds)}.", sys.stderr
+                )
+
+    def _close(self, engine: Engine) -> None:
+        self._bar.n = self.ledger.done()[0]
+        self._bar.close()
+
+    def _break_off(self, engine: Engine, error: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()  # else what follows would be written behind it
+        raise error
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def splits_home(models_dir: str, output_dir: str) -> Path:
@@ -320,7 +397,8 @@ def generate(
 ) -> None:
     """Makes a cohort, goes on with a broken-off one, or verifies a complete one.
 
-    Of several processes, all walk and write images, and the first does the rest.
+    Of several processes, all walk and write images, and the first does the rest. While they do, they hold a lock on
+    ``output_dir``, which the system lets go of when the first process ends, however it does.
 
     Args:
         evaluator: walks the pairs that the ledger asks for, and gives their outcome to the ledger.
@@ -332,26 +410,87 @@ def generate(
         trunk_file: LPIPS's trunk for that figure; None lets torchvision find it.
 
     Raises:
-        CohortError: the folder holds another run's cohort, or a damaged one, or hardly anything passes the gate.
+        CohortError: the folder holds another run's cohort, or a damaged one, another run is making one there, or
+            hardly anything passes the gate.
     """
     keep_freed_memory()
     cohort = Path(output_dir) / "cohort"
-    is_first = idist.get_rank() == 0
-    if cohort.exists():
-        if not is_first:
-            return
-        manifest = verify_cohort(cohort)
-        if manifest.get("configuration") != json.loads(json.dumps(ledger.settings)):
-            raise CohortError(
-                f"{cohort} was made with other options and is not overwritten. Name another output_dir, or remove it."
-            )
-        print(f"{cohort} is complete: {len(manifest['files'])} files, each as the manifest says.")
+    # A cohort takes its name when it is whole: one that is there can be verified beside any other run.
+    if os.path.lexists(cohort):
+        if idist.get_rank() == 0:
+            _verify(cohort, ledger.settings)
         return
+    with _locked(Path(output_dir)):
+        if os.path.lexists(cohort):  # made by a run that has ended just now
+            if idist.get_rank() == 0:
+                _verify(cohort, ledger.settings)
+            return
+        _make(evaluator, ledger, models, gate, cohort, data, trunk_file)
+
+
+def _verify(cohort: Path, settings: dict[str, Any]) -> None:
+    manifest = verify_cohort(cohort)
+    differing = differing_keys(manifest["configuration"], settings)
+    if differing:
+        raise CohortError(
+            f"{cohort} was made with other options ({', '.join(differing)}) and is not overwritten. Name another "
+            f"output_dir, or remove it."
+        )
+    print(f"{printable(str(cohort))} is complete: {len(manifest['files'])} files, each as the manifest says.")
+
+
+@contextmanager
+def _locked(output_dir: Path) -> Iterator[None]:
+    """Holds the lock on a run's folder for all processes of the run.
+
+    Raises:
+        CohortError: another run holds it; in the first process.
+        SystemExit: in the others, which need not say the same.
+    """
+    lock, refusal = None, ""
+    if idist.get_rank() == 0:
+        lock = FileLock(private_folder(output_dir / "private") / "generate.lock", mode=0o600)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            refusal = (
+                f"{output_dir} is in use: another run is making a cohort there. Wait until it has ended and run the "
+                f"same command again, or name another output_dir."
+            )
+    refused = bool(idist.broadcast(float(bool(refusal))))
+    if refused and lock is not None:
+        raise CohortError(refusal)
+    if refused:
+        raise SystemExit(1)
+    try:
+        yield
+        idist.barrier()
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _make(
+    evaluator: SupervisedEvaluator,
+    ledger: WalkLedger,
+    models: ModelSet,
+    gate: Gate,
+    cohort: Path,
+    data: ImageData | None,
+    trunk_file: str | None,
+) -> None:
+    is_first = idist.get_rank() == 0
+    private = cohort.parent / "private"
+    if is_first:
+        sweep_temporary(cohort.parent)
+        sweep_temporary(private)
     ledger.open()
-    if ledger.due():
+    if is_first:
+        _announce(ledger, models, cohort.parent)
+    if next(ledger.due(), None) is not None:
         evaluator.run()
     if is_first:
-        _look_at_paths(ledger, models, gate, Path(output_dir) / "private", data, trunk_file)
+        _look_at_paths(ledger, models, gate, private, data, trunk_file)
     manifest = _manifest(ledger, models)
     licence = str(models.infos["generator"].get("licence", "Not stated by whoever trained the networks."))
     images = ((label, image) for label in ledger.quotas for image in ledger.images(label))
@@ -361,9 +500,34 @@ def generate(
     judged = sum(counts["judged"] for counts in manifest["gate"].values())
     passed = sum(counts["passed"] for counts in manifest["gate"].values())
     print(
-        f"{passed} of {judged} points passed the gate.\nThe cohort: {cohort}\n"
-        f"Not to be shared: {cohort.parent / 'private'}"
+        f"{passed} of {judged} points passed the gate.\nThe cohort: {printable(str(cohort))}\n"
+        f"Not to be shared: {printable(str(private))}"
     )
+
+
+def _announce(ledger: WalkLedger, models: ModelSet, output_dir: Path) -> None:
+    """Says what a run will take before it takes it."""
+    done, wanted = ledger.done()
+    info = models.infos["generator"]
+    pixels = info["channels"] * info["resolution"] ** 2
+    block = ledger.block_size * ledger.n_points
+    paths = sum(-(-ledger.missing(label) // block) * ledger.block_size for label in ledger.quotas)
+    # The pixels and points of each point in private/, and PNGs of two thirds of their pixels, as a rule, in cohort/.
+    size = paths * ledger.n_points * (pixels + 8 * models.generator.w_dim) + 0.7 * wanted * pixels
+    free = shutil.disk_usage(output_dir).free
+    print(
+        f"{wanted} images of {info['resolution']} x {info['resolution']} pixels, of which {done} are walked. The rest: "
+        f"at least {paths} paths of {ledger.n_points} points; {file_size(size)} on a disk with {file_size(free)} free.",
+        flush=True,
+    )
+    if size > free:
+        logger.warning(
+            "%s has %s free, and this cohort takes at least %s: the disk will be full before the end. Ask for fewer "
+            "images, make room, or name another output_dir.",
+            output_dir,
+            file_size(free),
+            file_size(size),
+        )
 
 
 def _manifest(ledger: WalkLedger, models: ModelSet) -> dict[str, Any]:
@@ -397,7 +561,7 @@ def _look_at_paths(
             linear, plan = map(from_uint8, (synthesise(models.generator, record["w_linear"]), record["image"]))
             compared.append((label, linear, plan))
             if index < PICTURED_PAIRS:
-                caption = f"{models.class_names[label]} {index}"
+                caption = f"{printable(models.class_names[label])} {index}"
                 pictured.append((caption, linear, plan))
                 courses.append((caption, record["course"]))
     save_png(path_picture(pictured), folder / "paths.png")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.allocator import keep_freed_memory
-from bundle.files import atomic_write, write_json
+from bundle.files import save_tensors, write_json
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
@@ -314,8 +314,7 @@ class _Cost:
 def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     """Loads a tensor that an earlier run has left, or makes it and leaves it."""
     if not path.exists():
-        with atomic_write(path) as temporary:
-            torch.save(make(), temporary)
+        save_tensors(path, make())
     tensor: Tensor = torch.load(path, map_location="cpu", weights_only=True)
     return tensor
 

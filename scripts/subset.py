@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.data import ImageData, open_dataset
 from bundle.files import atomic_write
+from bundle.markup import csv_text
 from bundle.options import OptionError, plain_errors
 
 __all__ = ["main", "write_subset"]
@@ -38,15 +38,16 @@ def write_subset(data: ImageData, folder: Path, n_train: int) -> None:
     share = n_train // len(labels)
     kept = [records[index * len(records) // share] for records in train for index in range(share)]
     folder.mkdir(parents=True)
-    with atomic_write(folder / "labels.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(["image", "label", "patient_id", "split"])
-        for split, records in (("train", kept), ("val", data.records("val")), ("test", data.records("test"))):
-            for record in records:
-                target = folder / record.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(record.image, target)
-                rows.writerow([record.name, record.label, record.patient_id, split])
+    rows: list[list[object]] = [["image", "label", "patient_id", "split"]]
+    for split, records in (("train", kept), ("val", data.records("val")), ("test", data.records("test"))):
+        for record in records:
+            target = folder / record.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(record.image, target)
+            # A path that starts here is no formula to a spreadsheet, and the same path to whoever reads the table.
+            rows.append([f"./{record.name}", record.label, record.patient_id, split])
+    with atomic_write(folder / "labels.csv") as temporary:
+        temporary.write_bytes(csv_text(rows).encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

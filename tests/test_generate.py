@@ -7,9 +7,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -17,16 +19,20 @@ from typing import Any
 
 import monai.bundle
 import pytest
+import torch
+from filelock import FileLock
+from ignite.engine import Engine, Events
 from PIL import Image
 
 from bundle.cohort.judge import JudgePathd
-from bundle.cohort.ledger import CohortError
+from bundle.cohort.ledger import VERDICT, CohortError, WalkLedger
 from bundle.data import get_modality
+from bundle.files import write_json
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS
 from bundle.options import OptionError
 from bundle.walk.inferer import SETTINGS
-from scripts.generation import default_guides
+from scripts.generation import GenerationProgress, default_guides
 from tests.conftest import ROOT, cause
 
 
@@ -306,3 +312,113 @@ def test_other_training_images_than_the_models_are_refused(
         generate(toy_models, tmp_path, dataset_dir=str(tiny_dataset))
     assert "is not what the models" in str(cause(caught.value))
     assert not (tmp_path / "cohort").exists()
+
+
+def refusal(models_dir: Path, output_dir: Path, **options: Any) -> str:
+    """The one line with which a run is refused."""
+    with pytest.raises(RuntimeError) as caught:
+        generate(models_dir, output_dir, **options)
+    error = cause(caught.value)
+    assert isinstance(error, CohortError)
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def test_second_run_in_one_folder_is_refused_until_the_first_has_ended(toy_models: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    with FileLock(tmp_path / "private" / "generate.lock"):
+        message = refusal(toy_models, tmp_path, n_images=2)
+        assert message.startswith(f"{tmp_path} is in use: another run")
+        assert "run the same command again, or name another output_dir" in message
+        assert [path.name for path in tmp_path.rglob("*")] == ["private", "generate.lock"]
+    generate(toy_models, tmp_path, n_images=2)  # what a killed run leaves is the file without the lock
+    with FileLock(tmp_path / "private" / "generate.lock"):
+        generate(toy_models, tmp_path, n_images=2)  # to verify takes no lock
+    assert "generate.lock" not in digest(tmp_path / "cohort")
+
+
+def test_private_folder_is_its_owners_alone(cohort: Path) -> None:
+    private = [cohort / "private", *(cohort / "private").rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o700, 0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private if path.is_dir()} == {0o700}
+
+
+def test_gate_with_another_threshold_finishes_and_confirms_no_other_gates_cohort(
+    cohort: Path, toy_models: Path, tmp_path: Path
+) -> None:
+    models = Path(shutil.copytree(toy_models, tmp_path / "models"))
+    info = json.loads((models / "gate_identity.json").read_text(encoding="utf-8"))
+    assert info["scores"]["threshold"] == 0.999
+    write_json(models / "gate_identity.json", {**info, "scores": {"threshold": 0.1}})
+    run = Path(shutil.copytree(cohort, tmp_path / "run"))
+    assert "other options" in (message := refusal(models, run))
+    assert "threshold" in message
+    shutil.rmtree(run / "cohort")
+    assert "threshold" in refusal(models, run)
+    for threshold in (None, "high", 7, float("nan")):
+        write_json(models / "gate_identity.json", {**info, "scores": {"threshold": threshold}})
+        assert "gate_identity.json: the threshold" in refusal(models, tmp_path / "new")
+    assert not (tmp_path / "new" / "cohort").exists()
+
+
+def test_pairs_of_another_seed_are_not_released(toy_models: Path, tmp_path: Path) -> None:
+    generate(toy_models, tmp_path, n_images=2, seed=1)
+    shutil.rmtree(tmp_path / "cohort")
+    claim = tmp_path / "private" / "walk" / "settings.json"
+    claim.write_text(claim.read_text(encoding="utf-8").replace('"seed": 1', '"seed": 2'), encoding="utf-8")
+    assert "was edited" in refusal(toy_models, tmp_path, n_images=2, seed=2)
+    claim.unlink()
+    assert "is gone" in refusal(toy_models, tmp_path, n_images=2, seed=2)
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_settings_of_another_kind_of_image_than_the_models_are_refused(toy_models: Path, tmp_path: Path) -> None:
+    message = refusal(toy_models, tmp_path, modality="fundus")
+    assert "the models are of xray images, and the settings are those of fundus images" in message
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_endless_cohort_says_what_it_takes_and_starts_at_once(
+    toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(self: JudgePathd, data: Any) -> dict[str, Any]:
+        raise Stopped
+
+    monkeypatch.setattr(JudgePathd, "__call__", stop)
+    with pytest.raises(RuntimeError) as caught:
+        generate(toy_models, tmp_path, n_images=2**63 - 1)
+    assert isinstance(cause(caught.value), Stopped)
+    out = capsys.readouterr().out
+    assert "9223372036854775807 images of 32 x 32 pixels, of which 0 are walked" in out
+    assert " ZB on a disk with " in out
+    assert "the disk will be full before the end" in out  # MONAI's logging writes there
+
+
+def test_bar_moves_with_the_walk_and_is_full_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = WalkLedger(tmp_path, {"walk": {"steps": 100}}, {0: 64}, 10, 16)
+    ledger.open()
+    assert ledger.next_block() == (0, 0)
+    progress = GenerationProgress(ledger)
+    shown = []
+
+    def walk(engine: Engine, block: int) -> None:
+        for _ in range(100):
+            progress.step(torch.zeros(1))
+            shown.append(progress._bar.n)
+        for index in range(16):
+            passed = torch.ones(10, dtype=torch.bool)
+            ledger.add(0, index, {"image": torch.zeros(10, 2, 2).byte(), **dict.fromkeys(VERDICT, passed)})
+
+    engine = Engine(walk)
+    progress.attach(engine)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: shown.append(progress._bar.n))
+    engine.run([0])
+    assert shown == sorted(shown)
+    assert len(set(shown)) > 50
+    assert max(shown) == 63
+    assert progress._bar.n == 64
+    assert "100%" in sys.stderr.getvalue()

@@ -104,6 +104,17 @@ def test_ids_of_every_overlay_are_known(config_file: Path, tmp_path: Path) -> No
     assert "Did you mean --extra?" in refusal(files, xtra=2)
 
 
+def test_overlay_in_front_of_what_it_changes_is_refused(config_file: Path, tmp_path: Path) -> None:
+    overlay = config_file.parent / "overlay.json"
+    overlay.write_text(json.dumps({"seed": 5}))
+    message = refusal([str(overlay), str(config_file)])
+    assert f"{overlay} sets seed in vain: {config_file}" in message
+    assert f"Name {overlay} behind {config_file}." in message
+    assert not (tmp_path / "witness").exists()
+    overlay.write_text(json.dumps({"seed": 0, "extra": 1}))  # changes nothing that the other sets
+    run([str(overlay), str(config_file)])
+
+
 def test_options_from_an_args_file_are_checked(config_file: Path) -> None:
     arguments = config_file.parent / "args.json"
     arguments.write_text(json.dumps({"config_file": str(config_file), "sed": 7}))
@@ -157,6 +168,49 @@ def test_later_errors_of_the_bundle_show_their_cure_and_others_their_traceback(c
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("expression", "code", "line"),
+    [
+        ("(_ for _ in ()).throw(KeyboardInterrupt())", 130, "error: Interrupted. The same command resumes"),
+        ("__import__('os').kill(__import__('os').getpid(), 15)", 143, "error: Terminated. The same command resumes"),
+        ("open('/dev/full', 'w', buffering=1).write('x' + chr(10))", 1, "error: The disk is full: A file cannot be"),
+    ],
+)
+def test_the_machine_and_the_user_end_a_command_in_one_line(
+    config_file: Path, expression: str, code: int, line: str
+) -> None:
+    done = command_line(config_file, "--witness", f"${expression}")
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert next(text for text in done.stderr.splitlines() if text.startswith("error: ")).startswith(line)
+
+
+def test_output_folder_of_300_letters_is_refused_in_one_line(config_file: Path) -> None:
+    done = command_line(config_file, "--output_dir", "x" * 300)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted"),
+        (OSError(28, "No space left on device", "x.pt"), 1, "The disk is full: x.pt"),
+        (OptionError(["class \x1b[31m is unknown."]), 1, "class \\x1b[31m is unknown."),
+    ],
+)
+def test_plain_errors_know_the_machine(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, words: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped, plain_errors():
+        raise error
+    assert stopped.value.code == code
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert words in shown
 
 
 def test_plain_errors_are_of_the_bundles_types_or_foreseen_and_others_pass(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from bundle.audit.images import RealData, RealImages
 from bundle.audit.measures import nearest_two, other_images_auc
 from bundle.audit.resampling import DRAWS, patient_draws
 from bundle.figures import from_uint8
-from bundle.files import atomic_write, sha256_file
+from bundle.files import save_tensors, sha256_file
 from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.metrics.features import squeezenet_features
 from bundle.metrics.lpips import lpips_model, pairwise, pairwise_within
@@ -80,8 +80,7 @@ class Step:
         if self.path is None:
             self.compute()
         elif not self.is_kept():
-            with atomic_write(self.path) as temporary:
-                torch.save(self.compute(), temporary)
+            save_tensors(self.path, self.compute())
 
     def is_kept(self) -> bool:
         """Whether the result is there already."""

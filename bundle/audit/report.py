@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from bundle.audit.distances import EMBEDDING, Distances
 from bundle.audit.images import Cohort
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import alikeness_chart
-from bundle.files import atomic_write
-from bundle.markup import three_digits, write_html
+from bundle.files import atomic_write, private_folder
+from bundle.markup import csv_text, printable, three_digits, write_html
 from bundle.metrics.copies import copy_threshold
 
 __all__ = ["write_private", "write_report"]
@@ -59,26 +58,23 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
     threshold, highest = copy_threshold(points["val_alike"]), points["test_alike"].max()
     lpips = distances.lpips_to_train()
     order = alike.argsort(descending=True, stable=True).tolist()
-    with (
-        atomic_write(folder / "nearest.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(
+    rows: list[list[object]] = [
+        [
+            "image", "nearest_real_image", "patient_id", "correlation", "copy", "nearer_than_every_test_image",
+            "verifier_names_the_same_patient", "lpips_to_nearest",
+        ]
+    ]  # fmt: skip
+    for number in order:
+        real, other = records[int(index[number])], records[int(found["verified_index"][number])]
+        rows.append(
             [
-                "image", "nearest_real_image", "patient_id", "correlation", "copy", "nearer_than_every_test_image",
-                "verifier_names_the_same_patient", "lpips_to_nearest",
+                cohort.records[number].name, real.name, real.patient_id, f"{alike[number]:.4f}",
+                int(alike[number] > threshold), int(alike[number] > highest),
+                int(real.patient_id == other.patient_id), f"{lpips[number]:.4f}",
             ]
         )  # fmt: skip
-        for number in order:
-            real, other = records[int(index[number])], records[int(found["verified_index"][number])]
-            rows.writerow(
-                [
-                    cohort.records[number].name, real.name, real.patient_id, f"{alike[number]:.4f}",
-                    int(alike[number] > threshold), int(alike[number] > highest),
-                    int(real.patient_id == other.patient_id), f"{lpips[number]:.4f}",
-                ]
-            )  # fmt: skip
+    with atomic_write(private_folder(folder) / "nearest.csv") as temporary:
+        temporary.write_bytes(csv_text(rows).encode())
     shown = order[:PICTURED]
     pairs = torch.stack(
         [
@@ -90,6 +86,6 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
     captions = [
         caption
         for number in shown
-        for caption in (cohort.records[number].name.rpartition("/")[2], f"{float(alike[number]):.3f}")
+        for caption in (printable(cohort.records[number].name.rpartition("/")[2]), f"{float(alike[number]):.3f}")
     ]
     save_png(contact_sheet(from_uint8(pairs), captions, columns=8), folder / "nearest.png")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bundle.markup import markdown_table
+from bundle.markup import markdown_table, markdown_text
 
 __all__ = ["datasheet"]
 
@@ -22,23 +22,27 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
     Returns:
         Markdown.
     """
-    options = manifest["configuration"]
+    options, side = manifest["configuration"], manifest["resolution"]
     head = ["class", "images here", "judged by the gate", "dropped: recognised", "dropped: other class"]
     keys = ("images", "judged", "recognised", "mislabelled")
     table = markdown_table(
-        [head, *([name, *(str(counts[key]) for key in keys)] for name, counts in manifest["gate"].items())]
+        [
+            head,
+            *([markdown_text(name), *(str(counts[key]) for key in keys)] for name, counts in manifest["gate"].items()),
+        ]
     )
     return f"""# Datasheet of a synthetic cohort
 
-{options["n_images"]} synthetic {manifest["modality"]} images of {manifest["resolution"]} x {manifest["resolution"]} \
-pixels, 8 bits, with a class label each. No image is a photograph of a patient.
+{options["n_images"]} synthetic {markdown_text(str(manifest["modality"]))} images of {side} x {side} pixels, \
+8 bits, with a class label each. No image is a photograph of a patient.
 
 ## How it was made
 A generative adversarial network was trained on real images. PLAN (Pennisi et al., MICCAI 2023, arXiv 2307.02984) \
 walked between pairs of points of its latent space, {options["n_points"]} points on each path, away from places where \
 a classifier of the training patients recognises one (objective `{options["objective"]}`, seed {options["seed"]}). \
 A gate of two other networks, which the walk never saw, then dropped every image in which it recognised a training \
-patient more surely than it does in 95 % of held-out real images, or whose class it saw otherwise than the label says.
+patient more surely than it does in 95 % of held-out real images (a probability above \
+{options["threshold"]:.4g}), or whose class it saw otherwise than the label says.
 
 {table}
 
@@ -60,5 +64,5 @@ the source of an image included.
 of every file, `contact_sheet.png` shows some of the images.
 
 ## Licence
-{licence}
+{markdown_text(licence)}
 """

@@ -5,8 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import json
+import logging
 import os
+import re
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +21,23 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor
 
-from bundle.files import atomic_write, write_json
+from bundle.files import content_digest, private_folder, save_tensors, sweep_temporary, write_json
 from bundle.gate.gate import Verdict
 
-__all__ = ["CohortError", "WalkLedger"]
+__all__ = ["CohortError", "WalkLedger", "differing_keys"]
+
+logger = logging.getLogger(__name__)
 
 # Blocks that are walked for a class beyond what it would take if every point passed, times this, before giving up.
 PATIENCE = 10
 # What the gate says of each point.
 VERDICT = tuple(field.name for field in dataclasses.fields(Verdict))
+# Blocks that a process is dealt at most before all meet again: a plan of any length takes little memory.
+DEALT = 64
+# What of a pair's file is more than its outcome: it binds the outcome to the run and to its place in it.
+SEAL = "seal"
+# What of settings.json is no setting: the hash of the others.
+SETTINGS_SHA256 = "settings_sha256"
 
 
 class CohortError(ValueError):
@@ -57,36 +71,87 @@ class WalkLedger:
         self.quotas = quotas
         self.n_points = n_points
         self.block_size = block_size
+        self._claim = self.folder / "settings.json"
+        self._settings_sha256 = content_digest(settings, 64)
         self._counts: dict[tuple[int, int], dict[str, int]] = {}
+        self._passed: Counter[int] = Counter()
+        self._judged = 0
         self._dealt: list[tuple[int, int]] = []
+        self._current: int | None = None
 
     def open(self) -> None:
         """Claims the folder for these settings, or takes up what an earlier run with the same settings left.
 
+        Files of pairs that are damaged, or not of this run, are removed, and the pairs walked anew; a warning names
+        each. Of several processes, the first does so.
+
         Raises:
-            CohortError: the folder belongs to a run with other settings.
+            CohortError: the folder belongs to a run with other settings, or nothing says which run its pairs are of.
         """
-        claim = self.folder / "settings.json"
-        if claim.exists():
-            found = json.loads(claim.read_text(encoding="utf-8"))
-            wanted = json.loads(json.dumps(self.settings))
-            differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-            if differing:
-                raise CohortError(
-                    f"{self.folder.parent.parent} holds a cohort made with other options ({', '.join(differing)}), "
-                    f"which is not overwritten. Name another output_dir, or remove that folder."
-                )
-        else:
-            write_json(claim, self.settings)
+        if idist.get_rank() == 0:
+            private_folder(self.folder)
+            sweep_temporary(self.folder)
+            self._check_claim()
+            for path in sorted(self.folder.glob("pair_*.pt")):
+                self._count(path, discard=True)
+        idist.barrier()
+        if not self._claim.exists():
+            write_json(self._claim, {**self.settings, SETTINGS_SHA256: self._settings_sha256})
         self.refresh()
+
+    def _check_claim(self) -> None:
+        cure = f"Remove {self.folder} to walk them anew, or name another output_dir."
+        if not os.path.lexists(self._claim):
+            if next(self.folder.glob("pair_*.pt"), None) is not None:
+                raise CohortError(
+                    f"{self._claim} is gone, and nothing says which run the pairs beside it are of. {cure}"
+                )
+            return
+        try:
+            if not stat.S_ISREG(self._claim.lstat().st_mode):
+                raise ValueError
+            found = json.loads(self._claim.read_text(encoding="utf-8"))
+            sha256 = found.pop(SETTINGS_SHA256)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CohortError(
+                f"{self._claim} is damaged or of another release, and nothing else says which run the pairs beside it "
+                f"are of. {cure}"
+            ) from error
+        if content_digest(found, 64) != sha256:
+            raise CohortError(f"{self._claim} was edited after the pairs beside it were walked. {cure}")
+        differing = differing_keys(found, self.settings)
+        if differing:
+            raise CohortError(
+                f"{self.folder.parent.parent} holds a cohort made with other options ({', '.join(differing)}), "
+                f"which is not overwritten. Name another output_dir, or remove that folder."
+            )
 
     def refresh(self) -> None:
         """Takes notice of the pairs that other processes have finished since."""
         for path in sorted(self.folder.glob("pair_*.pt")):
-            _, label, index = path.stem.split("_")
-            pair = int(label), int(index)
-            if pair not in self._counts:
-                self._counts[pair] = _counted(self._read(*pair))
+            self._count(path)
+
+    def _count(self, path: Path, discard: bool = False) -> None:
+        """Counts what the gate said of a pair, unless its file is not what this run wrote."""
+        match = re.fullmatch(r"pair_(0|[1-9]\d*)_(\d{6,})\.pt", path.name, re.ASCII)
+        pair = (int(match[1]), int(match[2])) if match else None
+        if pair in self._counts:
+            return
+        if pair is None or pair[0] not in self.quotas or path != self._path(*pair):
+            problem: str | None = "its name is not one that this run gives"
+        else:
+            record, problem = self._read(*pair)
+            if problem is None:
+                self._note(*pair, record)
+        if discard and problem is not None:
+            logger.warning("%r is removed, and the pair walked anew where it is needed: %s.", str(path), problem)
+            path.unlink()
+
+    def _note(self, label: int, index: int, record: dict[str, Tensor]) -> None:
+        before = self._counts.get((label, index), {"passed": 0, "judged": 0})  # a block is walked as a whole
+        counts = self._counts[label, index] = _counted(record)
+        self._passed[label] += counts["passed"] - before["passed"]
+        self._judged += counts["judged"] - before["judged"]
 
     def next_block(self) -> tuple[int, int] | None:
         """Returns the class and number of the block that this process is to walk next, or None.
@@ -100,19 +165,20 @@ class WalkLedger:
             idist.barrier()
             self.refresh()
             idist.barrier()  # nobody adds to the folder before everybody has read the same
-            due = self.due()
+            due = list(itertools.islice(self.due(), DEALT * idist.get_world_size()))
             if not due:
+                self._current = None
                 return None
             self._dealt = due[idist.get_rank() :: idist.get_world_size()]
+        self._current = self._dealt[0][0]
         return self._dealt.pop(0)
 
-    def due(self) -> list[tuple[int, int]]:
-        """Lists class and number of the blocks that are needed even if every point of theirs should pass.
+    def due(self) -> Iterator[tuple[int, int]]:
+        """Yields class and number of the blocks that are needed even if every point of theirs should pass.
 
         Raises:
             CohortError: hardly anything passes the gate.
         """
-        blocks = []
         for label, quota in self.quotas.items():
             passed, known, block = 0, 0, 0
             while passed < quota:
@@ -124,9 +190,8 @@ class WalkLedger:
                 else:
                     self._check_patience(label, quota, block, known)
                     passed += self.n_points * self.block_size
-                    blocks.append((label, block))
+                    yield label, block
                 block += 1
-        return blocks
 
     def add(self, label: int, index: int, record: dict[str, Tensor]) -> None:
         """Keeps the outcome of a pair.
@@ -136,15 +201,31 @@ class WalkLedger:
             index: number within the class.
             record: ``image`` uint8 [N, H, W(, 3)], ``w`` and ``w_linear`` [N, w_dim], ``course`` [steps], and the
                 gate's ``passed``, ``recognised`` and ``mislabelled`` [N].
+
+        Raises:
+            CohortError: the folder was removed meanwhile, or the outcome is not of this form.
         """
-        with atomic_write(self._path(label, index)) as temporary:
-            torch.save(record, temporary)
-        self._counts[label, index] = _counted(record)
+        if not self._claim.exists():
+            raise CohortError(
+                f"{self.folder} was removed while the pairs were walked. Leave it in its place, and run the same "
+                f"command again: it starts anew."
+            )
+        problem = _misshapen(record, self.n_points)
+        if problem is not None:
+            raise CohortError(f"Pair {index} of class {label} cannot be kept: {problem}. The models may be damaged.")
+        save_tensors(self._path(label, index), {**record, SEAL: self._seal(label, index, record)})
+        self._note(label, index, record)
 
     def records(self, label: int) -> Iterator[dict[str, Tensor]]:
         """Yields the outcomes of the blocks that the class's images come from, in the order of the pairs."""
         for index in self._taken(label):
-            yield self._read(label, index)
+            record, problem = self._read(label, index)
+            if problem is not None:
+                raise CohortError(
+                    f"{self._path(label, index)} was changed while it was in use: {problem}. Run the same command "
+                    f"again: it walks the pair anew."
+                )
+            yield record
 
     def images(self, label: int) -> Iterator[Tensor]:
         """Yields the images of a class that leave, uint8 [H, W] or [H, W, 3], as many as are wanted."""
@@ -163,10 +244,19 @@ class WalkLedger:
 
     def done(self) -> tuple[int, int]:
         """Images that have passed so far, at most the quota of each class, and images wanted."""
-        passed = dict.fromkeys(self.quotas, 0)
-        for (label, _), counts in self._counts.items():
-            passed[label] += counts["passed"]
-        return sum(min(passed[label], quota) for label, quota in self.quotas.items()), sum(self.quotas.values())
+        done = sum(min(self._passed[label], quota) for label, quota in self.quotas.items())
+        return done, sum(self.quotas.values())
+
+    def expected(self) -> float:
+        """Images by which `done` is likely to rise with the block that is being walked."""
+        if self._current is None:
+            return 0.0
+        share = sum(self._passed.values()) / self._judged if self._judged else 1.0
+        return max(0.0, min(share * self.block_size * self.n_points, self.missing(self._current)))
+
+    def missing(self, label: int) -> int:
+        """Images of a class that have yet to pass."""
+        return max(0, self.quotas[label] - self._passed[label])
 
     def _check_patience(self, label: int, quota: int, block: int, passed: int) -> None:
         needed = -(-quota // (self.n_points * self.block_size))
@@ -193,9 +283,68 @@ class WalkLedger:
     def _path(self, label: int, index: int) -> Path:
         return self.folder / f"pair_{label}_{index:06d}.pt"
 
-    def _read(self, label: int, index: int) -> dict[str, Tensor]:
-        record: dict[str, Tensor] = torch.load(self._path(label, index), map_location="cpu", weights_only=True)
-        return record
+    def _read(self, label: int, index: int) -> tuple[dict[str, Tensor], str | None]:
+        """Returns what `add` kept of a pair, and what is wrong with it; it is empty where that is not None."""
+        path = self._path(label, index)
+        if not os.path.lexists(path):
+            return {}, "it is gone"
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return {}, "it is no regular file"
+        try:
+            with open(path, "rb") as stream:
+                record = torch.load(stream, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):
+            raise  # says nothing of the file
+        except Exception:  # torch.load raises as many types as there are ways to damage a file
+            return {}, "it is damaged"
+        if not isinstance(record, dict) or not all(isinstance(value, Tensor) for value in record.values()):
+            return {}, "it is no file of tensors"
+        seal = record.pop(SEAL, None)
+        problem = _misshapen(record, self.n_points)
+        if problem is None and (seal is None or not torch.equal(seal, self._seal(label, index, record))):
+            problem = "it is of another run or another pair, or was changed"
+        return ({}, problem) if problem else (record, None)
+
+    def _seal(self, label: int, index: int, record: dict[str, Tensor]) -> Tensor:
+        """SHA-256 of the run's settings, the pair's place and its outcome, uint8 [32]."""
+        content = {
+            name: [str(value.dtype), list(value.shape), hashlib.sha256(_bytes(value)).hexdigest()]
+            for name, value in record.items()
+        }
+        digest = content_digest([self._settings_sha256, label, index, content], 64)
+        return torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)
+
+
+def differing_keys(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Names the settings in which two runs differ, those read from JSON and those of this process."""
+    plain = json.loads(json.dumps(wanted))
+    return sorted(str(key) for key in {*found, *plain} if found.get(key) != plain.get(key))
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().numpy().tobytes()
+
+
+def _misshapen(record: dict[str, Any], n_points: int) -> str | None:
+    """What is wrong with the form of a pair's outcome, see `WalkLedger.add`."""
+    missing = {"image", *VERDICT} - record.keys()
+    if missing:
+        return f"it lacks {', '.join(sorted(missing))}"
+    image = record["image"]
+    if image.dtype != torch.uint8 or image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[3] != 3):
+        return f"its images are {image.dtype} {list(image.shape)}"
+    if len(image) != n_points:
+        return f"it has {len(image)} images for {n_points} points"
+    for name in VERDICT:
+        if record[name].dtype != torch.bool or record[name].shape != (n_points,):
+            return f"its {name} is {record[name].dtype} {list(record[name].shape)}"
+    for name in ("w", "w_linear"):
+        value = record.get(name)
+        if value is not None and (not value.is_floating_point() or value.ndim != 2 or len(value) != n_points):
+            return f"its {name} is {value.dtype} {list(value.shape)}"
+        if value is not None and not bool(value.isfinite().all()):
+            return f"its {name} holds values that are no numbers"
+    return None
 
 
 def _counted(record: dict[str, Tensor]) -> dict[str, int]:

@@ -5,13 +5,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
-import shutil
-import tempfile
+import re
+import stat
 import zlib
-from collections.abc import Iterable
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ignite.distributed as idist
@@ -21,14 +25,19 @@ from torch import Tensor
 
 from bundle.cohort.ledger import CohortError
 from bundle.figures import from_uint8, image_grid
-from bundle.files import sha256_file, write_json
+from bundle.files import atomic_folder, content_digest, json_text, sha256_file
+from bundle.markup import csv_text, csv_value, printable
 
 __all__ = ["MANIFEST", "verify_cohort", "write_cohort"]
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+#: 1 had no hash of the manifest itself.
+FORMAT = 2
+MANIFEST_SHA256 = "manifest_sha256"
+COLUMNS = ["image", "label", "label_name"]
 # Of the contact sheet, for each class.
 SHEET_ROWS, SHEET_COLUMNS = 2, 12
+CURE = "Remove the folder and run the same command to make it anew."
 
 
 def write_cohort(
@@ -38,70 +47,103 @@ def write_cohort(
     manifest: dict[str, Any],
     datasheet: str,
 ) -> None:
-    """Writes a cohort under a temporary name and gives it its own when it is complete.
+    """Writes a cohort under a temporary name and gives it its own when it is complete and as its manifest says.
 
     Of several processes, each writes its share of the images, and the first all else.
 
     Args:
         cohort_dir: the folder; it must not exist.
         images: pairs of label and image, uint8 [H, W] or [H, W, 3], one class after the other.
-        class_names: name of each label.
-        manifest: how the cohort was made; format version and the SHA-256 of every file are added.
+        class_names: name of each label; files are called by it.
+        manifest: how the cohort was made; format version, the SHA-256 of every file and that of the manifest itself are
+            added.
         datasheet: text of datasheet.md.
 
     Raises:
-        CohortError: there is something under that name.
+        CohortError: there is something under that name, a class name cannot be part of a file's name, or the images are
+            not as many as the manifest says.
+        OSError: the disk is full, or the like.
     """
     target = Path(cohort_dir)
     rank, processes = idist.get_rank(), idist.get_world_size()
-    temporary = Path(str(idist.broadcast(_temporary_folder(target) if rank == 0 else "")))
-    try:
+    _check_names(class_names)
+    if rank == 0 and os.path.lexists(target):
+        raise CohortError(f"{target} exists and is not overwritten. Name another output_dir, or remove that folder.")
+    with atomic_folder(target) if rank == 0 else nullcontext() as folder:
+        temporary = Path(str(idist.broadcast(str(folder) if rank == 0 else "")))
+        if rank == 0:
+            (temporary / "images").mkdir()
+        idist.barrier()
         numbers = [0] * len(class_names)
         sheet: list[list[Tensor]] = [[] for _ in class_names]
         rows: list[tuple[str, int, str]] = []
+        hashes: dict[int, str] = {}
         for label, pixels in images:
             numbers[label] += 1
             name = f"images/{class_names[label]}_{numbers[label]:06d}.png"
             if len(rows) % processes == rank:
                 # Neighbouring pixels of a radiograph are alike, strings of them hardly ever: smaller and twice as fast.
-                Image.fromarray(pixels.contiguous().numpy()).save(temporary / name, compress_type=zlib.Z_RLE)
+                content = _png(Image.fromarray(pixels.contiguous().numpy()), compress_type=zlib.Z_RLE)
+                hashes[len(rows)] = _write(temporary / name, content)
             rows.append((name, label, class_names[label]))
             if len(sheet[label]) < SHEET_ROWS * SHEET_COLUMNS:
                 sheet[label].append(pixels)
-        idist.barrier()
+        files = {row[0]: sha256 for row, sha256 in zip(rows, _together(hashes, len(rows)), strict=True)}
         if rank > 0:
             return
-        with open(temporary / "labels.csv", "w", newline="", encoding="utf-8") as stream:
-            table = csv.writer(stream, lineterminator="\n")
-            table.writerow(["image", "label", "label_name"])
-            table.writerows(rows)
-        _contact_sheet(sheet, class_names).save(temporary / "contact_sheet.png", optimize=True)
-        (temporary / "datasheet.md").write_text(datasheet, encoding="utf-8")
-        files = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
-        write_json(
-            temporary / MANIFEST,
-            {**manifest, "format": FORMAT, "files": {name: sha256_file(temporary / name) for name in files}},
+        for name, content in (
+            ("labels.csv", csv_text([COLUMNS, *rows]).encode()),
+            ("contact_sheet.png", _png(_contact_sheet(sheet, class_names), optimize=True)),
+            ("datasheet.md", datasheet.encode()),
+        ):
+            files[name] = _write(temporary / name, content)
+        # Of what was written, not of what lies there: the comparison would prove nothing.
+        manifest = {**manifest, "format": FORMAT, "files": files}
+        manifest[MANIFEST_SHA256] = content_digest(manifest, 64)
+        _write(temporary / MANIFEST, json_text(manifest).encode())
+        verify_cohort(temporary)
+
+
+def _check_names(class_names: Iterable[str]) -> None:
+    names = list(class_names)
+    for name in names:
+        if not name or name[0] == "." or re.search(r"[/\\:\x00-\x1f\x7f]", name) or len(name.encode()) > 200:
+            raise CohortError(
+                f"The class {printable(name)!r} cannot be part of a file's name, which takes no slash, backslash, "
+                f"colon, control character or dot in front and 200 bytes at most. Give the class another name, and "
+                f"train anew."
+            )
+    if len({name.casefold() for name in names}) < len(names):
+        raise CohortError(
+            f"Classes of {', '.join(map(printable, names))} differ in capital letters alone: on many machines their "
+            f"files would overwrite each other. Give one another name, and train anew."
         )
-        temporary.replace(target)
-    finally:
-        if rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _temporary_folder(target: Path) -> str:
-    if target.exists():
-        raise CohortError(f"{target} exists and is not overwritten. Name another output_dir, or remove that folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left_behind in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(left_behind)  # of a run that was killed while it wrote
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    temporary.chmod(0o755)
-    (temporary / "images").mkdir()
-    return str(temporary)
+def _png(picture: Image.Image, **options: Any) -> bytes:
+    # Written by Pillow itself, a file on a full disk ends in an error that says nothing of disks.
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", **options)
+    return stream.getvalue()
+
+
+def _write(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _together(hashes: dict[int, str], number: int) -> list[str]:
+    """Collects the SHA-256 of each file from the processes that wrote them."""
+    digests = torch.zeros(number, 32, dtype=torch.int32)
+    for index, sha256 in hashes.items():
+        digests[index] = torch.tensor(list(bytes.fromhex(sha256)))
+    if idist.get_world_size() > 1:
+        digests = torch.as_tensor(idist.all_reduce(digests))
+    return [bytes(row).hex() for row in digests.tolist()]
 
 
 def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Compares every file of a cohort with its manifest.
+    """Compares a cohort with its manifest: every file, the labels, the counts and the manifest itself.
 
     Args:
         cohort_dir: the folder.
@@ -110,26 +152,112 @@ def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        CohortError: a file is absent, changed or added, or the manifest cannot be read.
+        CohortError: something is absent, changed or added, or the manifest is of another format or cannot be read.
     """
     folder = Path(cohort_dir)
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CohortError(f"{folder / MANIFEST} cannot be read ({error}): this is no complete cohort.") from error
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
-    problems = [f"{name} is absent" for name in sorted(set(files) - found)]
-    problems += [f"{name} does not belong to it" for name in sorted(found - set(files))]
-    problems += [
-        f"{name} was changed" for name in sorted(found & set(files)) if sha256_file(folder / name) != files[name]
-    ]
+    manifest = _read_manifest(folder)
+    files: dict[str, str] = manifest["files"]
+    problems = []
+    found = set()
+    expected_folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
+    for entry in _entries(folder):
+        name = entry.relative_to(folder).as_posix()
+        mode = entry.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            problems.append(f"{name} is a link")
+        elif stat.S_ISDIR(mode):
+            problems += [f"the folder {name} does not belong to it"] * (name not in expected_folders)
+        elif not stat.S_ISREG(mode):
+            problems.append(f"{name} is no regular file")
+        elif name in files:
+            found.add(name)
+        elif name != MANIFEST:
+            problems.append(f"{name} does not belong to it")
+    problems = [f"{name} is absent" for name in sorted(set(files) - found)] + sorted(problems)
+    problems += [f"{name} was changed" for name in sorted(found) if sha256_file(folder / name) != files[name]]
+    if not problems:
+        try:
+            problems += _disagreements(folder, manifest)
+        except (AttributeError, KeyError, TypeError):
+            problems.append(f"{MANIFEST} has fields of another form")
     if problems:
         raise CohortError(
-            f"{folder} is not the cohort that its manifest describes: {'; '.join(problems[:5])}"
-            f"{' and more' if len(problems) > 5 else ''}. Remove the folder and run the same command to make it anew."
+            f"{folder} is not the cohort that its manifest describes: {printable('; '.join(problems[:5]))}"
+            f"{' and more' if len(problems) > 5 else ''}. {CURE}"
         )
     return manifest
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yields whatever lies in a folder or below it; links are not followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(Path(entry.path))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir() or folder.is_symlink():
+        raise CohortError(
+            f"{folder} is a link or no folder, and so no cohort. Move it away, or name another output_dir."
+        )
+    # Opening a pipe would wait for ever for somebody to write into it.
+    if not os.path.lexists(path) or not stat.S_ISREG(path.lstat().st_mode):
+        raise CohortError(f"{path} cannot be read (there is no such file): this is no complete cohort. {CURE}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest: dict[str, Any] = json.loads(text)
+        written = manifest["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CohortError(f"{path} cannot be read (it is damaged): this is no complete cohort. {CURE}") from error
+    if written != FORMAT or isinstance(written, bool):
+        raise CohortError(
+            f"{path} is of format {printable(str(written)[:40])}, and this release reads format {FORMAT}. Verify it "
+            f"with the release that wrote it; or remove the folder and run the same command to make it anew."
+        )
+    content = {key: value for key, value in manifest.items() if key != MANIFEST_SHA256}
+    if manifest.get(MANIFEST_SHA256) != content_digest(content, 64) or text != json_text(manifest):
+        raise CohortError(f"{path} was edited: it is not what its own hash says. {CURE}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(map(_is_inside, files)):
+        raise CohortError(f"{path} names files outside the cohort. {CURE}")
+    return manifest
+
+
+def _is_inside(name: str) -> bool:
+    return PurePosixPath(name).as_posix() == name and not {"..", "."} & {*name.split("/")} and not name.startswith("/")
+
+
+def _disagreements(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """What the labels, the images and the counts of the manifest say otherwise than each other."""
+    images = {name for name in manifest["files"] if name.startswith("images/")}
+    try:
+        with open(folder / "labels.csv", newline="", encoding="utf-8") as stream:
+            head, *rows = csv.reader(stream, strict=True)
+        labelled = [(name, int(label), csv_value(label_name)) for name, label, label_name in rows]
+    except (OSError, ValueError, csv.Error):
+        return ["labels.csv is no table of image, label and label_name"]
+    problems = []
+    names = [name for name, *_ in labelled]
+    if head != COLUMNS or len(set(names)) < len(names) or set(names) != images:
+        problems.append(f"labels.csv lists {len(names)} images, and there are {len(images)}")
+    class_names = manifest.get("class_names")
+    if class_names is not None and any(
+        not 0 <= label < len(class_names) or class_names[label] != label_name for _, label, label_name in labelled
+    ):
+        problems.append("labels.csv gives labels that are not those of the manifest's class_names")
+    if "gate" in manifest:
+        listed = Counter(label_name for *_, label_name in labelled)
+        counted = Counter({name: counts["images"] for name, counts in manifest["gate"].items()})
+        for name in sorted(listed.keys() | counted.keys()):
+            if listed[name] != counted[name]:
+                problems.append(f"it has {listed[name]} images of {name}, and the manifest says {counted[name]}")
+    wanted = manifest.get("configuration", {}).get("n_images", len(images))
+    if len(images) != wanted:
+        problems.append(f"it has {len(images)} images, and {wanted} were asked for")
+    return problems
 
 
 def _contact_sheet(sheet: list[list[Tensor]], class_names: tuple[str, ...]) -> Image.Image:
@@ -139,5 +267,5 @@ def _contact_sheet(sheet: list[list[Tensor]], class_names: tuple[str, ...]) -> I
     columns = min(SHEET_COLUMNS, number)
     rows = min(SHEET_ROWS, number // columns)
     pixels = torch.stack([image for images in shown for image in images[: rows * columns]])
-    labels = [name for name, images in zip(class_names, sheet, strict=True) if images for _ in range(rows)]
+    labels = [printable(name) for name, images in zip(class_names, sheet, strict=True) if images for _ in range(rows)]
     return image_grid(from_uint8(pixels), columns, labels)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 
@@ -97,8 +98,10 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
         picture: what to write.
         path: the file; missing folders are made.
     """
+    stream = io.BytesIO()  # of a full disk, Pillow would say nothing but "encoder error"
+    picture.save(stream, format="PNG", optimize=True)
     with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)
+        temporary.write_bytes(stream.getvalue())
 
 
 def _sheet(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +103,8 @@ def test_folder_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any]
     ) as caught:
         ledger(tmp_path, **change)
     assert str(caught.value).startswith(str(tmp_path))
-    assert json.loads((tmp_path / "private" / "walk" / "settings.json").read_text()) == SETTINGS
+    kept = json.loads((tmp_path / "private" / "walk" / "settings.json").read_text())
+    assert kept == {**SETTINGS, "settings_sha256": kept["settings_sha256"]}
     assert len(list(tmp_path.rglob("pair_*.pt"))) == 1
 
 
@@ -154,3 +159,141 @@ def test_processes_are_dealt_whole_blocks_and_meet(tmp_path: Path, monkeypatch: 
     rank = 0
     walk_on(alone, [1, 1, 1, 0])
     assert [int(image[0, 0]) for image in books[1].images(0)] == [int(image[0, 0]) for image in alone.images(0)]
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def changed(**values: Any) -> Callable[[Path], None]:
+    """Writes other tensors into a file and leaves its seal."""
+
+    def change(path: Path) -> None:
+        torch.save({**torch.load(path, weights_only=True), **values}, path)
+
+    return change
+
+
+def of_another_pair(path: Path) -> None:
+    shutil.copyfile(path.with_name("pair_0_000000.pt"), path)
+
+
+def of_another_run(path: Path) -> None:
+    other = ledger(path.parents[3] / "other", seed=1)
+    other.add(0, 1, record([1, 1, 1, 1]))
+    shutil.copyfile(other.folder / path.name, path)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        half,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no tensors"),
+        lambda path: torch.save([torch.zeros(2)], path),
+        changed(image=torch.zeros(N + 1, 2, 2, dtype=torch.uint8)),
+        changed(image=torch.zeros(N, 2, 2)),
+        changed(passed=torch.ones(N)),
+        changed(passed=torch.ones(N, dtype=torch.bool)),
+        changed(w=torch.full((N, 3), float("nan"))),
+        of_another_pair,
+        of_another_run,
+        pipe,
+    ],
+)
+def test_damaged_or_foreign_pair_is_walked_anew_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    first = ledger(tmp_path / "run")
+    for index in (0, 1):
+        first.add(0, index, record([1, 1, 0, 0]))
+    path = first.folder / "pair_0_000001.pt"
+    spoil(path)
+    with caplog.at_level(logging.WARNING):
+        second = ledger(tmp_path / "run")
+    assert "pair_0_000001.pt" in caplog.text
+    assert caplog.text.count("\n") == 1
+    assert not os.path.lexists(path)
+    assert second.next_block() == (0, 0)
+    assert second.done() == (2, 8)
+
+
+def test_file_that_the_run_would_not_name_so_is_no_pair(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = ledger(tmp_path)
+    first.add(0, 0, record([1, 1, 0, 0]))
+    names = ["pair_0_000000 (copy).pt", "pair_7_000000.pt", "pair_0_00000\uff11.pt", "pair_x.pt", "pair_00_000000.pt"]
+    for name in names:
+        shutil.copyfile(first.folder / "pair_0_000000.pt", first.folder / name)
+    with caplog.at_level(logging.WARNING):
+        assert ledger(tmp_path).done() == (2, 8)
+    assert all(repr(name)[1:-1] in caplog.text for name in names)
+
+
+def reseed(claim: Path) -> None:
+    claim.write_text(claim.read_text().replace('"seed": 0', '"seed": 1'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (Path.unlink, "is gone"),
+        (reseed, "was edited"),
+        (lambda claim: claim.write_bytes(b"{"), "is damaged"),
+        (lambda claim: claim.write_bytes(b"[]"), "is damaged"),
+        (lambda claim: claim.write_bytes(b"\xff"), "is damaged"),
+        (lambda claim: claim.write_text(json.dumps(SETTINGS)), "is damaged or of another release"),
+        (pipe, "is damaged"),
+    ],
+)
+def test_pairs_that_nothing_vouches_for_are_not_adopted(
+    tmp_path: Path, spoil: Callable[[Path], None], words: str
+) -> None:
+    first = ledger(tmp_path)
+    first.add(0, 0, record([1, 1, 0, 0]))
+    spoil(first.folder / "settings.json")
+    with pytest.raises(CohortError, match=rf"settings\.json {words}.*Remove .*walk to walk them anew") as caught:
+        ledger(tmp_path, seed=1)
+    assert "\n" not in str(caught.value)
+    assert (first.folder / "pair_0_000000.pt").exists()
+
+
+def test_folder_that_goes_meanwhile_ends_the_walk(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    shutil.rmtree(book.folder)
+    with pytest.raises(CohortError, match=r"was removed while .* run the same command again"):
+        book.add(0, 0, record([1, 1, 0, 0]))
+    assert not book.folder.exists()
+
+
+def test_pair_that_changes_meanwhile_is_not_released(tmp_path: Path) -> None:
+    book = ledger(tmp_path, {0: 1})
+    walk_on(book, [1, 0, 0, 0])
+    half(book.folder / "pair_0_000000.pt")
+    with pytest.raises(CohortError, match=r"pair_0_000000\.pt was changed while it was in use: it is damaged"):
+        list(book.images(0))
+
+
+def test_plan_of_any_length_takes_little_memory(tmp_path: Path) -> None:
+    book = ledger(tmp_path, {0: 2**63 - 1, 1: 2**63 - 1})
+    assert book.next_block() == (0, 0)
+    assert len(book._dealt) < 1000
+
+
+def test_expected_images_are_of_the_class_that_is_walked(tmp_path: Path) -> None:
+    book = ledger(tmp_path)  # 5 and 3 images, blocks of 8 points
+    assert book.expected() == 0
+    assert book.next_block() == (0, 0)
+    assert book.expected() == 5
+    for index in (0, 1):
+        book.add(0, index, record([1, 0, 0, 0]))
+    assert book.expected() == 2  # a quarter passes
+    assert book.next_block() == (1, 0)
+    assert book.expected() == 2
+    for index in (0, 1):
+        book.add(1, index, record([1, 1, 1, 1]))
+    assert (book.missing(0), book.missing(1)) == (3, 0)

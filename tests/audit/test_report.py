@@ -1,0 +1,37 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from bundle.audit.distances import EMBEDDING
+from bundle.audit.report import write_private
+from bundle.data.records import Record
+
+
+def test_names_in_the_private_table_are_no_formulas_and_break_no_picture(tmp_path: Path) -> None:
+    synthetic = [Record(Path("x.png"), name, 0, name) for name in ("=1+1.png", "a\nb.png")]
+    real = [Record(Path("y.png"), "@y.png", 0, "-1+2")]
+    distances: Any = SimpleNamespace(
+        reference=SimpleNamespace(points={EMBEDDING: {"val_alike": torch.rand(20), "test_alike": torch.rand(20)}}),
+        rows={
+            "alike": torch.tensor([0.5, -0.25]),
+            "index": torch.zeros(2, dtype=torch.int64),
+            "verified_index": torch.zeros(2, dtype=torch.int64),
+        },
+        real={"train": SimpleNamespace(records=real, pixels=torch.zeros(1, 32, 32, dtype=torch.uint8))},
+        cohort=torch.zeros(2, 32, 32, dtype=torch.uint8),
+        lpips_to_train=lambda: torch.rand(2),
+    )
+    cohort: Any = SimpleNamespace(records=synthetic)
+    write_private(tmp_path / "private", distances, cohort)
+    with (tmp_path / "private" / "nearest.csv").open(newline="", encoding="utf-8") as stream:
+        first, second = csv.DictReader(stream)
+    assert (first["image"], first["nearest_real_image"], first["patient_id"]) == ("'=1+1.png", "'@y.png", "'-1+2")
+    assert (second["image"], second["correlation"]) == ("a\nb.png", "-0.2500")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "private").iterdir()} == {0o600}

@@ -1,0 +1,20 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from bundle.cohort.datasheet import datasheet
+
+
+def test_names_and_licence_are_no_markup() -> None:
+    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0}
+    manifest = {
+        "configuration": {"n_images": 1, "n_points": 5, "objective": "balanced", "seed": 0, "threshold": 0.25},
+        "modality": "<b>xray</b>",
+        "resolution": 32,
+        "gate": {"a|<img src=x onerror=alert(1)>": counts},
+    }
+    text = datasheet(manifest, "CC\n# Approved for diagnosis\n<script>x</script>")
+    assert "<" not in text
+    assert "\n# Approved" not in text
+    assert "| a\\|&lt;img src=x onerror=alert(1)&gt; | 1 | 2 | 1 | 0 |" in text
+    assert "above 0.25" in text
