@@ -53,6 +53,8 @@ def markdown_text(text: str) -> str:
 def printable(text: str, keep: str = "") -> str:
     """Shows control characters as their codes, so that a name neither moves a cursor nor turns its line around.
 
+    Bytes of file names that are not UTF-8 are shown as codes, too.
+
     Args:
         text: names of files, classes and patients, whoever chose them.
         keep: control characters that stay, such as the line break of a message of several lines.
@@ -60,9 +62,15 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(
         character
         if character in keep or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        else character.encode("unicode_escape").decode()
+        else _code(character)
         for character in text
     )
+
+
+def _code(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

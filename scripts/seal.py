@@ -35,8 +35,8 @@ def seal(folder: Path) -> list[str]:
     lines = []
     for path in paths:
         info, is_new = seal_weights(path)
-        said = {key: info[key] for key in ("modality", "resolution", "class_names") if key in info}
-        said |= {key: info["scores"][key] for key in ("threshold",) if key in info.get("scores", {})}
+        entries = {**info, **info.get("scores", {})}
+        said = {key: entries[key] for key in ("modality", "resolution", "class_names", "threshold") if key in entries}
         facts = ", ".join(f"{key} {value}" for key, value in said.items())
         lines.append(f"{path.stem}: {'sealed' if is_new else 'was sealed'}; {info['network']}, {facts}")
     return lines

@@ -414,11 +414,12 @@ def test_bar_moves_with_the_walk_and_is_full_only_at_the_end(tmp_path: Path, mon
 
     engine = Engine(walk)
     progress.attach(engine)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: shown.append(progress._bar.n))
     engine.run([0])
     assert shown == sorted(shown)
     assert len(set(shown)) > 50
     assert max(shown) == 63
     assert progress._bar.n == 64
-    assert "100%" in sys.stderr.getvalue()
+    assert "100%" in terminal.getvalue()

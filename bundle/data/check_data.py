@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 import textwrap
 from collections import Counter
@@ -23,6 +22,7 @@ from bundle.data.records import SPLITS
 from bundle.data.transforms import image_transform
 from bundle.figures import image_grid, save_png
 from bundle.files import atomic_write
+from bundle.markup import csv_text
 
 __all__ = ["check_data", "format_problems", "format_summary"]
 
@@ -60,10 +60,9 @@ def format_problems(problems: Sequence[Problem]) -> str:
 
 
 def _write_problems(problems: Sequence[Problem], path: Path) -> None:
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["image", "problem", "what is wrong", "cure"])
-        table.writerows((problem.name, problem.kind, problem.message, problem.cure) for problem in problems)
+    rows = [(problem.name, problem.kind, problem.message, problem.cure) for problem in problems]
+    with atomic_write(path) as temporary:
+        temporary.write_text(csv_text([("image", "problem", "what is wrong", "cure"), *rows]), encoding="utf-8")
 
 
 def format_summary(report: CheckReport) -> str:

@@ -26,7 +26,7 @@ from bundle.data.readers import ReadError, decode, pixel_sha256
 from bundle.data.records import Record
 from bundle.data.splits import Inventory, Reading, propose_splits
 from bundle.data.transforms import get_preprocessing
-from bundle.files import write_json
+from bundle.files import private_folder, write_json
 
 __all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"]
 
@@ -259,6 +259,7 @@ def check_dataset(
     split_file = private / "splits.json" if private else None
     if output_dir is not None:
         _refuse_output_in_data(dataset_dir, output_dir)
+        private_folder(private_dir(output_dir))
     reading = Reading.settle(split_file, patient_pattern, drop_duplicates)
     folder = read_folder(dataset_dir, layout, preset, reading.patient_pattern)
     inspections = _inspect_all(folder.records, preset, private / "checked.json" if private else None, progress)

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from bundle.markup import printable
+
 __all__ = ["DataError", "Problem", "by_kind"]
 
 
@@ -29,19 +31,10 @@ class Problem:
 
     def __post_init__(self) -> None:
         for field in ("name", "message", "cure"):
-            object.__setattr__(self, field, _printable(getattr(self, field)))
+            object.__setattr__(self, field, printable(getattr(self, field), keep="\n"))
 
     def __str__(self) -> str:
         return f"{self.name}: {self.message}. {self.cure}."
-
-
-def _printable(text: str) -> str:
-    """Writes control characters, which a terminal would obey, and bytes that are not UTF-8 as escapes."""
-    # A byte of a file name that is not UTF-8 reaches Python as one of these surrogates.
-    shown = (f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in text)
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in shown
-    )
 
 
 def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:

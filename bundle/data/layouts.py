@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bundle.class_names import class_names_problem
 from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.classes import describe_classes
 from bundle.data.errors import DataError, Problem
@@ -265,6 +266,8 @@ def read_folder(
     else:
         chosen = LAYOUTS[str(layout)] if layout != "auto" else _choose(listing)
         name, content = chosen.name, chosen.read(listing, preset)
+    if problem := class_names_problem(content.class_names):
+        raise DataError(f"{folder}: the names of the classes cannot be used: {problem}. Rename the classes")
     records = [_with_patient(record, patient_pattern) for record in content.records]
     left_out = listing.left_out([*(record.image for record in records), *content.used], content.reasons)
     return Folder(

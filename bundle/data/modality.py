@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bundle.class_names import class_names_problem
 from bundle.data.errors import DataError
 
 __all__ = ["MODALITIES", "Modality", "get_modality"]
@@ -61,8 +62,8 @@ class Modality:
         levels = self.reference_histogram
         if len(levels) < 2 or list(levels) != sorted(levels) or levels[0] < 0.0 or levels[-1] > 1.0:
             raise ValueError(f"modality {self.name!r}: reference_histogram must rise within 0 and 1: {levels}")
-        if len(set(self.class_names)) != len(self.class_names) or not self.class_names:
-            raise ValueError(f"modality {self.name!r}: class_names must be distinct and not empty: {self.class_names}")
+        if problem := class_names_problem(self.class_names):
+            raise ValueError(f"modality {self.name!r}: class_names: {problem}")
         unknown = [name for _, name in self.class_aliases if name not in self.class_names]
         if unknown:
             raise ValueError(f"modality {self.name!r}: class_aliases point to {unknown}, not in {self.class_names}")

@@ -21,6 +21,7 @@ from bundle.data.modality import Modality
 from bundle.data.patients import compile_pattern, find_patient
 from bundle.data.readers import image_suffix
 from bundle.data.records import SPLIT_NAMES, SPLITS, Record
+from bundle.markup import csv_value
 
 __all__ = ["Table", "columns", "has_columns", "read_tables"]
 
@@ -105,7 +106,9 @@ class Table:
             )
         if not rows:
             raise DataError(f"{path}: has a header but no rows; list one image per row")
-        return [(line, {key: cells[place].strip() for key, place in present.items()}) for line, cells in rows], notes
+        return [
+            (line, {key: csv_value(cells[place].strip()) for key, place in present.items()}) for line, cells in rows
+        ], notes
 
     def _present(self, path: Path, found: list[str], wanted: dict[str, str]) -> tuple[dict[str, int], list[str]]:
         """Returns the place of each column that is there."""

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from bundle.class_names import class_names_problem, name_problem, shown
-from bundle.files import atomic_write, content_digest, sha256_file, write_json
+from bundle.files import content_digest, save_tensors, sha256_file, write_json
 
 __all__ = [
     "NETWORKS",
@@ -82,9 +82,7 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], info: dict[st
     problem = _entries_problem(_plain(described))
     if problem:
         raise WeightsError(f"{path} is not written: {problem}. Give the network and its data fitting descriptions.")
-    # Given a path, torch.save writes the temporary name into the file: equal weights would not be equal bytes.
-    with atomic_write(path) as temporary, open(temporary, "wb") as stream:
-        torch.save(state, stream)
+    save_tensors(path, state)
     write_info(path, {**described, "sha256": sha256_file(path)})
 
 

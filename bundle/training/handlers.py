@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bundle.figures import image_grid, save_png
-from bundle.files import atomic_write
+from bundle.files import save_tensors
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise
@@ -94,8 +94,7 @@ class TrainingCheckpoint:
         """Writes the checkpoint."""
         content = {"settings": self.settings}
         content.update({name: part.training_state() for name, part in self.parts.items()})
-        with atomic_write(self.path) as temporary:
-            torch.save(content, temporary)
+        save_tensors(self.path, content)
 
     def _load(self) -> None:
         try:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bundle.files import atomic_write
+from bundle.files import save_tensors
 from bundle.networks.guides import NobodyHead
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.precision import bf16_autocast
@@ -94,8 +94,7 @@ class _Questions(Dataset[int]):
                 image = self.generator.synthesis(few.to(device)).contiguous(memory_format=torch.channels_last)
                 for name, guide in self.guides.items():
                     features[name].append(guide.features(image).half().cpu())  # type: ignore[operator]
-        with atomic_write(path) as temporary:
-            torch.save({"w": w.clone(), **{name: torch.cat(values) for name, values in features.items()}}, temporary)
+        save_tensors(path, {"w": w.clone(), **{name: torch.cat(values) for name, values in features.items()}})
         return len(w)
 
 
