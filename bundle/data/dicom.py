@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from pydicom.encaps import generate_fragments
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.uid import (
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
 )
 
 from bundle.data.formats import MAX_BYTES, ReadError, is_dicom, room_for
@@ -43,13 +48,18 @@ __all__ = ["MAX_LOST", "dicom_patient_id", "read_dicom"]
 MAX_LOST = 0.7
 
 #: An image's own black and white reach this share of its robust range inwards from the ends.
-_PLAIN = 0.02
+_PLAIN = 0.05
 
 #: Outputs within this distance of 0 or 1 are plain black or white: half a step of eight bits.
 _SATURATED = 0.5 / 255
 
 #: Largest file, and largest data set once inflated, in bytes: a picture and what may be said about it.
 _MAX_FILE = MAX_BYTES + 2**26
+
+_UNCOMPRESS = "Save it uncompressed (Explicit VR Little Endian)"
+
+#: What Pillow decodes as it does JPEG files, and without printing what it finds wrong; the other decoder for the rest.
+_PILLOW_FIRST = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
 
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 
@@ -156,12 +166,16 @@ def _read_header(path: Path) -> tuple[int, int, float]:
             "Save the picture as its own file",
         )
     # Files without a preamble are read only by force; what the file holds has been looked at before.
-    header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    with open(path, "rb") as stream:
+        header = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
+        tag = stream.read(4)
+    deflated = header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    if not deflated and tag not in (b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10"):
+        message = "DICOM without pixel data (a report, a header, or a file that is cut off)"
+        raise ReadError("unreadable", message, "Copy it again from the source, or remove it")
     frames = int(_number(header, "NumberOfFrames") or 1)
     if frames > 1:
         raise ReadError("3D volume", f"DICOM of {frames} frames", "Save the frame you mean as its own file")
-    if "Rows" not in header and "Columns" not in header:
-        raise ReadError("unreadable", "DICOM without pixel data (a report or a header)", "Remove it")
     needed = ("Columns", "Rows", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
     columns, rows, samples, bits, *_ = (_required(header, keyword) for keyword in needed)
     if not _values(header, "PhotometricInterpretation"):
@@ -172,8 +186,9 @@ def _read_header(path: Path) -> tuple[int, int, float]:
 def _load(path: Path) -> Dataset:
     """Returns a data set with pixels, whose transfer syntax is known and read."""
     dataset = pydicom.dcmread(path, force=True)
-    if "PixelData" not in dataset:
-        raise ReadError("unreadable", "DICOM without pixel data (a report or a header)", "Remove it")
+    if "PixelData" not in dataset:  # pydicom leaves out an element whose end it does not find
+        message = "the file is cut off (its compressed pixels do not end)"
+        raise ReadError("truncated", message, "Copy it again from the source")
     meta: FileMetaDataset = getattr(dataset, "file_meta", None) or FileMetaDataset()
     if not meta.get("TransferSyntaxUID"):
         if dataset["PixelData"].is_undefined_length:
@@ -190,8 +205,7 @@ def _load(path: Path) -> Dataset:
     except NotImplementedError:
         available = False
     if not available:
-        cure = "Save it uncompressed (Explicit VR Little Endian)"
-        raise ReadError("unknown format", f"DICOM of the transfer syntax {syntax.name}, which is not read", cure)
+        raise ReadError("unknown format", f"DICOM of the transfer syntax {syntax.name}, which is not read", _UNCOMPRESS)
     if syntax.is_encapsulated:
         _check_stream(dataset)
     return dataset
@@ -201,32 +215,48 @@ def _check_stream(dataset: Dataset) -> None:
     """Refuses a JPEG stream of another size than the header's, whose decoder would take memory for its own size."""
     # The first item, a table of offsets, stands before the fragments.
     start = 8 + int.from_bytes(dataset.PixelData[4:8], "little")
-    size = _stream_size(next(generate_fragments(dataset.PixelData[start:]), b""))
-    if size is not None and size != (dataset.Columns, dataset.Rows):
-        raise ReadError(
-            "wrong tag",
-            f"the tags {_names('Columns', 'Rows')} say {dataset.Columns} x {dataset.Rows}, "
-            f"its compressed pixels {size[0]} x {size[1]}",
-            "Export it again",
-        )
+    found = _stream_header(next(generate_fragments(dataset.PixelData[start:]), b""))
+    if found is None:
+        return
+    width, height, bits = found
+    if (width, height) != (dataset.Columns, dataset.Rows):
+        tags = _names("Columns", "Rows")
+        message = f"the tags {tags} say {dataset.Columns} x {dataset.Rows}, its compressed pixels {width} x {height}"
+        raise ReadError("wrong tag", message, "Export it again")
+    if bits > 8 and dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit:
+        raise ReadError("unknown format", f"DICOM of lossy JPEG with {bits} bits, which is not read", _UNCOMPRESS)
 
 
-def _stream_size(stream: bytes) -> tuple[int, int] | None:
-    """Returns the (width, height) that the header of a JPEG, JPEG-LS or JPEG 2000 stream states, or None."""
+def _stream_header(stream: bytes) -> tuple[int, int, int] | None:
+    """Returns (width, height, bits) that the header of a JPEG, JPEG-LS or JPEG 2000 stream states, or None."""
     if stream[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 (ISO 15444-1, A.5.1): the picture's ends less its offsets
-        right, bottom, left, top = (int.from_bytes(stream[at : at + 4], "big") for at in (8, 12, 16, 20))
-        return right - left, bottom - top
+        right, bottom, left, top = struct.unpack_from(">4I", stream.ljust(43), 8)
+        return right - left, bottom - top, (stream.ljust(43)[42] & 0x7F) + 1
     position = 2
     while stream[:2] == b"\xff\xd8" and position + 9 <= len(stream) and stream[position] == 0xFF:
         marker = stream[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # start of frame
-            height, width = (int.from_bytes(stream[position + at : position + at + 2], "big") for at in (5, 7))
-            return (width, height) if height else None  # 0: the height follows the first scan
+            bits, height, width = struct.unpack_from(">BHH", stream, position + 4)
+            return (width, height, bits) if height else None  # 0: the height follows the first scan
         else:
-            position += 2 + int.from_bytes(stream[position + 2 : position + 4], "big")
+            position += 2 + struct.unpack_from(">H", stream, position + 2)[0]
     return None
+
+
+def _pixels(dataset: Dataset, raw: bool = False) -> NDArray[Any]:
+    """Returns the stored values; colour as RGB, unless `raw`."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return pixel_array(dataset, raw=raw)
+    for plugin in ("pillow", "") if syntax in _PILLOW_FIRST else ("",):
+        try:
+            return pixel_array(dataset, raw=raw, decoding_plugin=plugin)
+        except RuntimeError as error:
+            failure = error
+    cure = "Copy it again from the source, or export it uncompressed"
+    raise ReadError("unreadable", f"its pixels ({syntax.name}) are damaged or cut off", cure) from failure
 
 
 def _table(dataset: Dataset, item: Dataset, descriptor: str, data: str) -> tuple[NDArray[np.uint16], int]:
@@ -283,11 +313,17 @@ def _padding(dataset: Dataset, raw: NDArray[Any]) -> NDArray[np.bool_]:
     return padding
 
 
+def _lut(dataset: Dataset, keyword: str) -> Dataset | None:
+    """Returns the first lookup table of a sequence, or None where there is none or it is empty."""
+    items = _values(dataset, keyword)
+    return items[0] if items and _values(items[0], "LUTData") else None
+
+
 def _rescale(dataset: Dataset, raw: NDArray[Any]) -> tuple[NDArray[Any], str]:
     """Applies the modality LUT, or rescale slope and intercept; returns the values and what may have spoilt them."""
-    sequence = _values(dataset, "ModalityLUTSequence")
-    if sequence:
-        table, first = _table(dataset, sequence[0], "LUTDescriptor", "LUTData")
+    item = _lut(dataset, "ModalityLUTSequence")
+    if item is not None:
+        table, first = _table(dataset, item, "LUTDescriptor", "LUTData")
         return _look_up(table, first, raw), f"the tag {_name('ModalityLUTSequence')}"
     slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
     if slope is None and intercept is None:
@@ -300,9 +336,9 @@ def _rescale(dataset: Dataset, raw: NDArray[Any]) -> tuple[NDArray[Any], str]:
 
 def _window(dataset: Dataset, values: NDArray[Any]) -> tuple[NDArray[Any], str] | None:
     """Applies the first VOI LUT or else the first window; returns [0, 1] and the tags, or None where there is none."""
-    sequence = _values(dataset, "VOILUTSequence")
-    if sequence:
-        table, first = _table(dataset, sequence[0], "LUTDescriptor", "LUTData")
+    item = _lut(dataset, "VOILUTSequence")
+    if item is not None:
+        table, first = _table(dataset, item, "LUTDescriptor", "LUTData")
         return _look_up(table, first, values) / _full(table), f"the tag {_name('VOILUTSequence')}"
     centre, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
     if centre is None or width is None:
@@ -339,7 +375,7 @@ def _check_window(values: NDArray[Any], scaled: NDArray[Any], tags: str) -> None
     plain = _PLAIN * (high - low)
     inside = (values > low + plain) & (values < high - plain)
     lost = inside & ((scaled <= _SATURATED) | (scaled >= 1.0 - _SATURATED))
-    # An image of two greys has nothing between them that could be lost.
+    # In an image of two greys nothing lies between them that could be lost.
     if inside.mean() > _PLAIN and lost.sum() > MAX_LOST * inside.sum():
         raise ReadError(
             "window",
@@ -394,11 +430,11 @@ def _read_colour(dataset: Dataset, channels: int, strict: bool) -> NDArray[Any]:
     if photometric not in _COLOURS:
         raise _unknown_colours(photometric)
     if dataset.BitsStored <= 8:
-        return eight_bits(Image.fromarray(pixel_array(dataset).astype(np.uint8)), channels, strict)
+        return eight_bits(Image.fromarray(_pixels(dataset).astype(np.uint8)), channels, strict)
     if photometric in ("YBR_FULL", "YBR_FULL_422") and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        pixels = _to_rgb(pixel_array(dataset, raw=True), int(dataset.BitsStored))
+        pixels = _to_rgb(_pixels(dataset, raw=True), int(dataset.BitsStored))
     else:
-        pixels = pixel_array(dataset).astype(np.float64)
+        pixels = _pixels(dataset).astype(np.float64)
     return one_channel(robust_scale(pixels), channels, strict)
 
 
@@ -416,8 +452,8 @@ def _unknown_colours(photometric: str) -> ReadError:
 
 def _palette(dataset: Dataset) -> tuple[NDArray[Any], float]:
     """Returns the colours [H, W, 3] of a palette image, and their white."""
-    raw = pixel_array(dataset)
-    if "SegmentedRedPaletteColorLookupTableData" in dataset:
+    raw = _pixels(dataset)
+    if _values(dataset, "SegmentedRedPaletteColorLookupTableData"):
         length, first, bits = (int(number) for number in dataset.RedPaletteColorLookupTableDescriptor)
         if bits == 8 and (length or 2**16) > 2**8:
             raise ReadError("unknown format", "DICOM of a segmented palette of over 256 colours", "Export it as RGB")
@@ -426,7 +462,7 @@ def _palette(dataset: Dataset) -> tuple[NDArray[Any], float]:
         firsts = [first] * 3
     else:
         prefixes = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
-        if any(f"{prefix}{part}" not in dataset for prefix in prefixes for part in ("Descriptor", "Data")):
+        if not all(_values(dataset, f"{prefix}{part}") for prefix in prefixes for part in ("Descriptor", "Data")):
             raise ReadError("unreadable", "DICOM of palette colour without its palette", "Export it as RGB")
         pairs = [_table(dataset, dataset, f"{prefix}Descriptor", f"{prefix}Data") for prefix in prefixes]
         tables, firsts = [table for table, _ in pairs], [first for _, first in pairs]
@@ -444,7 +480,7 @@ def _check_range(values: NDArray[Any], suspect: str = "") -> None:
 
 def _read_grey(dataset: Dataset) -> tuple[NDArray[Any], str]:
     """Returns [H, W] of a MONOCHROME image, and the tags that would have spoilt it if it is blank."""
-    raw = pixel_array(dataset)
+    raw = _pixels(dataset)
     padding = _padding(dataset, raw)
     if padding.all():
         raise ReadError(

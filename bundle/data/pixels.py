@@ -147,7 +147,8 @@ def square_pixels(image: NDArray[Any], height: float, width: float, source: str)
     else:
         ratio = max(height / width, width / height)
     if ratio > MAX_ASPECT:
-        raise ReadError("wrong tag", f"{source} says that a pixel is {height:g} high and {width:g} wide", "Correct it")
+        message = f"{source} says that a pixel is {height:g} high and {width:g} wide"
+        raise ReadError("wrong tag", message, f"Correct or delete {source}")
     if ratio <= 1 + SQUARE:
         return image
     rows, columns = image.shape[:2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,8 @@ __all__ = [
 MIN_SIDE = 16
 
 #: Words by which decoders tell a cut-off file from other damage.
-_CUT = (
-    "truncat",
-    "expected",
-    "end of",
-    "ended",
-    "broken",
-    "length of the pixel data",
-    "not enough",
-    "less bytes",
+_CUT = re.compile(
+    r"truncat|\b(expected|end of|ended|broken|length of the pixel data|not enough|less bytes|requires a buffer)\b", re.IGNORECASE
 )
 
 
@@ -114,7 +108,7 @@ def decode(path: str | Path, channels: int, strict: bool = False) -> NDArray[np.
     except Exception as error:
         # Every decoder has its own exceptions for damaged files; their text tells a cut-off file from other damage.
         text = " ".join(str(error).split()) or type(error).__name__
-        if any(word in text.lower() for word in _CUT) or isinstance(error, EOFError):
+        if _CUT.search(text) or isinstance(error, EOFError):
             raise ReadError("truncated", f"the file is cut off ({text})", "Copy it again from the source") from error
         raise ReadError("unreadable", f"cannot be decoded ({text})", "Export it again, or remove it") from error
     if min(image.shape[:2]) < MIN_SIDE:
