@@ -22,7 +22,7 @@ from bundle.data import DatasetDir, ImageData, Modality, image_transform
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.data.errors import DataError, Problem
 from bundle.data.layouts import LAYOUTS, find_images, read_folder
-from bundle.data.readers import ReadError, decode, pixel_sha256
+from bundle.data.readers import SUPPORTED_FORMATS, ReadError, decode, pixel_sha256
 from bundle.data.records import Record
 from bundle.figures import from_uint8, to_uint8
 
@@ -199,7 +199,7 @@ def open_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir, mod
     records = _records(folder, modality)
     if not records:
         raise DataError(
-            f"cohort_dir {cohort_dir} holds no image (PNG, JPEG, DICOM or NIfTI). Give the folder of synthetic images."
+            f"cohort_dir {cohort_dir} holds no image ({SUPPORTED_FORMATS}). Give the folder of synthetic images."
         )
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         found = list(

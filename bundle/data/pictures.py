@@ -48,9 +48,6 @@ def _opened(path: Path, form: str, page: int = 0) -> Iterator[ImageFile.ImageFil
             message = f"its header says {pixels / 1e6:,.0f} million pixels, where {most}"
             raise ReadError("too large", message, cure) from error
         except UnidentifiedImageError as error:
-            if form == "TIFF" and _directory(path) + 8 > path.stat().st_size:
-                message = "the file is cut off (its directory is missing)"
-                raise ReadError("truncated", message, "Copy it again from the source") from error
             cure = "Export it again as PNG with 8 or 16 bits, or remove it"
             raise ReadError("unreadable", f"a {form} that is damaged or of a kind that is not read", cure) from error
         with image:
@@ -59,11 +56,20 @@ def _opened(path: Path, form: str, page: int = 0) -> Iterator[ImageFile.ImageFil
             yield image
 
 
-def _directory(path: Path) -> int:
-    """Returns where the directory of a TIFF file begins, in bytes."""
+def _check_whole(path: Path, form: str) -> None:
+    """Refuses a TIFF or WebP file that ends before its header says, which Pillow does not tell from other damage."""
     with open(path, "rb") as stream:
         head = stream.read(16)
-    return int.from_bytes(head[8:16] if b"+" in head[2:4] else head[4:8], "little" if head[:1] == b"I" else "big")
+    end = 0
+    if form == "WebP":
+        end = int.from_bytes(head[4:8], "little") + 8
+    elif form == "TIFF":  # where its directory begins
+        end = (
+            int.from_bytes(head[8:16] if b"+" in head[2:4] else head[4:8], "little" if head[:1] == b"I" else "big") + 8
+        )
+    if end > path.stat().st_size:
+        message = f"the file is cut off ({path.stat().st_size} bytes, where its header says {end} or more)"
+        raise ReadError("truncated", message, "Copy it again from the source")
 
 
 def _tag(image: ImageFile.ImageFile, tag: int, default: int) -> int:
@@ -180,6 +186,7 @@ def read_picture(path: Path, form: str, channels: int, strict: bool) -> NDArray[
     Raises:
         ReadError: several pictures, too large a one, or colour that is refused.
     """
+    _check_whole(path, form)
     with _opened(path, form) as image:
         page = _page(image, form)
     with _opened(path, form, page) as image:

@@ -54,7 +54,8 @@ MIN_SIDE = 16
 
 #: Words by which decoders tell a cut-off file from other damage.
 _CUT = re.compile(
-    r"truncat|\b(expected|end of|ended|broken|length of the pixel data|not enough|less bytes|requires a buffer)\b", re.IGNORECASE
+    r"truncat|\b(expected|end of|ended|broken|length of the pixel data|not enough|less bytes|requires a buffer)\b",
+    re.IGNORECASE,
 )
 
 
