@@ -53,7 +53,7 @@ def test_headers_that_claim_too_much(tmp_path: Path, shape: tuple[int, int], off
     header["vox_offset"], header["magic"] = offset, b"n+1"
     content = header.binaryblock + bytes(1000)
     (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(content) if suffix == "nii.gz" else content)
-    with pytest.raises(ReadError, match="its header says .* are read") as caught:
+    with pytest.raises(ReadError, match=r"its header says .* are read") as caught:
         decode(tmp_path / f"a.{suffix}", 1)
     assert caught.value.kind == "too large"
 

@@ -237,7 +237,7 @@ def test_headers_that_claim_too_much(tmp_path: Path, deep: NDArray[np.uint16]) -
     for name, width, height in (("a.png", 12_000, 12_000), ("b.png", 60_000, 60_000)):
         header = b"IHDR" + struct.pack(">II", width, height) + content[24:29]
         (tmp_path / name).write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
-        with pytest.raises(ReadError, match="its header says .* pixels, .*at most 100 million") as caught:
+        with pytest.raises(ReadError, match=r"its header says .* pixels, .*at most 100 million") as caught:
             decode(tmp_path / name, 1)
         assert caught.value.kind == "too large"
 

@@ -40,7 +40,7 @@ def test_square_pixels_are_left_alone(height: float, width: float) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(0.0, 1.0), (1.0, -1.0), (1.0, np.nan), (1.0, 20.0)])
 def test_sides_that_no_pixel_has(height: float, width: float) -> None:
-    with pytest.raises(ReadError, match="the header says that a pixel is .*Correct or delete the header") as caught:
+    with pytest.raises(ReadError, match=r"the header says that a pixel is .*Correct or delete the header") as caught:
         square_pixels(_ramp(30, 40), height, width, "the header")
     assert caught.value.kind == "wrong tag"
 
