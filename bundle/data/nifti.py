@@ -1,0 +1,94 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""NIfTI files of one slice, turned upright by their affine."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.data.formats import ReadError, room_for
+from bundle.data.pixels import full_scale, robust_scale, square_pixels
+
+__all__ = ["read_nifti"]
+
+#: Bytes of header and extensions before the voxels, beyond which a header is wrong.
+_MAX_OFFSET = 2**24
+
+
+def _read_header(path: Path) -> tuple[int, int, int]:
+    """Returns (columns, rows, bytes of a voxel); refuses by the first bytes what is no slice or takes hours to open."""
+    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
+        head = stream.read(540)
+    if len(head) < 348:
+        raise EOFError("the header is not whole")
+    if head[344:347] not in (b"n+1", b"ni1") and head[4:7] not in (b"n+2", b"ni2"):
+        raise ReadError("unreadable", "its content is no NIfTI image", "Export or copy it again, or remove it")
+    header: Any
+    if head[4:7] in (b"n+2", b"ni2"):
+        header = nibabel.Nifti2Header(head, check=False)
+    else:
+        header = nibabel.Nifti1Header(head[:348], check=False)
+    shape = header.get_data_shape()
+    axes = [length for length in shape if length > 1]
+    if len(axes) != 2 or min(shape) < 1:
+        sort = "3D volume" if len(axes) > 2 else "blank"
+        raise ReadError(sort, f"NIfTI of shape {shape}", "Save one slice as a 2D NIfTI, or the image as PNG")
+    if not 0 <= float(header["vox_offset"]) <= _MAX_OFFSET:
+        raise ReadError(
+            "too large",
+            f"its header says that {float(header['vox_offset']) / 1e6:,.0f} MB stand before the voxels, "
+            f"where at most {_MAX_OFFSET // 2**20} MB are read",
+            "Save the image again, or copy it again",
+        )
+    return axes[0], axes[1], header.get_data_dtype().itemsize
+
+
+def read_nifti(path: Path) -> NDArray[Any]:
+    """Reads one slice.
+
+    Args:
+        path: the file.
+
+    Returns:
+        [H, W], black 0 and white 1; pixels are square.
+
+    Raises:
+        ReadError: a volume, voxels of colour, NaN, or a header that claims too much.
+    """
+    with room_for(*_read_header(path)):
+        return _read_slice(nibabel.load(path)).astype(np.float32)
+
+
+def _read_slice(image: Any) -> NDArray[Any]:
+    shape = image.shape
+    axes = [axis for axis, length in enumerate(shape) if length > 1]
+    if image.dataobj.dtype.fields is not None:
+        raise ReadError("unknown format", "NIfTI of colour voxels", "Save the image as PNG")
+    if image.dataobj.dtype.kind == "c":
+        raise ReadError("unknown format", "NIfTI of complex voxels", "Save the magnitude")
+    values = np.asarray(image.dataobj).reshape([shape[axis] for axis in axes])
+    zooms = [float(zoom) for zoom in image.header.get_zooms()]
+    sides = [zooms[axis] for axis in axes]
+    codes: list[str] = ["L", "P"]
+    if any(int(image.header[key]) > 0 for key in ("qform_code", "sform_code")) and max(axes) < 3:
+        names = nibabel.aff2axcodes(image.affine)
+        codes = [names[axis] or "" for axis in axes]
+    # Upright: rows run down the patient (to I, or to P where the image is axial), columns to the patient's left (to P
+    # in sagittal images), as on every light box.
+    horizontal = next((axis for axis in (0, 1) if codes[axis] in ("L", "R")), None)
+    if horizontal is None:
+        horizontal = next((axis for axis in (0, 1) if codes[axis] in ("A", "P")), 0)
+    vertical = 1 - horizontal
+    if codes[horizontal] in ("R", "A"):
+        values = np.flip(values, horizontal)
+    if codes[vertical] in ("S", "A"):
+        values = np.flip(values, vertical)
+    values = values.transpose(vertical, horizontal)
+    scaled = full_scale(values) if values.dtype == np.uint8 else robust_scale(values.astype(np.float64))
+    return square_pixels(scaled, sides[vertical], sides[horizontal], "the field pixdim of the header")

@@ -1,0 +1,202 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures that Pillow reads (PNG, JPEG, TIFF, BMP, WebP), with all the grey levels that the file holds."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from bundle.data.formats import MAX_PIXELS, ReadError, room_for
+from bundle.data.pixels import eight_bits, one_channel, robust_scale
+
+__all__ = ["read_picture"]
+
+# Pillow's own limits on the size of a picture speak in its own words; room_for takes their place.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+#: Tags of TIFF 6.0.
+_SUBFILE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE = 254, 258, 262, 284, 339
+
+_NATIVE = "L" if sys.byteorder == "little" else "B"
+
+
+@contextmanager
+def _opened(path: Path, form: str, page: int = 0) -> Iterator[ImageFile.ImageFile]:
+    """Opens a picture without decoding it.
+
+    Raises:
+        ReadError: it is too large, or of a kind of its format that is not read.
+    """
+    # By its name, Pillow maps a file into memory, and then takes turned TIFF pictures for upright ones.
+    with open(path, "rb") as stream:
+        try:
+            image = Image.open(stream, formats=[form.upper()])
+        except Image.DecompressionBombError as error:
+            pixels = int(next(iter(re.findall(r"\d+", str(error))), "0"))
+            most = f"at most {MAX_PIXELS // 10**6} million are read"
+            cure = "Save it smaller, or copy it again where the header is wrong"
+            message = f"its header says {pixels / 1e6:,.0f} million pixels, where {most}"
+            raise ReadError("too large", message, cure) from error
+        except UnidentifiedImageError as error:
+            cure = "Export it again as PNG with 8 or 16 bits, or remove it"
+            raise ReadError("unreadable", f"a {form} that is damaged or of a kind that is not read", cure) from error
+        with image:
+            if page:
+                image.seek(page)
+            yield image
+
+
+def _check_whole(path: Path, form: str) -> None:
+    """Refuses a TIFF or WebP file that ends before its header says, which Pillow does not tell from other damage."""
+    with open(path, "rb") as stream:
+        head = stream.read(16)
+    end = 0
+    if form == "WebP":
+        end = int.from_bytes(head[4:8], "little") + 8
+    elif form == "TIFF":  # where its directory begins
+        end = (
+            int.from_bytes(head[8:16] if b"+" in head[2:4] else head[4:8], "little" if head[:1] == b"I" else "big") + 8
+        )
+    if end > path.stat().st_size:
+        message = f"the file is cut off ({path.stat().st_size} bytes, where its header says {end} or more)"
+        raise ReadError("truncated", message, "Copy it again from the source")
+
+
+def _tag(image: ImageFile.ImageFile, tag: int, default: int) -> int:
+    """Returns the first value of a TIFF tag; the default in other formats."""
+    value = getattr(image, "tag_v2", {}).get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _raw_mode(args: Any) -> str:
+    """Returns the layout of the stored samples, in Pillow's words, from the arguments of a decoder."""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _is_single(image: ImageFile.ImageFile) -> bool:
+    """Whether a picture is one band of more than 8 bits, or of 8 with a sign."""
+    return image.mode.startswith(("I", "F")) or (image.mode == "L" and _tag(image, _SAMPLE, 1) == 2)
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether a picture, not loaded yet, has several bands of 16 bits, of which Pillow keeps 8."""
+    deep = any(";16" in _raw_mode(tile.args) for tile in image.tile) or _tag(image, _BITS, 8) == 16
+    return deep and not _is_single(image)
+
+
+def _load(image: ImageFile.ImageFile, layout: Callable[[str], str] = str) -> NDArray[Any]:
+    """Decodes a picture whose stored samples are taken to be laid out as `layout` makes of Pillow's own opinion."""
+    tiles = []
+    for tile in image.tile:
+        mode = layout(_raw_mode(tile.args))
+        tiles.append(tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode))
+    image.tile = tiles
+    image.load()
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _deep_colour(path: Path, form: str, page: int) -> NDArray[Any]:
+    """Returns float32 [H, W, 3], all 16 bits of each sample; transparent parts are black.
+
+    Pillow unpacks 16 bits by taking their upper byte. Told that they are in the other byte order, it takes the lower
+    one. Grey with transparency has four bytes a pixel, which are taken as four bands.
+    """
+    with _opened(path, form, page) as image:
+        mode, bands, key = _raw_mode(image.tile[0].args), image.mode, image.info.get("transparency")
+        order = mode[-1].replace("N", _NATIVE)
+        if form == "TIFF" and _tag(image, _PLANAR, 1) == 2:
+            if image.tile[0].codec_name == "libtiff":
+                cure = "Save it uncompressed, or with the samples of a pixel together"
+                raise ReadError("unknown format", "a TIFF of compressed planes of 16 bits", cure)
+            order = "L" if image.tag_v2.prefix == b"II" else "B"  # type: ignore[attr-defined]
+        if mode.startswith("LA;"):
+            four = _load(image, lambda _: "RGBA").astype(np.float32)
+            grey, alpha = four[..., 0] * 256 + four[..., 1], four[..., 2] * 256 + four[..., 3]
+            return np.repeat((grey * (alpha / np.float32(65535)))[..., None], 3, axis=-1)
+        high = _load(image, lambda mode: f"{mode.split(';')[0]};16{order}").astype(np.float32)
+    with _opened(path, form, page) as image:
+        other = "LB"[order == "L"]
+        samples = high * 256 + _load(image, lambda mode: f"{mode.split(';')[0]};16{other}")
+    if bands == "CMYK":
+        return (65535 - samples[..., :3]) * (1 - samples[..., 3:] / 65535)
+    colour = samples[..., :3]
+    if mode.startswith("RGBA"):
+        return colour * (samples[..., 3:] / 65535)
+    if form == "PNG" and key is not None:  # one colour is transparent
+        colour[(colour == np.array(key)).all(axis=-1)] = 0
+    return colour
+
+
+def _single_band(image: ImageFile.ImageFile) -> NDArray[np.float64]:
+    """Returns [H, W], the stored values of one band."""
+    # libtiff hands out numbers in the machine's own byte order; Pillow says so for unsigned 16 bits only.
+    native = sys.byteorder == "little" and image.tile[0].codec_name == "libtiff"
+    values = _load(image, (lambda mode: mode.replace("BS", "S").replace("BF", "F")) if native else str)
+    if image.mode == "L":
+        values = values.view(np.int8)
+    if values.dtype == np.int32 and (_tag(image, _BITS, 8), _tag(image, _SAMPLE, 1)) == (32, 1):
+        values = values.view(np.uint32)
+    # Where white is zero, Pillow inverts 8 bits only.
+    inverted = _tag(image, _PHOTOMETRIC, 1) == 0
+    return -values.astype(np.float64) if inverted else values.astype(np.float64)
+
+
+def _page(image: ImageFile.ImageFile, form: str) -> int:
+    """Returns which picture of the file is meant: the only one, or in a TIFF the only one that is no thumbnail or mask.
+
+    Cameras add previews to their JPEG files (as MPO); the first picture is the photograph.
+    """
+    frames = 1 if form == "JPEG" else getattr(image, "n_frames", 1)
+    if frames == 1:
+        return 0
+    full = []
+    if form == "TIFF":
+        for page in range(frames):
+            image.seek(page)
+            if not _tag(image, _SUBFILE, 0) & 0b101:
+                full.append(page)
+    if len(full) != 1:
+        raise ReadError("3D volume", f"holds {len(full) or frames} frames", "Save one frame as one file")
+    return full[0]
+
+
+def read_picture(path: Path, form: str, channels: int, strict: bool) -> NDArray[Any]:
+    """Reads a PNG, JPEG, TIFF, BMP or WebP file.
+
+    Args:
+        path: the file.
+        form: which of the formats it is.
+        channels: 1 or 3; colour becomes luma where 1 are wanted.
+        strict: whether colour is refused where one channel is wanted.
+
+    Returns:
+        [H, W] or [H, W, 3], black 0 and white 1.
+
+    Raises:
+        ReadError: several pictures, too large a one, or colour that is refused.
+    """
+    _check_whole(path, form)
+    with _opened(path, form) as image:
+        page = _page(image, form)
+    with _opened(path, form, page) as image:
+        sample_bytes = 4 if _is_single(image) else 2 if _is_deep(image) else 1
+        with room_for(*image.size, sample_bytes * len(image.getbands())):
+            if _is_single(image):
+                pixels = robust_scale(_single_band(image))
+            elif _is_deep(image):
+                pixels = one_channel(robust_scale(_deep_colour(path, form, page)), channels, strict)
+            else:
+                image.load()
+                pixels = eight_bits(ImageOps.exif_transpose(image), channels, strict)
+            return pixels.astype(np.float32, copy=False)

@@ -1,0 +1,71 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bundle.data.readers import ReadError, decode
+
+Drawing = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.mark.parametrize("affine", [None, np.diag([-0.2, -0.1, 1.0, 1.0])])
+def test_voxels_become_square(tmp_path: Path, draw: Drawing, affine: NDArray[np.float64] | None) -> None:
+    image = nibabel.Nifti1Image(draw(height=64, width=32).T, affine)
+    image.header.set_zooms((0.2, 0.1))  # x, y
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    decoded = decode(tmp_path / "a.nii.gz", 1)[0]
+    assert decoded.shape == (64, 64)
+    assert decoded[:16, :14].min() > 0.99  # the mark top left, 8 voxels wide, is 16 pixels wide
+    assert decoded[:16, 18:].max() < 0.7
+
+
+@pytest.mark.parametrize("zooms", [(1.0, 1.0), (0.143, 0.143), (0.0, 0.0)])
+def test_square_voxels_keep_every_bit(tmp_path: Path, draw: Drawing, zooms: tuple[float, float]) -> None:
+    image = nibabel.Nifti1Image(draw().T, None)
+    image.header.set_zooms(zooms)
+    nibabel.save(image, tmp_path / "a.nii")
+    np.testing.assert_array_equal(decode(tmp_path / "a.nii", 1)[0], np.divide(draw(), 255.0, dtype=np.float32))
+
+
+def test_zooms_that_no_voxel_has(tmp_path: Path, draw: Drawing) -> None:
+    image = nibabel.Nifti1Image(draw().T, None)
+    image.header["pixdim"][1:3] = 0.1, 7.0
+    nibabel.save(image, tmp_path / "a.nii")
+    with pytest.raises(ReadError, match="pixdim") as caught:
+        decode(tmp_path / "a.nii", 1)
+    assert caught.value.kind == "wrong tag"
+
+
+@pytest.mark.parametrize(("shape", "offset"), [((30_000, 30_000), 352), ((10_000, 9_000), 352), ((64, 64), 9e8)])
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_headers_that_claim_too_much(tmp_path: Path, shape: tuple[int, int], offset: float, suffix: str) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.float64)
+    header.set_data_shape(shape)
+    header["vox_offset"], header["magic"] = offset, b"n+1"
+    content = header.binaryblock + bytes(1000)
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(content) if suffix == "nii.gz" else content)
+    with pytest.raises(ReadError, match=r"its header says .* are read") as caught:
+        decode(tmp_path / f"a.{suffix}", 1)
+    assert caught.value.kind == "too large"
+
+
+def test_nifti_2(tmp_path: Path, draw: Drawing) -> None:
+    nibabel.save(nibabel.Nifti2Image(draw().T, None), tmp_path / "a.nii")
+    np.testing.assert_allclose(decode(tmp_path / "a.nii", 1)[0], draw() / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])])
+def test_voxels_that_are_no_grey(tmp_path: Path, dtype: type) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((40, 50), dtype), None), tmp_path / "a.nii")
+    with pytest.raises(ReadError) as caught:
+        decode(tmp_path / "a.nii", 1)
+    assert caught.value.kind == "unknown format"
