@@ -20,6 +20,7 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.uid import (
     JPEG2000,
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -65,6 +66,9 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YB
 
 #: Tags of the physical size of a pixel as (height, width), in the order in which they are asked.
 _ASPECT_TAGS = ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+
+#: The first markers of a JPEG 2000 stream: its start and its size.
+_JPEG_2000 = b"\xff\x4f\xff\x51"
 
 #: Opposite directions in the patient, the one that an upright picture shows right or at the bottom first.
 _AXES = ("LR", "FH", "PA")
@@ -212,12 +216,19 @@ def _load(path: Path) -> Dataset:
 
 
 def _check_stream(dataset: Dataset) -> None:
-    """Refuses a JPEG stream of another size than the header's, whose decoder would take memory for its own size."""
+    """Refuses a JPEG stream that does not end, or is of another size than the header's.
+
+    Decoders of JPEG 2000 draw what there is of a stream that is cut off, and say nothing; and a decoder takes memory
+    for the size that the stream states.
+    """
     # The first item, a table of offsets, stands before the fragments.
     start = 8 + int.from_bytes(dataset.PixelData[4:8], "little")
-    found = _stream_header(next(generate_fragments(dataset.PixelData[start:]), b""))
+    stream = b"".join(generate_fragments(dataset.PixelData[start:]))
+    found = _stream_header(stream)
     if found is None:
         return
+    if stream.startswith(_JPEG_2000) and not stream.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise _damaged(dataset.file_meta.TransferSyntaxUID)
     width, height, bits = found
     if (width, height) != (dataset.Columns, dataset.Rows):
         tags = _names("Columns", "Rows")
@@ -229,7 +240,7 @@ def _check_stream(dataset: Dataset) -> None:
 
 def _stream_header(stream: bytes) -> tuple[int, int, int] | None:
     """Returns (width, height, bits) that the header of a JPEG, JPEG-LS or JPEG 2000 stream states, or None."""
-    if stream[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 (ISO 15444-1, A.5.1): the picture's ends less its offsets
+    if stream.startswith(_JPEG_2000):  # ISO 15444-1, A.5.1: the picture's ends less its offsets
         right, bottom, left, top = struct.unpack_from(">4I", stream.ljust(43), 8)
         return right - left, bottom - top, (stream.ljust(43)[42] & 0x7F) + 1
     position = 2
@@ -255,8 +266,12 @@ def _pixels(dataset: Dataset, raw: bool = False) -> NDArray[Any]:
             return pixel_array(dataset, raw=raw, decoding_plugin=plugin)
         except RuntimeError as error:
             failure = error
+    raise _damaged(syntax) from failure
+
+
+def _damaged(syntax: UID) -> ReadError:
     cure = "Copy it again from the source, or export it uncompressed"
-    raise ReadError("unreadable", f"its pixels ({syntax.name}) are damaged or cut off", cure) from failure
+    return ReadError("unreadable", f"its pixels ({syntax.name}) are damaged or cut off", cure)
 
 
 def _table(dataset: Dataset, item: Dataset, descriptor: str, data: str) -> tuple[NDArray[np.uint16], int]:

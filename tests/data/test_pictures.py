@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from bundle.data.pixels import ROBUST_PERCENTILES
 from bundle.data.readers import ReadError, decode
 
 Drawing = Callable[..., NDArray[np.uint8]]
+Order = Literal["<", ">"]
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -44,7 +45,7 @@ def _transparent_colour(*levels: int) -> bytes:
     return struct.pack(">I", 6) + data + struct.pack(">I", zlib.crc32(data))
 
 
-def _tiff(pixels: NDArray[Any], order: str, compress: bool, planar: bool = False, **tags: int | list[int]) -> bytes:
+def _tiff(pixels: NDArray[Any], order: Order, compress: bool, planar: bool = False, **tags: int | list[int]) -> bytes:
     """A TIFF of one strip (or one a plane), in either byte order and any type of sample."""
     samples = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width, count = samples.shape
@@ -185,12 +186,14 @@ def test_transparency_of_16_bits(tmp_path: Path, deep: NDArray[np.uint16], deep_
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("sort", ["uint16", "int16", "int32", "float32", "turned", "int8"])
-def test_tiff_of_one_deep_band(tmp_path: Path, deep: NDArray[np.uint16], order: str, compress: bool, sort: str) -> None:
+def test_tiff_of_one_deep_band(
+    tmp_path: Path, deep: NDArray[np.uint16], order: Order, compress: bool, sort: str
+) -> None:
     turned = {"orientation": 6} if sort == "turned" else {}
     values = np.ascontiguousarray(np.rot90(deep)) if turned else deep
     values = values // 16 - 128 if sort == "int8" else values - 1000 if sort.startswith("int") else values
     pixels = values.astype(np.uint16 if turned else sort)
-    (tmp_path / "a.tif").write_bytes(_tiff(pixels, order, compress, **turned))
+    (tmp_path / "a.tif").write_bytes(_tiff(pixels, order, compress, False, **turned))
     expected = _robust(pixels if not turned else deep)
     np.testing.assert_allclose(decode(tmp_path / "a.tif", 1)[0], expected, atol=1e-5)
 
@@ -213,7 +216,7 @@ def test_tiff_of_other_scales(tmp_path: Path, deep: NDArray[np.uint16], compress
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("sort", ["RGB", "RGBA", "RGBX", "CMYK", "turned", "planes"])
 def test_tiff_of_deep_colour(
-    tmp_path: Path, deep_colour: NDArray[np.uint16], order: str, compress: bool, sort: str
+    tmp_path: Path, deep_colour: NDArray[np.uint16], order: Order, compress: bool, sort: str
 ) -> None:
     full = np.full((*deep_colour.shape[:2], 1), 65535, np.uint16)
     path, expected = tmp_path / "a.tif", _robust(deep_colour)
