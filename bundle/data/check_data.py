@@ -158,4 +158,4 @@ def check_data(
     sheet = private_dir(output_dir) / "contact_sheet.png"
     _draw_sheet(data, sheet, columns)
     print(format_summary(report))
-    print(f"The data can be used. Contact sheet (real images, keep it in the house): {sheet}")
+    print(f"The data can be used. Contact sheet (real images, not to be shared): {sheet}")
