@@ -96,7 +96,7 @@ class PoolMaker:
         self.gate = open_gate(models)
         self.guides = "latent" if "latent_identity" in models.networks else "image"
         self.settings: dict[str, Any] = {
-            "models": {name: info["sha256"] for name, info in models.infos.items()},
+            "models": models.sha256(),
             "guides": self.guides,
             "walk": {name: dataclasses.asdict(settings) for name, settings in SETTINGS.items()},
             "objectives": {name: dataclasses.asdict(make_objective(name, weights)) for name in OBJECTIVES},

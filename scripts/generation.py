@@ -135,27 +135,8 @@ def walk_guides(models: ModelSet, guides: str, objective: str) -> Guides:
 
 
 def gate_threshold(models: ModelSet) -> float:
-    """Looks up the highest identity probability that the gate lets pass.
-
-    Args:
-        models: with gate_identity.
-
-    Raises:
-        CohortError: its JSON names none.
-    """
-    scores = models.infos["gate_identity"].get("scores")
-    threshold = scores.get("threshold") if isinstance(scores, dict) else None
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 < threshold <= 1.0:
-        raise CohortError(
-            f"gate_identity.json: the threshold in its scores must be a probability in (0, 1], not {threshold!r}. Copy "
-            f"the pair of files anew, or train the gate networks anew."
-        )
-    return float(threshold)
-
-
-def _model_hashes(models: ModelSet) -> dict[str, str]:
-    """What names each network in a cohort's settings."""
-    return {name: info["sha256"] for name, info in models.infos.items()}
+    """Returns the highest identity probability that the gate lets pass, as it was calibrated for gate_identity."""
+    return float(models.infos["gate_identity"]["scores"]["threshold"])
 
 
 def _check_modality(models: ModelSet, modality: str | Modality) -> None:
@@ -232,7 +213,7 @@ def generation_settings(
         "device": torch.device(device).type,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "models": _model_hashes(models),
+        "models": models.sha256(),
     }
 
 

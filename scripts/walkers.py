@@ -21,7 +21,7 @@ from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet
 from bundle.walk.guides import Guides
 from bundle.walk.inferer import PlanWalkInferer
-from scripts.generation import BLOCK_POINTS, walk_guides
+from scripts.generation import BLOCK_POINTS, gate_threshold, walk_guides
 
 __all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost", "open_gate"]
 
@@ -152,8 +152,7 @@ class Walker:
 
 def open_gate(models: ModelSet) -> Gate:
     """Makes the gate of its two networks, at the threshold that was calibrated for them."""
-    threshold = models.infos["gate_identity"]["scores"]["threshold"]
-    return Gate(models.networks["gate_identity"], models.networks["gate_class"], threshold)
+    return Gate(models.networks["gate_identity"], models.networks["gate_class"], gate_threshold(models))
 
 
 def cost(judged: Judged) -> tuple[float, float]:

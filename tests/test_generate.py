@@ -30,6 +30,7 @@ from bundle.data import get_modality
 from bundle.files import write_json
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS
+from bundle.networks.weights import WeightsError, write_info
 from bundle.options import OptionError
 from bundle.walk.inferer import SETTINGS
 from scripts.generation import GenerationProgress, default_guides
@@ -319,7 +320,7 @@ def refusal(models_dir: Path, output_dir: Path, **options: Any) -> str:
     with pytest.raises(RuntimeError) as caught:
         generate(models_dir, output_dir, **options)
     error = cause(caught.value)
-    assert isinstance(error, CohortError)
+    assert isinstance(error, CohortError | WeightsError)
     assert "\n" not in str(error)
     return str(error)
 
@@ -350,14 +351,16 @@ def test_gate_with_another_threshold_finishes_and_confirms_no_other_gates_cohort
     info = json.loads((models / "gate_identity.json").read_text(encoding="utf-8"))
     assert info["scores"]["threshold"] == 0.999
     write_json(models / "gate_identity.json", {**info, "scores": {"threshold": 0.1}})
+    assert "gate_identity.json was changed" in refusal(models, tmp_path / "new")
+    write_info(models / "gate_identity.pt", {**info, "scores": {"threshold": 0.1}})
     run = Path(shutil.copytree(cohort, tmp_path / "run"))
     assert "other options" in (message := refusal(models, run))
     assert "threshold" in message
     shutil.rmtree(run / "cohort")
     assert "threshold" in refusal(models, run)
     for threshold in (None, "high", 7, float("nan")):
-        write_json(models / "gate_identity.json", {**info, "scores": {"threshold": threshold}})
-        assert "gate_identity.json: the threshold" in refusal(models, tmp_path / "new")
+        write_info(models / "gate_identity.pt", {**info, "scores": {"threshold": threshold}})
+        assert "threshold" in refusal(models, tmp_path / "new")
     assert not (tmp_path / "new" / "cohort").exists()
 
 

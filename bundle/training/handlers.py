@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bundle.figures import image_grid, save_png
-from bundle.files import save_tensors
+from bundle.files import save_tensors, sweep_temporary
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise
@@ -84,6 +84,7 @@ class TrainingCheckpoint:
         Raises:
             CheckpointError: it belongs to a run with other options, or is damaged.
         """
+        sweep_temporary(self.path.parent)
         if self.path.exists():
             self._load()
         engine.add_event_handler(Events.STARTED, self._catch_signals)
@@ -292,6 +293,7 @@ class BestGenerator:
 
     def attach(self, engine: Engine) -> None:
         """Registers a measurement every ``interval_kimg`` and at the end."""
+        sweep_temporary(self.models_dir)
         every_kimg(engine, self.interval_kimg, self.measure)
 
     def training_state(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from bundle.files import sweep_temporary
 from bundle.networks.precision import bf16_autocast
 from bundle.networks.weights import (
     UnsealedError,
@@ -248,6 +249,7 @@ class NetworkTrainer(SupervisedTrainer):
             IterationEvents.BACKWARD_COMPLETED, lambda: require_finite_gradients(network, name, self.state.iteration)
         )
         self.is_saved = False
+        sweep_temporary(self.weights_path.parent)
         damage = self._find_saved()
         if not self.is_saved:
             self.checkpoint.attach(self)

@@ -18,6 +18,7 @@ from monai.data import Dataset
 from PIL import Image
 from torch import Tensor
 
+from bundle import files
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, mean_pairwise
 from bundle.networks.stylegan2 import Generator
@@ -82,6 +83,15 @@ def test_checkpoint_is_written_at_intervals_and_at_the_end(new_trainer: NewTrain
     assert saved == [0, 0, 0, 4, 4, 4]
     assert torch.load(path, weights_only=True)["trainer"]["iteration"] == 6
     assert [file.name for file in path.parent.iterdir()] == ["gan.pt"]
+
+
+def test_what_a_killed_run_left_behind_is_swept(new_trainer: NewTrainer, path: Path) -> None:
+    left = path.parent / f".{path.stem}-{files._MACHINE}-abcdefgh.tmp.pt"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half of a checkpoint")
+    trainer = new_trainer()
+    TrainingCheckpoint(path, {}, {"trainer": trainer}, interval=1).attach(trainer)
+    assert not left.exists()
 
 
 def test_interrupted_run_is_gone_on_with(
