@@ -68,7 +68,7 @@ def test_networks_are_trained_once_for_the_same_content(
     assert networks.keys() == infos.keys() == AUDIT_NETWORKS.keys()
     assert "Training them now, once" in capsys.readouterr().out
     assert infos["audit_embedding"]["split_sha256"] == data.split_sha256
-    trained = sorted((bundle_root / "output" / "audit_networks").rglob("*.pt"))
+    trained = sorted((bundle_root / "output" / "audit_networks").glob("*/models/*.pt"))
     assert len(trained) == 2
     moved = tmp_path / "moved"
     shutil.copytree(tiny_dataset, moved)
