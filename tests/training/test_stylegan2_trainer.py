@@ -437,7 +437,8 @@ save, numbers = torch.save, []
 def killed(content, file):
     numbers.append(1)
     if "trainer" in content and content["trainer"]["iteration"] == 4:
-        Path(file).write_bytes(b"half a checkpoint")
+        file.write(b"half a checkpoint")
+        file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     save(content, file)
 torch.save = killed
