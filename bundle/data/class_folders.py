@@ -125,13 +125,12 @@ def read_class_folders(
         meanings.setdefault(label, set()).add(name.casefold())
     double = sorted(name for same in meanings.values() if len(same) > 1 for name in same)
     if unknown or double:
-        what = (
-            f"{', '.join(unknown)} cannot be told to be a class"
-            if unknown
-            else f"{' and '.join(double)} are one class under two names"
-        )
+        what = f"{' and '.join(double)} are one class under two names"
+        if unknown:
+            what = f"{', '.join(unknown)} cannot be told to be a class"
+        among = "" if unknown == names else f"of the folders {', '.join(names)}, "
         raise DataError(
-            f"{folder}: of the folders {', '.join(names)}, {what}. The classes of modality {modality.name!r} are "
+            f"{folder}: {among}{what}. The classes of modality {modality.name!r} are "
             f"{describe_classes(modality)}: name each folder after its class, or list the images in labels.csv"
         )
     records = []

@@ -242,6 +242,8 @@ def read_tables(
         notes += more
     class_names, label_of = _labels([row for _, _, row in rows], modality)
     used = modality.with_classes(class_names) if class_names != modality.class_names else modality
+    if class_names == modality.class_names and not (modality.ordered or modality.has_fixed_classes):
+        notes += _numbers_note(rows, modality)
     records: list[Record] = []
     problems: list[Problem] = []
     images: dict[str, _Images] = {}
@@ -272,6 +274,17 @@ def read_tables(
         patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table.folder].home))
         records.append(Record(path.absolute(), name, label, patient or name, split))
     return records, problems, class_names, notes
+
+
+def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: Modality) -> list[str]:
+    """Says what numbers are taken for that stand in a column of another meaning than the bundle's own ``label``."""
+    columns = {table.label for table, *_ in rows if table.label.casefold() != Table.label}
+    if not columns or any(row.get("label_name") or not row["label"].isdecimal() for *_, row in rows):
+        return []
+    return [
+        f"The numbers of column {', '.join(sorted(columns))} are taken for {describe_classes(modality)}, the classes of "
+        f"modality {modality.name!r}; if they mean others, add a column label_name."
+    ]
 
 
 def _find_image(

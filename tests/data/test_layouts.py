@@ -638,3 +638,10 @@ def test_dicom_files_of_a_table_bring_their_patients(
         write_dicom(tmp_path / name, draw(), PatientID=patient)
     _csv(tmp_path, "image,label,patient_id\na.dcm,0,\nb.dcm,1,\nc.dcm,1,\nd.dcm,1,own\n")
     assert [record.patient_id for record in read_records(tmp_path)] == ["P1", "P1", "c.dcm", "own"]
+
+
+def test_numbers_of_a_column_of_another_name_are_told_what_they_are_taken_for(tmp_path: Path) -> None:
+    _table(tmp_path, "train.csv", "Path,Pneumonia\na.png,0\nb.png,1\n")
+    (note,) = read_folder(tmp_path, {"file": "train.csv", "image": "Path", "label": "Pneumonia"}).notes
+    assert note.startswith("The numbers of column Pneumonia are taken for 0 (normal), 1 (tuberculosis)")
+    assert "label_name" in note
