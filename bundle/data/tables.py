@@ -282,8 +282,8 @@ def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: M
     if not columns or any(row.get("label_name") or not row["label"].isdecimal() for *_, row in rows):
         return []
     return [
-        f"The numbers of column {', '.join(sorted(columns))} are taken for {describe_classes(modality)}, the classes of "
-        f"modality {modality.name!r}; if they mean others, add a column label_name."
+        f"The numbers of column {', '.join(sorted(columns))} are taken for {describe_classes(modality)}, the classes "
+        f"of modality {modality.name!r}; if they mean others, add a column label_name."
     ]
 
 
