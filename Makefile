@@ -23,7 +23,7 @@ generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights: X-
 	  { echo "There is no configs/$(MODALITY).json. MODALITY is xray, fundus, or a file of yours there." >&2; exit 2; }
 	@$(PYTHON) -m monai.bundle run generate --config_file $(PLAN) $(ARGS)
 
-# One process for each core, each with one thread, is twice as fast as one process with many.
+# One process for each core, each with one thread: threads that share cores wait for each other.
 test: lint  ## Check format, lint and types, then run the tests
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
