@@ -285,7 +285,8 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
 
     Args:
         kinds: what each option may be, by its name.
-        values: the options of this command as they stand, overrides included. None and "" mean "not given".
+        values: the options of this command as they stand, overrides included. None means "not given", and so does ""
+            where a folder is wanted that must be there.
         required: names among ``values`` that must be given.
 
     Raises:
@@ -302,7 +303,7 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
     required = set(required)
     for name, value in values.items():
         kind = kinds[name]
-        if value is None or (isinstance(value, str) and not value):
+        if value is None or (value == "" and isinstance(kind, Folder | Folders)):
             problem = "must be given." if name in required else None
         else:
             problem = kind.problem(value)
@@ -493,6 +494,8 @@ def _as_number(value: Any) -> float | None:
 def _unusable_path(value: str | os.PathLike[str]) -> str | None:
     """Says what no folder or file can be called, or what a shell would have to replace first."""
     text = os.fspath(value)
+    if not text:
+        return "is empty. Name a path, or leave the option out."
     if text.startswith("~"):
         return f"{text!r} begins with ~, which is not expanded here. Write {str(Path(text).expanduser())!r}."
     if any(not char.isprintable() for char in text):

@@ -186,10 +186,13 @@ def generation_settings(
     """
     _check_modality(models, modality)
     names = models.class_names
-    wanted = list(names) if classes is None else [classes] if isinstance(classes, str | int) else list(classes)
+    several = isinstance(classes, list | tuple)
+    wanted: list[Any] = list(names) if classes is None else list(classes) if several else [classes]  # type: ignore[arg-type]
+    if not wanted:
+        raise CohortError(f"classes: the list is empty. Name some of {', '.join(names)}, or leave classes out for all.")
     chosen = []
     for value in wanted:
-        name = names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+        name = names[value] if type(value) is int and 0 <= value < len(names) else value
         if name not in names:
             raise CohortError(f"classes: {value!r} is not a class of these models, which know {', '.join(names)}.")
         chosen.append(str(name))

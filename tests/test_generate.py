@@ -280,6 +280,8 @@ def test_published_objective_runs(toy_models: Path, tmp_path: Path, monkeypatch:
         ({"objective": "publish"}, "published"),
         ({"modality": "fundsu"}, "The nearest is fundus"),
         ({"classes": "tuberculose"}, "tuberculosis"),
+        ({"classes": []}, "the list is empty"),
+        ({"classes": 1.0}, "1.0 is not a class"),
         ({"guides": "latents"}, "latent"),
         ({"guides": "latent", "objective": "published"}, "Leave guides out"),
     ],

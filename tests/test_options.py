@@ -298,3 +298,9 @@ def test_what_is_not_given_is_refused_only_where_it_is_required() -> None:
     check_options(kinds, {"dataset_dir": ""})
     with pytest.raises(OptionError, match="--dataset_dir must be given"):
         check_options(kinds, {"dataset_dir": ""}, required=["dataset_dir"])
+
+
+@pytest.mark.parametrize("kind", [Integer(1), Number(0), Choice(("a", "b")), Device(), File(), OutputFolder()])
+def test_an_empty_value_is_refused(kind: Kind) -> None:
+    with pytest.raises(OptionError, match="--option "):
+        check_options({"option": kind}, {"option": ""})
