@@ -76,7 +76,7 @@ KINDS: dict[str, Kind] = {
     "rounds": Integer(0),
     "seed": Integer(0, 2**32 - 1),
     "seeds": Integers(0, 2**32 - 1),
-    "total_kimg": Number(above=0),
+    "total_kimg": Number(above=0.001, or_equal=True),
     "trunk_file": File(),
     "variety": Number(above=0, or_equal=True),
 }
