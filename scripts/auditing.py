@@ -17,7 +17,7 @@ from bundle.audit.engine import AuditEngine
 from bundle.audit.images import LEAST_SIDE, Cohort
 from bundle.data import DatasetDir, ImageData, Modality, open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
-from bundle.files import content_digest
+from bundle.files import content_digest, private_folder
 from bundle.networks.weights import WeightsError, load_weights, read_info
 from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST, AuditTrainer
 from scripts.generation import splits_home
@@ -117,7 +117,7 @@ def audit_networks(
         )
         source = splits_home(models_dir, output_dir) / "private" / "splits.json"
         if source.exists() and not (home / "private" / "splits.json").exists():
-            (home / "private").mkdir(parents=True, exist_ok=True)
+            private_folder(home / "private")
             shutil.copyfile(source, home / "private" / "splits.json")
         monai.bundle.run(
             config_file=str(config),
