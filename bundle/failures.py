@@ -100,16 +100,14 @@ def _line(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "CUDA out of memory" in text):
         return "The GPU's memory is used up. Close other programs on it, take smaller batches, or name --device cpu."
-    if isinstance(error, MemoryError) or _is_system(error, errno.ENOMEM):
-        return _of_memory()
+    if is_out_of_memory(error):
+        return "The memory is used up. Close other programs, or ask for smaller batches or images."
     if isinstance(error, OSError) and error.errno is not None:
         return _of_system(error)
     if not isinstance(error, RuntimeError | OSError | sqlite3.Error):
         return None
     if _SHARED.search(text):
         return "The shared memory (/dev/shm) is used up, through which processes hand over images. Make it larger."
-    if _MEMORY.search(text):
-        return _of_memory()
     if _UNWRITTEN.search(text):
         return "A file cannot be written: the disk is full, or the quota used up. Make room."
     if _THREADS.search(text):
@@ -117,12 +115,16 @@ def _line(error: BaseException) -> str | None:
     return None
 
 
-def _is_system(error: BaseException, *numbers: int) -> bool:
-    return isinstance(error, OSError) and error.errno in numbers
-
-
-def _of_memory() -> str:
-    return "The memory is used up. Close other programs, or ask for smaller batches or images."
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, of a GPU or of the machine; PyTorch has no type for the latter."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError | OSError | sqlite3.Error) and bool(
+        _MEMORY.search(text) and not _SHARED.search(text)
+    )
 
 
 def _of_system(error: OSError) -> str | None:

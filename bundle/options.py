@@ -15,7 +15,6 @@ import inspect
 import logging
 import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,7 +47,6 @@ __all__ = [
     "Number",
     "OptionError",
     "OutputFolder",
-    "Pattern",
     "Several",
     "check_options",
     "plain_errors",
@@ -172,21 +170,6 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """A regular expression of one group."""
-
-    def problem(self, value: Any) -> str | None:
-        """See `Kind.problem`."""
-        try:
-            groups = re.compile(value).groups
-        except (re.error, TypeError) as error:
-            return f"must be a regular expression, not {value!r} ({error})."
-        if groups == 1:
-            return None
-        return f"must have one group, in brackets, not {groups}: {value!r}. Write other brackets as (?:...)."
-
-
-@dataclass(frozen=True)
 class Folder:
     """A folder that is there."""
 
@@ -298,8 +281,10 @@ def check_options(kinds: Mapping[str, Kind], values: Mapping[str, Any], required
         sys.excepthook = _show_cure
         logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # else it reports, in its words, what we show
         _heed_termination()
-    values = {**values, **_restore_options()}
-    problems = [*_unknown_options(list(values)), *_vain_overlays()]
+    problems: list[str] = []
+    if (call := _call_of_monai()) is not None:
+        values = {**values, **_restore_options(call)}
+        problems += [*_unknown_options(call, list(values)), *_vain_overlays(call)]
     required = set(required)
     for name, value in values.items():
         kind = kinds[name]
@@ -397,14 +382,14 @@ def _call_of_monai() -> dict[str, Any] | None:
     return update_kwargs(copy.deepcopy(given.locals["args_file"]), **arguments, **given.locals[str(given.keywords)])
 
 
-def _restore_options() -> dict[str, Any]:
+def _restore_options(call: Mapping[str, Any]) -> dict[str, Any]:
     """Puts back what MONAI has changed in the values of options, and returns them by name.
 
     MONAI takes every # in a value for its older sign between the parts of an id, and writes :: in its place; a folder
     may be called so.
     """
-    workflow, call = _running_workflow(), _call_of_monai()
-    if workflow is None or call is None:
+    workflow = _running_workflow()
+    if workflow is None:
         return {}
     resolver = workflow.parser.ref_resolver
     changed = {
@@ -431,9 +416,8 @@ def _running_workflow() -> ConfigWorkflow | None:
     return None
 
 
-def _unknown_options(options: list[str]) -> Iterator[str]:
-    call = _call_of_monai()
-    if call is None or call.get("config_file") is None:
+def _unknown_options(call: Mapping[str, Any], options: list[str]) -> Iterator[str]:
+    if call.get("config_file") is None:
         return
     own = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters, "workflow_name"}
     own -= {"override", "kwargs"}
@@ -455,10 +439,9 @@ def _unknown_options(options: list[str]) -> Iterator[str]:
             yield f"{call[name]!r} is not an id of {files}. Give options as --name value, and one run id at most."
 
 
-def _vain_overlays() -> Iterator[str]:
+def _vain_overlays(call: Mapping[str, Any]) -> Iterator[str]:
     # Of two files that set the same, the later counts: an overlay in front of what it is to change does nothing.
-    call = _call_of_monai()
-    if call is None or not isinstance(call.get("config_file"), list | tuple):
+    if not isinstance(call.get("config_file"), list | tuple):
         return
     files = list(map(str, call["config_file"]))
     contents = [ConfigParser.load_config_file(file) for file in files]

@@ -10,6 +10,7 @@ from typing import Any
 import bundle.options
 from bundle.audit.images import PREPROCESSING
 from bundle.data import LAYOUTS, MODALITIES, Modality
+from bundle.data.patients import pattern_problem
 from bundle.options import (
     Choice,
     Device,
@@ -23,12 +24,20 @@ from bundle.options import (
     Kind,
     Number,
     OutputFolder,
-    Pattern,
 )
 from bundle.training.discriminators import DISCRIMINATORS
 from bundle.walk.objective import OBJECTIVES
 
-__all__ = ["KINDS", "check_options"]
+__all__ = ["KINDS", "Pattern", "check_options"]
+
+
+class Pattern:
+    """A regular expression that finds patients."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `bundle.options.Kind.problem`."""
+        return pattern_problem(value)
+
 
 KINDS: dict[str, Kind] = {
     "audit_dir": Folder(),

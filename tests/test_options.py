@@ -25,11 +25,11 @@ from bundle.options import (
     Number,
     OptionError,
     OutputFolder,
-    Pattern,
     Several,
     check_options,
     plain_errors,
 )
+from scripts.options import Pattern
 from tests.conftest import ROOT
 
 CONFIG = {

@@ -26,6 +26,7 @@ from bundle.data.layouts import read_folder
 from bundle.data.listing import FolderListing, list_folder
 from bundle.data.readers import SUPPORTED_FORMATS, ReadError, decode, pixel_sha256
 from bundle.data.records import Record
+from bundle.data.tables import Table, read_tables
 from bundle.figures import from_uint8, to_uint8
 
 __all__ = [
@@ -230,9 +231,9 @@ def open_cohort(
                 unit="image",
             )
         )
-    problems = {*listing.problems, *unjudged, *missed, *(entry for entry in found if isinstance(entry, Problem))}
+    problems = [*listing.problems, *unjudged, *missed, *(entry for entry in found if isinstance(entry, Problem))]
     if problems:
-        raise DataError(sorted(problems), f"of {len(records)} images of the cohort")
+        raise DataError(problems, f"of {len(records)} images of the cohort")
     good = [entry for entry in found if not isinstance(entry, Problem)]
     sides = [max(size) for size, _ in good]
     return Cohort(
@@ -338,11 +339,12 @@ def _records(listing: FolderListing, modality: Modality) -> tuple[list[Record], 
     """Returns the images of a cohort with their labels, and what is wrong with its labels.csv."""
     images = [path for path in listing.images if not _is_contact_sheet(listing, path)]
     if (listing.folder / "labels.csv").is_file():
-        found = read_folder(listing.folder, "labels_csv", modality)
-        listed = {record.image for record in found.records}
+        records, problems, _, _ = read_tables(listing, [Table()], modality)
+        records.sort(key=lambda record: record.name)
+        listed = {record.image for record in records}
         message, cure = "lies in the cohort, but labels.csv does not list it", "Add a line for it, or remove the image"
         missed = [Problem(listing.name(path), "not listed", message, cure) for path in images if path not in listed]
-        return found.records, [*found.problems, *missed]
+        return records, [*problems, *missed]
     if has_class_folders(listing):
         try:
             records, _, reasons = read_class_folders(listing, modality)

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
-import re
 import stat
 import zlib
 from collections import Counter
@@ -23,8 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bundle.class_names import class_names_problem
 from bundle.cohort.ledger import CohortError
-from bundle.figures import from_uint8, image_grid
+from bundle.figures import from_uint8, image_grid, png_bytes
 from bundle.files import atomic_folder, content_digest, json_text, sha256_file
 from bundle.markup import csv_text, csv_value, printable
 
@@ -66,7 +65,11 @@ def write_cohort(
     """
     target = Path(cohort_dir)
     rank, processes = idist.get_rank(), idist.get_world_size()
-    _check_names(class_names)
+    if problem := class_names_problem(class_names):
+        raise CohortError(
+            f"The name of a class cannot be part of a file's name: {problem}. Give the class another name, which "
+            f"differs from the others in more than capital letters, and train anew."
+        )
     if rank == 0 and os.path.lexists(target):
         raise CohortError(f"{target} exists and is not overwritten. Name another output_dir, or remove that folder.")
     with atomic_folder(target) if rank == 0 else nullcontext() as folder:
@@ -83,7 +86,7 @@ def write_cohort(
             name = f"images/{class_names[label]}_{numbers[label]:06d}.png"
             if len(rows) % processes == rank:
                 # Neighbouring pixels of a radiograph are alike, strings of them hardly ever: smaller and twice as fast.
-                content = _png(Image.fromarray(pixels.contiguous().numpy()), compress_type=zlib.Z_RLE)
+                content = png_bytes(Image.fromarray(pixels.contiguous().numpy()), compress_type=zlib.Z_RLE)
                 hashes[len(rows)] = _write(temporary / name, content)
             rows.append((name, label, class_names[label]))
             if len(sheet[label]) < SHEET_ROWS * SHEET_COLUMNS:
@@ -93,7 +96,7 @@ def write_cohort(
             return
         for name, content in (
             ("labels.csv", csv_text([COLUMNS, *rows]).encode()),
-            ("contact_sheet.png", _png(_contact_sheet(sheet, class_names), optimize=True)),
+            ("contact_sheet.png", png_bytes(_contact_sheet(sheet, class_names), optimize=True)),
             ("datasheet.md", datasheet.encode()),
         ):
             files[name] = _write(temporary / name, content)
@@ -102,29 +105,6 @@ def write_cohort(
         manifest[MANIFEST_SHA256] = content_digest(manifest, 64)
         _write(temporary / MANIFEST, json_text(manifest).encode())
         verify_cohort(temporary)
-
-
-def _check_names(class_names: Iterable[str]) -> None:
-    names = list(class_names)
-    for name in names:
-        if not name or name[0] == "." or re.search(r"[/\\:\x00-\x1f\x7f]", name) or len(name.encode()) > 200:
-            raise CohortError(
-                f"The class {printable(name)!r} cannot be part of a file's name, which takes no slash, backslash, "
-                f"colon, control character or dot in front and 200 bytes at most. Give the class another name, and "
-                f"train anew."
-            )
-    if len({name.casefold() for name in names}) < len(names):
-        raise CohortError(
-            f"Classes of {', '.join(map(printable, names))} differ in capital letters alone: on many machines their "
-            f"files would overwrite each other. Give one another name, and train anew."
-        )
-
-
-def _png(picture: Image.Image, **options: Any) -> bytes:
-    # Written by Pillow itself, a file on a full disk ends in an error that says nothing of disks.
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG", **options)
-    return stream.getvalue()
 
 
 def _write(path: Path, content: bytes) -> str:

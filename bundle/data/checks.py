@@ -255,11 +255,11 @@ def check_dataset(
         DataError: the folder cannot be read as a data set at all, or the output folder lies in it.
     """
     preset = get_modality(modality)
-    private = private_dir(output_dir) if output_dir is not None else None
-    split_file = private / "splits.json" if private else None
+    private = None
     if output_dir is not None:
         _refuse_output_in_data(dataset_dir, output_dir)
-        private_folder(private_dir(output_dir))
+        private = private_folder(private_dir(output_dir))
+    split_file = private / "splits.json" if private else None
     reading = Reading.settle(split_file, patient_pattern, drop_duplicates)
     folder = read_folder(dataset_dir, layout, preset, reading.patient_pattern)
     inspections = _inspect_all(folder.records, preset, private / "checked.json" if private else None, progress)

@@ -12,7 +12,7 @@ from bundle.data.classes import describe_classes, label_classes
 from bundle.data.errors import DataError
 from bundle.data.listing import FolderListing
 from bundle.data.modality import Modality
-from bundle.data.readers import image_suffix
+from bundle.data.readers import image_stem
 from bundle.data.records import SPLIT_NAMES, Record
 
 __all__ = ["has_class_folders", "read_class_folders"]
@@ -35,10 +35,10 @@ def _split_of(folder: Path) -> str | None:
 
 def _mask_files(images: Sequence[Path]) -> set[Path]:
     """Returns the files that lie beside an image of the same name without "mask", such as a_mask.png beside a.png."""
-    there = {(path.parent, path.name[: -len(image_suffix(path)) or None]) for path in images}
+    there = {(path.parent, image_stem(path)) for path in images}
     masks = set()
     for path in images:
-        stem = path.name[: -len(image_suffix(path)) or None]
+        stem = image_stem(path)
         original = re.sub(r"[ _-]*(?:mask|seg|segmentation)(?:[ _-]?\d+)?$", "", stem, flags=re.IGNORECASE)
         if original != stem and (path.parent, original) in there:
             masks.add(path)

@@ -25,6 +25,7 @@ __all__ = [
     "check_format",
     "check_size",
     "image_format",
+    "image_stem",
     "image_suffix",
     "is_dicom",
     "room_for",
@@ -109,6 +110,11 @@ def image_suffix(path: Path) -> str:
     name = path.name.lower()
     suffix = ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
     return suffix if suffix in IMAGE_SUFFIXES else ""
+
+
+def image_stem(path: Path) -> str:
+    """Returns the file's name without the ending that :func:`image_suffix` finds."""
+    return path.name[: -len(image_suffix(path)) or None]
 
 
 def _read_head(path: Path) -> bytes:

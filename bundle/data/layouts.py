@@ -22,8 +22,8 @@ from bundle.data.classes import describe_classes
 from bundle.data.errors import DataError, Problem
 from bundle.data.listing import FolderListing, LeftOut, list_folder, summarise_left_out
 from bundle.data.modality import Modality, get_modality
-from bundle.data.patients import compile_pattern, find_patient
-from bundle.data.readers import SUPPORTED_FORMATS, dicom_patient_id, image_format, image_suffix
+from bundle.data.patients import check_pattern, find_patient
+from bundle.data.readers import SUPPORTED_FORMATS, dicom_patient_id, image_format, image_stem
 from bundle.data.records import Record
 from bundle.data.tables import Table, columns, has_columns, read_tables
 
@@ -153,7 +153,7 @@ def _name_layout(name: str, prefix: str, source: str) -> Layout:
             found = [
                 (path, match[2])
                 for path in listing.images
-                if path.parent == place and (match := pattern.fullmatch(_stem(path)))
+                if path.parent == place and (match := pattern.fullmatch(image_stem(path)))
             ]
             if found:
                 yield from found
@@ -166,7 +166,7 @@ def _name_layout(name: str, prefix: str, source: str) -> Layout:
             if label is None:
                 message, cure = f"the file name ends in label {digit}", f"The labels are {describe_classes(modality)}"
                 problems.append(Problem(listing.name(path), "label out of range", message, cure))
-            records.append(Record(path, listing.name(path), label, _stem(path)))
+            records.append(Record(path, listing.name(path), label, image_stem(path)))
         if not records:
             raise DataError(
                 f"{listing.folder}: no image named {prefix}_<number>_<label> in it or in its folder CXR_png"
@@ -176,10 +176,6 @@ def _name_layout(name: str, prefix: str, source: str) -> Layout:
     return Layout(
         name, f"{source}: {prefix}_0001_0.png, last digit the label", lambda listing: any(matches(listing)), read
     )
-
-
-def _stem(path: Path) -> str:
-    return path.name[: -len(image_suffix(path)) or None]
 
 
 def _read_class_folders(listing: FolderListing, modality: Modality) -> _Content:
@@ -249,7 +245,7 @@ def read_folder(
         raise DataError("no dataset_dir given; add --dataset_dir and the folder that holds your images")
     folder = Path(dataset_dir).expanduser().absolute()
     preset = get_modality(modality)
-    compile_pattern(patient_pattern, "patient_pattern")
+    check_pattern(patient_pattern, "patient_pattern")
     table = Table.named(layout) if isinstance(layout, Mapping) else None
     if table is None and layout not in {"auto", *LAYOUTS}:
         near = difflib.get_close_matches(str(layout), LAYOUTS, n=1)

@@ -8,12 +8,13 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bundle.data.errors import DataError
-from bundle.data.readers import image_suffix
+from bundle.data.readers import image_stem
 from bundle.data.records import Record
 
-__all__ = ["compile_pattern", "find_patient", "propose_pattern"]
+__all__ = ["check_pattern", "find_patient", "pattern_problem", "propose_pattern"]
 
 #: Ways in which names of files and folders tell patients, tried in this order.
 _KNOWN_PATTERNS = (
@@ -25,40 +26,51 @@ _KNOWN_PATTERNS = (
 )
 
 
-def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
-    """Compiles a regular expression whose first group is the patient.
+def pattern_problem(pattern: Any) -> str | None:
+    """Says what is wrong with a regular expression whose first group is the patient; None if nothing is.
 
     Args:
         pattern: the expression; "" finds nobody.
-        option: what the user calls it, for messages.
+
+    Returns:
+        Words that follow what the user calls it.
+    """
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, TypeError) as error:
+        return f"is no regular expression ({error}): {pattern!r}"
+    if pattern and groups != 1:
+        return (
+            f"needs one group, the patient, in brackets; it has {groups}: {pattern!r}. Write other brackets as (?:...)"
+        )
+    return None
+
+
+def check_pattern(pattern: str, option: str) -> None:
+    """Refuses what :func:`pattern_problem` finds something wrong with.
+
+    Args:
+        pattern: the expression.
+        option: what the user calls it, for the message.
 
     Raises:
         DataError: not an expression, or not of one group.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise DataError(f"{option} is no regular expression ({error}): {pattern!r}") from error
-    if pattern and compiled.groups != 1:
-        raise DataError(
-            f"{option} needs one group, the patient, in brackets; it has {compiled.groups}: {pattern!r}. Write other "
-            "brackets as (?:...)"
-        )
-    return compiled
+    if problem := pattern_problem(pattern):
+        raise DataError(f"{option} {problem}")
 
 
 def find_patient(pattern: str, path: Path) -> str | None:
     """Returns the patient that a pattern finds in an image's name, None where it finds none.
 
     Args:
-        pattern: see :func:`compile_pattern`; sought in the file's name, then in the name without its ending, then in
+        pattern: see :func:`pattern_problem`; sought in the file's name, then in the name without its ending, then in
             the whole path.
         path: of the image, relative to the data set's folder.
     """
     if not pattern:
         return None
-    stem = path.name[: -len(image_suffix(path)) or None]
-    for text in (path.name, stem, path.as_posix()):
+    for text in (path.name, image_stem(path), path.as_posix()):
         if (match := re.search(pattern, text)) and match[1]:
             return match[1]
     return None

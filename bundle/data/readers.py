@@ -27,6 +27,7 @@ from bundle.data.formats import (
     ReadError,
     check_format,
     image_format,
+    image_stem,
     image_suffix,
     is_dicom,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "decode",
     "dicom_patient_id",
     "image_format",
+    "image_stem",
     "image_suffix",
     "is_dicom",
     "pixel_sha256",

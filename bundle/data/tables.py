@@ -18,8 +18,8 @@ from bundle.data.classes import describe_classes, label_classes, label_numbered_
 from bundle.data.errors import DataError, Problem
 from bundle.data.listing import FolderListing
 from bundle.data.modality import Modality
-from bundle.data.patients import compile_pattern, find_patient
-from bundle.data.readers import image_suffix
+from bundle.data.patients import check_pattern, find_patient
+from bundle.data.readers import image_stem
 from bundle.data.records import SPLIT_NAMES, SPLITS, Record
 from bundle.markup import csv_value
 
@@ -75,7 +75,7 @@ class Table:
             if not isinstance(value, str):
                 raise DataError(f"layout: {key} is {value!r}; give a text")
         table = cls(**columns)
-        compile_pattern(table.patient, "layout: patient")
+        check_pattern(table.patient, "layout: patient")
         return table
 
     def rows(self, folder: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
@@ -198,9 +198,8 @@ class _Images:
         self._found: dict[str, list[Path]] = defaultdict(list)
         for path in listing.images:
             if home in path.parents:
-                relative = path.relative_to(home).as_posix()
-                ending = len(image_suffix(path))
-                names = {relative, path.name, relative[: -ending or None], path.name[: -ending or None]}
+                relative, stem = path.relative_to(home), image_stem(path)
+                names = {relative.as_posix(), path.name, relative.with_name(stem).as_posix(), stem}
                 for name in map(_key, names):
                     self._found[name].append(path)
 
@@ -240,9 +239,8 @@ def read_tables(
         found, more = table.rows(listing.folder)
         rows += [(table, line, row) for line, row in found]
         notes += more
-    class_names, label_of = _labels([row for _, _, row in rows], modality)
-    used = modality.with_classes(class_names) if class_names != modality.class_names else modality
-    if class_names == modality.class_names and not (modality.ordered or modality.has_fixed_classes):
+    used, label_of = _labels([row for _, _, row in rows], modality)
+    if used is modality and not (modality.ordered or modality.has_fixed_classes):
         notes += _numbers_note(rows, modality)
     records: list[Record] = []
     problems: list[Problem] = []
@@ -273,7 +271,7 @@ def read_tables(
             split = SPLIT_NAMES.get(split.casefold())
         patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table.folder].home))
         records.append(Record(path.absolute(), name, label, patient or name, split))
-    return records, problems, class_names, notes
+    return records, problems, used.class_names, notes
 
 
 def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: Modality) -> list[str]:
@@ -305,13 +303,14 @@ def _find_image(
     return found[0] if found else images.home / given, None
 
 
-def _labels(rows: Sequence[dict[str, str]], modality: Modality) -> tuple[tuple[str, ...], Callable[[str], int | None]]:
-    """Returns the class names of a table and what label a cell stands for."""
+def _labels(rows: Sequence[dict[str, str]], modality: Modality) -> tuple[Modality, Callable[[str], int | None]]:
+    """Returns the preset, with the classes of the table where they are others, and what label a cell stands for."""
     pairs = {(row["label"], row.get("label_name") or "") for row in rows}
     if all(number.isdecimal() and name for number, name in pairs):
         numbered = label_numbered_classes([(int(number), name) for number, name in pairs], modality)
         if numbered is not None:
-            return numbered, modality.with_classes(numbered).label_of
+            named = modality.with_classes(numbered)
+            return named, named.label_of
     texts = {text for label, name in pairs for text in ([label] if label else [name]) if text}
     class_names, labels = label_classes(texts, modality)
     named = modality.with_classes(class_names) if class_names != modality.class_names else modality
@@ -319,7 +318,7 @@ def _labels(rows: Sequence[dict[str, str]], modality: Modality) -> tuple[tuple[s
     def label_of(text: str) -> int | None:
         return labels[text] if text in labels else named.label_of(text)
 
-    return class_names, label_of
+    return named, label_of
 
 
 def _label(

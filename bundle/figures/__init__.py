@@ -4,6 +4,6 @@
 
 from __future__ import annotations
 
-from bundle.figures.grids import contact_sheet, from_uint8, image_grid, save_png, to_uint8
+from bundle.figures.grids import contact_sheet, from_uint8, image_grid, png_bytes, save_png, to_uint8
 
-__all__ = ["contact_sheet", "from_uint8", "image_grid", "save_png", "to_uint8"]
+__all__ = ["contact_sheet", "from_uint8", "image_grid", "png_bytes", "save_png", "to_uint8"]

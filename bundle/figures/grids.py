@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from bundle.files import atomic_write
 
-__all__ = ["contact_sheet", "from_uint8", "image_grid", "save_png", "to_uint8"]
+__all__ = ["contact_sheet", "from_uint8", "image_grid", "png_bytes", "save_png", "to_uint8"]
 
 _GAP = 2
 _WHITE = 255
@@ -98,10 +99,23 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
         picture: what to write.
         path: the file; missing folders are made.
     """
-    stream = io.BytesIO()  # of a full disk, Pillow would say nothing but "encoder error"
-    picture.save(stream, format="PNG", optimize=True)
+    content = png_bytes(picture, optimize=True)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(stream.getvalue())
+        temporary.write_bytes(content)
+
+
+def png_bytes(picture: Image.Image, **options: Any) -> bytes:
+    """Returns a picture as the content of a PNG file, to be written by whoever knows the file.
+
+    Written by Pillow itself, a file on a full disk ends in an "encoder error", which says nothing of disks.
+
+    Args:
+        picture: what to encode.
+        options: Pillow's, for PNG.
+    """
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", **options)
+    return stream.getvalue()
 
 
 def _sheet(

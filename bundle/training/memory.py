@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from bundle.failures import is_out_of_memory
 
 __all__ = ["TooLittleMemory", "tell_of_memory"]
 
@@ -29,8 +29,7 @@ def tell_of_memory(what: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # On a CPU, PyTorch has no type for it.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise TooLittleMemory(
             f"The training of {what} ran out of memory. Give a smaller batch_size or resolution, or another device."
