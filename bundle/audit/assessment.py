@@ -29,7 +29,8 @@ from bundle.audit.measures import (
     true_positive_rate,
     variety,
 )
-from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, half_samples, mean, patient_draws, share
+from bundle.audit.orientations import Disguises, seek_disguises
+from bundle.audit.resampling import DRAWS, LEAST, Figure, bootstrap, figure, half_samples, mean, patient_draws, share
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.distribution import frechet_distance, kid
 
@@ -40,9 +41,7 @@ COLUMNS = ("cohort", "test", "training")
 #: Figures by measure and column.
 Figures = dict[str, dict[str, Figure]]
 
-LEAST_FOR_PERCENTILE = 20
-LEAST_FOR_SET = 20
-LEAST_FOR_OTHERS = 10
+# Images from which 1 % of them is one.
 LEAST_FOR_RATE = 100
 #: Draws of halves for figures of whole sets.
 HALVES = 100
@@ -60,6 +59,9 @@ class Assessment:
         nearer: synthetic images that are more alike a training image than every test image is, by the embedding.
         nearer_by_both: those of them of which the verifier, asked apart, names the same patient.
         threshold: correlation above which an image is a copy.
+        disguises: copies in other orientations and as negatives.
+        farthest: of the changes under which planted copies are sought, the one that takes them farthest from training
+            images, and the KID to these: as far as that, the instrument has been tried.
         quantiles: of the correlation with the nearest training image: 5, 25, 50, 75 and 95 %, by set.
     """
 
@@ -70,6 +72,8 @@ class Assessment:
     nearer: int
     nearer_by_both: int
     threshold: float
+    disguises: Disguises
+    farthest: tuple[str, float]
     quantiles: dict[str, list[float]]
 
 
@@ -103,6 +107,12 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
         nearer=int(nearer.sum()),
         nearer_by_both=int((nearer & sides["cohort"].agree(distances.real["train"].patients)).sum()),
         threshold=threshold,
+        disguises=seek_disguises(
+            distances.cohort,
+            distances.real["train"].pixels,
+            torch.cat([distances.real[role].pixels for role in ("val", "test")]),
+        ),
+        farthest=_farthest(distances),
         quantiles=_quantiles(distances, sides),
     )
 
@@ -128,14 +138,14 @@ def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Figures:
 
 
 def _percentile(values: Tensor, side: Side) -> Figure:
-    if len(values) < LEAST_FOR_PERCENTILE:
-        reason = f"a 5th percentile needs at least {LEAST_FOR_PERCENTILE} images; there are {len(values)}"
+    if len(values) < LEAST:
+        reason = f"a 5th percentile needs at least {LEAST} images; there are {len(values)}"
         return Figure(reason=reason, n=len(values))
     return figure(low_percentile(values), bootstrap(values, side.draws, low_percentile), len(values))
 
 
 def _too_few(size: int) -> Figure:
-    reason = f"sets of at least {LEAST_FOR_SET} images are compared; only {size} can be had on every side"
+    reason = f"sets of at least {LEAST} images are compared; only {size} can be had on every side"
     return Figure(reason=reason, n=size)
 
 
@@ -187,8 +197,8 @@ def _reidentification(distances: Distances, sides: dict[str, Side]) -> Figures:
 
 def _other_images(side: Side) -> Figure:
     n = int((~side.others.isnan()).sum())
-    if n < LEAST_FOR_OTHERS:
-        reason = f"the nearest patient has several training images for {n} images only; {LEAST_FOR_OTHERS} are needed"
+    if n < LEAST:
+        reason = f"the nearest patient has several training images for {n} images only; {LEAST} are needed"
         return Figure(reason=reason, n=n)
     return figure(_known_mean(side.others), bootstrap(side.others, side.draws, _known_mean), n)
 
@@ -204,7 +214,7 @@ def _of_sets(distances: Distances, seed: int) -> Figures:
     sampled = distances.reference.train_sample
     n_train, n_test, n_cohort = len(sampled), len(test.pixels), len(distances.sample)
     size = min(n_train // 2, n_test // 2, n_cohort)
-    if size < LEAST_FOR_SET:
+    if size < LEAST:
         return {name: dict.fromkeys(COLUMNS, _too_few(size)) for name in names}
     matrix = distances.lpips_of_sample()
     to_val = {role: distances.reference.lpips(role, "val").amin(dim=1) for role in ("train", "test")}
@@ -279,7 +289,7 @@ def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor]
     own = {role: members.get(role, torch.arange(len(features[role]))) for role in ("cohort", "train", "test")}
     patients = {role: distances.real[role].patients[own[role]] for role in ("train", "test")}
     size = min(len(own["cohort"]), len(own["test"]) // 2, len(own["train"]) // 2)
-    if size < LEAST_FOR_SET:
+    if size < LEAST:
         return {name: dict.fromkeys(COLUMNS, _too_few(size)) for name in names}
     random = np.random.default_rng(seed)
     values: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in names}
@@ -316,7 +326,7 @@ def _variety(distances: Distances, seed: int) -> dict[str, Figure]:
     figures = {}
     for column, (start, patients) in whose.items():
         inner = matrix[start : start + len(patients), start : start + len(patients)]
-        if len(patients) < LEAST_FOR_SET:
+        if len(patients) < LEAST:
             figures[column] = _too_few(len(patients))
             continue
         # Halves, not draws with replacement: an image drawn twice would make a set look less various than it is.
@@ -334,6 +344,13 @@ def _class_figures(
     return {**_of_images(of_class, threshold), **_fidelity(distances, threshold, members, seed)}
 
 
+def _farthest(distances: Distances) -> tuple[str, float]:
+    train = distances.reference.features["train"]
+    reached = {name: kid(found, train) for name, found in distances.reference.read("altered_features").items()}
+    name = max(reached, key=reached.__getitem__)
+    return name, reached[name]
+
+
 def _quantiles(distances: Distances, sides: dict[str, Side]) -> dict[str, list[float]]:
     planted = distances.reference.read(f"{EMBEDDING}_planted")
     sets = {
@@ -343,5 +360,5 @@ def _quantiles(distances: Distances, sides: dict[str, Side]) -> dict[str, list[f
         "exact copies": planted["exact_alike"],
     }
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
-    enough = {name: values for name, values in sets.items() if len(values) >= LEAST_FOR_PERCENTILE}
+    enough = {name: values for name, values in sets.items() if len(values) >= LEAST}
     return {name: values.double().quantile(levels).tolist() for name, values in enough.items()}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bundle.audit.images import RealData, RealImages
 from bundle.audit.measures import nearest_two, other_images_auc
 from bundle.audit.resampling import DRAWS, patient_draws
-from bundle.figures import from_uint8
+from bundle.figures import from_uint8, to_uint8
 from bundle.files import save_tensors, sha256_file
 from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.metrics.features import squeezenet_features
@@ -49,6 +49,8 @@ EMBEDDING, VERIFIER = "audit_embedding", "audit_verifier"
 BLOCK = 500
 # Training images that are planted under each change, at most.
 PLANTED = 400
+# Of these, how many are enough to tell how far a change takes a whole set of images.
+FAR = 100
 # CPU-milliseconds of one image at 128 px, so that the bar can tell the time left.
 EMBED_MS, SQUEEZENET_MS, LPIPS_MS = 1.0, 12.0, 25.0
 # Bytes that the vectors of LPIPS may take: less memory, and real images pass the network more often.
@@ -213,6 +215,11 @@ class Reference(Steps):
         yield self.step("features", SQUEEZENET_MS * n_real, self._features)
         yield self.step("lpips", LPIPS_MS * n_real * (1 + n_real / KEPT / 2), self._among)
 
+    def altered_step(self) -> Step:
+        """Returns the step that takes features of planted copies under each change, which only an audit asks for."""
+        cost = (SQUEEZENET_MS + 1.0) * min(FAR, len(self.planted)) * len(PLANTED_CHANGES)
+        return self.step("altered_features", cost, self._altered)
+
     @cached_property
     def points(self) -> dict[str, Tensors]:
         """What each network makes of every real image, and the training image that each one held out is most alike."""
@@ -295,6 +302,11 @@ class Reference(Steps):
 
     def _features(self) -> Tensors:
         return {role: self.measure_features(side.pixels) for role, side in self.real.items()}
+
+    def _altered(self) -> Tensors:
+        images = from_uint8(self.real["train"].pixels[self.planted[:FAR]])
+        changed = {name: to_uint8(change(images)) for name, change in PLANTED_CHANGES.items()}
+        return {name: self.measure_features(torch.from_numpy(pixels)) for name, pixels in changed.items()}
 
     def _among(self) -> Tensors:
         return {"distances": self.measure_lpips(torch.cat([self.real[r].pixels for r in ("train", "test", "val")]))}

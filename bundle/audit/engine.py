@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from bundle.audit.assessment import Assessment, Figures, assess
 from bundle.audit.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
 from bundle.audit.distances import Distances, Reference, Step, Tensors, reference_key
 from bundle.audit.images import Cohort, RealData, choose_preprocessing, read_pixels
+from bundle.audit.orientations import AS_IT_LIES
 from bundle.audit.report import write_private, write_report
+from bundle.audit.resampling import LEAST, rounded
 from bundle.audit.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
 from bundle.files import content_digest, write_json
@@ -101,7 +104,8 @@ class AuditEngine(Engine):
         results: content of results.json, once the engine has run.
 
     Raises:
-        DataError: a split is empty, or the cohort was made with another split of the data.
+        DataError: a split is empty, the cohort was made with another split of the data, or output_dir holds the results
+            of another audit.
     """
 
     def __init__(
@@ -141,11 +145,13 @@ class AuditEngine(Engine):
             "reference": reference_key(self.real, infos, trunk_file),
             "seed": seed,
         }
-        folder = self.output_dir / "private" / "audit" / content_digest(key)
+        self.audit_id = content_digest(key)
+        self._check_output_dir()
+        folder = self.output_dir / "private" / "audit" / self.audit_id
         reference = Reference(self.real.sides, networks, folder / "real", seed, trunk_file, device)
         self.distances = Distances(self.pixels, reference, folder, seed)
         conclusion = Step("conclusion", CONCLUSION_MS, self._conclude)
-        self.steps = [*reference.steps(), *self.distances.steps(), conclusion]
+        self.steps = [*reference.steps(), reference.altered_step(), *self.distances.steps(), conclusion]
         self.verdict: Verdict | None = None
         self.results: dict[str, Any] = {}
         for handler in [AuditProgress(), *(handlers or [])]:
@@ -154,6 +160,20 @@ class AuditEngine(Engine):
     def run(self) -> Any:  # type: ignore[override]
         """Takes all steps."""
         return super().run(self.steps, max_epochs=1, epoch_length=len(self.steps))
+
+    def _check_output_dir(self) -> None:
+        earlier = self.output_dir / "results.json"
+        if not os.path.lexists(earlier):
+            return
+        try:
+            known = json.loads(earlier.read_bytes())["audit_id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            known = None
+        if known != self.audit_id:
+            raise DataError(
+                f"output_dir {self.output_dir} holds the results of another audit: of other images, or with other "
+                "options, networks or real images. It is not overwritten: name another output_dir."
+            )
 
     def _step(self, step: Step) -> dict[str, float]:
         step.run()
@@ -176,6 +196,7 @@ class AuditEngine(Engine):
         names = self.data.class_names
         return {
             "format": FORMAT,
+            "audit_id": self.audit_id,
             "verdict": {"exit_code": verdict.code, "title": verdict.title, "reasons": list(verdict.reasons)},
             "controls": [
                 {
@@ -190,9 +211,12 @@ class AuditEngine(Engine):
             "privacy": _rows(PRIVACY, found.figures),
             "fidelity": _rows(FIDELITY, found.figures),
             "per_class": {name: _rows(MEASURES, figures) for name, figures in found.per_class.items()},
-            "excess_of_copy_rate_lower_bound": round(found.excess, 4),
+            "excess_of_copy_rate_lower_bound": None if len(self.pixels) < LEAST else round(found.excess, 4),
             "images_nearer_than_every_test_image": {"embedding": found.nearer, "both": found.nearer_by_both},
             "pixel_copies": copies,
+            "copies_in_other_orientations": found.disguises.copies,
+            "lying": found.disguises.lying or AS_IT_LIES[0],
+            "farthest_change": {"name": found.farthest[0], "kid": rounded(found.farthest[1])},
             "alikeness_quantiles": {name: [round(v, 3) for v in values] for name, values in found.quantiles.items()},
             "threshold": round(float(found.threshold), 3),
             "cohort": {
@@ -234,9 +258,10 @@ def _metrics(found: Assessment, verdict: Verdict) -> dict[str, float]:
     metrics = {"exit_code": float(verdict.code), "images_nearer_than_every_test_image": float(found.nearer_by_both)}
     for key, figures in found.figures.items():
         for column, value in figures.items():
-            if not value.reason:
+            if not value.withheld:
                 metrics[f"{key}/{column}"] = value.value
     for control in found.controls:
         name = "".join(letter if letter.isalnum() or letter in "_-. " else " " for letter in control.key)
-        metrics[f"control/{name}"] = control.figure.value
+        if not control.figure.withheld:
+            metrics[f"control/{name}"] = control.figure.value
     return metrics

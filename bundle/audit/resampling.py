@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-__all__ = ["DRAWS", "LEVEL", "Figure", "bootstrap", "figure", "half_samples", "mean", "patient_draws", "share"]
+__all__ = ["DRAWS", "LEAST", "LEVEL", "Figure", "bootstrap", "figure", "half_samples", "mean", "patient_draws", "share"]
 
+#: Images that a figure is taken from, at least, if it is to leave the house: a mean of one is that one's own distance.
+LEAST = 20
 #: Of the two-sided intervals.
 LEVEL = 0.95
 #: Draws of patients for an interval.
@@ -47,10 +49,20 @@ class Figure:
     reason: str = ""
     replicates: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
+    @property
+    def withheld(self) -> str:
+        """Why the figure is not to be told, because it cannot be estimated or would tell of single images; or empty."""
+        if self.reason or self.n >= LEAST:
+            return self.reason
+        return f"a figure of fewer than {LEAST} images would tell of single ones; there are {self.n}"
+
     def content(self) -> dict[str, Any]:
-        """Returns plain values for JSON, of four digits: enough to read, too few to find a single distance by."""
-        if self.reason:
-            return {"not_estimable": self.reason, "n": self.n}
+        """Returns plain values for JSON, of four digits: enough to read, too few to find a single distance by.
+
+        A figure of fewer than `LEAST` images is withheld.
+        """
+        if reason := self.withheld:
+            return {"not_estimable": reason, "n": self.n}
         return {name: rounded(getattr(self, name)) for name in ("value", "low", "high")} | {"n": self.n}
 
 

@@ -68,12 +68,16 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
             f"{given} the cohort."
         )
         findings.append(("NOT TO BE RELEASED: the cohort holds real images", words))
-    rates = found.figures["copy_rate"]
-    if found.excess > 0:
+    if found.disguises.copies:
         words = (
-            f"The copy rate, {rates['cohort'].value:.1%}, exceeds that of test images, {rates['test'].value:.1%} "
-            f"(one-sided 95 %: by at least {100 * found.excess:.1f} points)."
+            f"{found.disguises.copies} of {n_cohort} images are training images that were turned, mirrored or inverted."
         )
+        findings.append(("NOT TO BE RELEASED: the cohort holds real images in disguise", words))
+    rates = found.figures["copy_rate"].items()
+    told = {name: "" if rate.withheld else f" ({rate.value:.1%})" for name, rate in rates}
+    if found.excess > 0:
+        bound = f" by at least {100 * found.excess:.1f} points (one-sided 95 %)" if told["cohort"] else ""
+        words = f"The copy rate{told['cohort']} exceeds that of test images{told['test']}{bound or ' beyond chance'}."
         findings.append(("NOT TO BE RELEASED: the cohort copies training images more often than chance does", words))
     if found.nearer_by_both:
         # The rank of one more stranger among n_test + 1 is even: it comes first once in so many times.
@@ -95,11 +99,34 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
         ]
         title = "THE FIGURES CANNOT BE USED: the instrument failed its own trial"
         return Verdict(UNUSABLE, title, (*failures, *reasons))
+    strange = _strange(found)
     if reasons:
-        return Verdict(COPIES, findings[0][0], reasons)
+        return Verdict(COPIES, findings[0][0], (*reasons, *strange))
+    if strange:
+        title = "THE FIGURES CANNOT BE USED: the instrument has not been tried on images like these"
+        return Verdict(UNUSABLE, title, strange)
     word = (
-        f"The copy rate, {rates['cohort'].value:.1%}, does not exceed that of test images, {rates['test'].value:.1%}, "
-        "by more than chance; no image is nearer to a training patient than every test image is, by embedding and "
-        "verifier; all controls were met."
+        f"The copy rate{told['cohort']} does not exceed that of test images{told['test']} by more than chance; no "
+        "image is nearer to a training patient than every test image is, by embedding and verifier; none is a training "
+        "image turned, mirrored or inverted; all controls were met."
     )
     return Verdict(PASSED, "NO SIGN OF COPIES by these measures", (word,))
+
+
+def _strange(found: Assessment) -> tuple[str, ...]:
+    """Says why the networks, which know real images as they lie and copies of them, have no say about a cohort."""
+    reasons = []
+    if found.disguises.lying:
+        reasons.append(
+            f"Most images are more like real ones when they are {found.disguises.lying}. Bring them into the "
+            "orientation and the grey scale of the real images, and audit them then."
+        )
+    distance = found.figures["kid"]["cohort"]
+    name, farthest = found.farthest
+    if not distance.withheld and distance.low > farthest:
+        reasons.append(
+            f"The KID to training images, {distance.value:.0f} [{distance.low:.0f}, {distance.high:.0f}], is beyond "
+            f"that of every change under which the trial finds copies (the farthest, {name}: {farthest:.0f}). Audit "
+            "images that look like those of dataset_dir; if they do, set cohort_preprocessing."
+        )
+    return tuple(reasons)

@@ -18,7 +18,8 @@ from bundle.audit.resampling import Figure
 from bundle.evaluation.arms import ARMS
 from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER
 from bundle.evaluation.seeds import Summary, difference, over_seeds, ratio
-from bundle.figures.evaluations import arms_chart, as_svg, distance_chart, save_chart
+from bundle.figures.evaluations import arms_chart, distance_chart, save_chart
+from bundle.figures.svg import as_svg
 from bundle.files import atomic_write, write_json
 from bundle.markup import markdown_table, write_html
 from bundle.metrics.features import FEATURES

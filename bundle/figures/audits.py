@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from bundle.figures.svg import as_svg
 
 __all__ = ["alikeness_chart"]
 
@@ -44,8 +45,4 @@ def alikeness_chart(quantiles: Mapping[str, Sequence[float]], threshold: float) 
     axes.set_ylim(-0.6, len(shown) - 0.1)
     axes.set_xlabel("correlation with the nearest training image (5, 25, 50, 75, 95 %)")
     axes.spines[["top", "right"]].set_visible(False)
-    stream = io.StringIO()
-    # Neither a date nor a random id: equal audits give equal reports.
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+    return as_svg(figure)

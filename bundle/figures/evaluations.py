@@ -4,18 +4,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bundle.files import atomic_write
 
-__all__ = ["arms_chart", "as_svg", "distance_chart", "save_chart"]
+__all__ = ["arms_chart", "distance_chart", "save_chart"]
 
 _KINDS = {
     "long_lines": ("Linear", "#5f6b7a"),
@@ -76,15 +74,6 @@ def arms_chart(
         axes.set_ylim(len(titles) - 0.5, -0.5)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def as_svg(figure: Figure) -> str:
-    """Returns an ``<svg>`` element; equal figures give equal text."""
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "evaluation"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
 
 
 def save_chart(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -118,6 +118,7 @@ def pairwise(
             kept = _Kept(y[first : first + rows], width, model, device)
             for start in range(0, len(x), _BATCH):
                 distances[start : start + _BATCH, first : first + rows] = kept.to(x[start : start + _BATCH])
+            del kept  # before the next ones are made
     return distances
 
 
@@ -151,6 +152,7 @@ def pairwise_within(
                 found = kept.to(x[start : start + _BATCH])
                 distances[start : start + _BATCH, first:last] = found
                 distances[first:last, start : start + _BATCH] = found.T
+            del kept  # before the next ones are made
     return distances.fill_diagonal_(0.0)
 
 
@@ -167,7 +169,8 @@ class _Kept:
             self.vectors[start : start + _BATCH] = embed(images[start : start + _BATCH].to(device), model)
         self.origin = self.vectors.mean(0)
         self.vectors -= self.origin
-        self.norm = self.vectors.square().sum(1)
+        # A square of all vectors at once would take their memory a second time.
+        self.norm = torch.cat([part.square().sum(1) for part in self.vectors.split(_BATCH)])
 
     def to(self, images: Tensor) -> Tensor:
         """Distances [B, kept] of further images."""

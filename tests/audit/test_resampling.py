@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.audit.resampling import Figure, bootstrap, figure, half_samples, patient_draws, share
+from bundle.audit.resampling import LEAST, Figure, bootstrap, figure, half_samples, patient_draws, share
 
 
 def test_patients_are_drawn_with_all_their_images() -> None:
@@ -55,8 +55,14 @@ def test_halves_share_no_patient_and_nobody_is_twice_in_one() -> None:
 
 
 def test_figures_are_written_with_four_digits_or_a_reason() -> None:
-    assert Figure(0.123456, 0.1, 0.2, 7).content() == {"value": 0.1235, "low": 0.1, "high": 0.2, "n": 7}
+    assert Figure(0.123456, 0.1, 0.2, LEAST).content() == {"value": 0.1235, "low": 0.1, "high": 0.2, "n": LEAST}
     assert Figure(reason="too few", n=3).content() == {"not_estimable": "too few", "n": 3}
+
+
+def test_a_figure_of_few_images_is_withheld() -> None:
+    content = Figure(0.1146, 0.1146, 0.1146, LEAST - 1).content()
+    assert content.keys() == {"not_estimable", "n"}
+    assert "fewer than 20 images would tell of single ones; there are 19" in content["not_estimable"]
 
 
 def test_sets_with_the_same_numbers_are_drawn_alike() -> None:

@@ -10,6 +10,7 @@ import torch
 from bundle.audit.assessment import Assessment
 from bundle.audit.controls import Control
 from bundle.audit.images import RealImages
+from bundle.audit.orientations import Disguises
 from bundle.audit.resampling import Figure
 from bundle.audit.verdict import COPIES, PASSED, UNUSABLE, pixel_copies, verdict_of
 
@@ -19,12 +20,14 @@ GOOD = Assessment(
         Control("planted_exact", "exact copies, found", Figure(1.0, 0.99, 1.0, 400), "at least 95%", True),
         Control("planted, mirrored", "copies mirrored", Figure(0.2, 0.1, 0.3, 400), "", None),
     ],
-    figures={"copy_rate": RATES},
+    figures={"copy_rate": RATES, "kid": {"cohort": Figure(90.0, 60.0, 120.0, 100)}},
     per_class={},
     excess=-0.02,
     nearer=3,  # by the embedding alone
     nearer_by_both=0,
     threshold=0.9,
+    disguises=Disguises(copies=0, lying=""),
+    farthest=("noise of 0.1", 500.0),
     quantiles={},
 )
 NONE = {"train": 0, "val": 0, "test": 0}
@@ -34,7 +37,7 @@ def test_nothing_found_is_no_sign_and_no_proof() -> None:
     verdict = verdict_of(GOOD, NONE, 100, 230)
     assert verdict.code == PASSED == 0
     assert verdict.title == "NO SIGN OF COPIES by these measures"
-    assert "6.0%, does not exceed that of test images, 5.0%" in verdict.reasons[0]
+    assert "(6.0%) does not exceed that of test images (5.0%)" in verdict.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def test_nothing_found_is_no_sign_and_no_proof() -> None:
         (
             replace(GOOD, excess=0.011),
             NONE,
-            "exceeds that of test images, 5.0% (one-sided 95 %: by at least 1.1",
+            "exceeds that of test images (5.0%) by at least 1.1 points (one-sided 95 %)",
         ),
         (
             replace(GOOD, nearer_by_both=2),

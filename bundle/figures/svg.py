@@ -1,0 +1,21 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Charts as text, for reports that are one file."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+from matplotlib.figure import Figure
+
+__all__ = ["as_svg"]
+
+
+def as_svg(figure: Figure) -> str:
+    """Returns an ``<svg>`` element, with neither a date nor random ids: equal figures give equal text."""
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "report"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
