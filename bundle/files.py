@@ -15,6 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,10 +25,12 @@ import torch
 from filelock import lock_descriptor
 
 __all__ = [
+    "DamagedError",
     "atomic_folder",
     "atomic_write",
     "content_digest",
     "json_text",
+    "load_tensors",
     "private_folder",
     "save_tensors",
     "sha256_file",
@@ -45,6 +48,10 @@ _TEMPORARY = re.compile(r"\..+?-(?:(?P<machine>[0-9a-f]{6})-)?[a-z0-9_]{8}\.tmp(
 ABANDONED_AFTER_S = 86400.0
 # What file systems answer that know no fsync of folders, or no locks.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.ENOLCK, errno.EACCES, errno.EISDIR)
+
+
+class DamagedError(RuntimeError):
+    """A file does not hold what was written into it; the message names it and the cure."""
 
 
 @contextmanager
@@ -185,6 +192,30 @@ def save_tensors(path: str | os.PathLike[str], content: Any) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def load_tensors(path: str | os.PathLike[str]) -> Any:
+    """Reads what `save_tensors` has written, on the CPU, and compares it with the checksums in the file.
+
+    PyTorch does not look at these: it reads damaged numbers as if they were right.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DamagedError: the file is no such file, or was damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
+        raise DamagedError(f"{path} is damaged. Remove it and run the same command again.") from error
+    raise DamagedError(f"{path} is damaged. Remove it and run the same command again.")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -11,15 +11,13 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import monai
 import torch
-from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from torch import Tensor
@@ -34,8 +32,9 @@ from bundle.cohort.writer import verify_cohort, write_cohort
 from bundle.data import MODALITIES, DatasetDir, ImageData, Modality, open_dataset
 from bundle.figures import from_uint8, save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
-from bundle.files import content_digest, private_folder, sweep_temporary, write_json
+from bundle.files import content_digest, sweep_temporary, write_json
 from bundle.gate.gate import Gate
+from bundle.lock import run_lock
 from bundle.markup import file_size, printable
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, nearest
@@ -394,8 +393,8 @@ def generate(
         trunk_file: LPIPS's trunk for that figure; None lets torchvision find it.
 
     Raises:
-        CohortError: the folder holds another run's cohort, or a damaged one, another run is making one there, or
-            hardly anything passes the gate.
+        CohortError: the folder holds another run's cohort, or a damaged one, or hardly anything passes the gate.
+        InUseError: another run is making a cohort there.
     """
     keep_freed_memory()
     cohort = Path(output_dir) / "cohort"
@@ -404,7 +403,7 @@ def generate(
         if idist.get_rank() == 0:
             _verify(cohort, ledger.settings)
         return
-    with _locked(Path(output_dir)):
+    with run_lock(output_dir, Path(output_dir) / "private" / "generate.lock"):
         if os.path.lexists(cohort):  # made by a run that has ended just now
             if idist.get_rank() == 0:
                 _verify(cohort, ledger.settings)
@@ -421,37 +420,6 @@ def _verify(cohort: Path, settings: dict[str, Any]) -> None:
             f"output_dir, or remove it."
         )
     print(f"{printable(str(cohort))} is complete: {len(manifest['files'])} files, each as the manifest says.")
-
-
-@contextmanager
-def _locked(output_dir: Path) -> Iterator[None]:
-    """Holds the lock on a run's folder for all processes of the run.
-
-    Raises:
-        CohortError: another run holds it; in the first process.
-        SystemExit: in the others, which need not say the same.
-    """
-    lock, refusal = None, ""
-    if idist.get_rank() == 0:
-        lock = FileLock(private_folder(output_dir / "private") / "generate.lock", mode=0o600)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            refusal = (
-                f"{output_dir} is in use: another run is making a cohort there. Wait until it has ended and run the "
-                f"same command again, or name another output_dir."
-            )
-    refused = bool(idist.broadcast(float(bool(refusal))))
-    if refused and lock is not None:
-        raise CohortError(refusal)
-    if refused:
-        raise SystemExit(1)
-    try:
-        yield
-        idist.barrier()
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _make(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.allocator import keep_freed_memory
-from bundle.files import save_tensors, write_json
+from bundle.files import load_tensors, save_tensors, write_json
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
@@ -315,7 +315,7 @@ def _kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     """Loads a tensor that an earlier run has left, or makes it and leaves it."""
     if not path.exists():
         save_tensors(path, make())
-    tensor: Tensor = torch.load(path, map_location="cpu", weights_only=True)
+    tensor: Tensor = load_tensors(path)
     return tensor
 
 

@@ -38,14 +38,17 @@ def train_gan(trainer: StyleGAN2Trainer, checkpoint: TrainingCheckpoint) -> None
     Raises:
         TrainingError: there is nothing to train, because total_kimg comes to no image.
         CheckpointError: the checkpoint is damaged, or of a run with other options.
+        InUseError: another run trains there.
+        WeightsError: the models folder holds another run's weights.
         UnsealedError: the run is finished, and an earlier version has written its weights.
     """
     if trainer.state.max_epochs < 1:
         raise TrainingError("--total_kimg comes to no image. Give at least 0.001, which is one image.")
-    checkpoint.attach(trainer)
-    best = checkpoint.parts.get("best")
-    if isinstance(best, BestGenerator) and best.restore(trainer):
-        checkpoint.save()
-    if trainer.is_finished:
-        print(f"{checkpoint.path} is a finished run of {trainer.images_seen} images. Raise total_kimg to train on.")
-    trainer.run()
+    with checkpoint.lock():
+        checkpoint.attach(trainer)
+        best = checkpoint.parts.get("best")
+        if isinstance(best, BestGenerator) and best.restore(trainer):
+            checkpoint.save()
+        if trainer.is_finished:
+            print(f"{checkpoint.path} is a finished run of {trainer.images_seen} images. Raise total_kimg to train on.")
+        trainer.run()

@@ -29,7 +29,7 @@ from bundle.audit.measures import (
     true_positive_rate,
     variety,
 )
-from bundle.audit.orientations import Disguises, seek_disguises
+from bundle.audit.orientations import Disguises
 from bundle.audit.resampling import DRAWS, LEAST, Figure, bootstrap, figure, half_samples, mean, patient_draws, share
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.distribution import frechet_distance, kid
@@ -77,7 +77,9 @@ class Assessment:
     quantiles: dict[str, list[float]]
 
 
-def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[str], seed: int) -> Assessment:
+def assess(
+    distances: Distances, labels: Tensor | None, class_names: Sequence[str], seed: int, disguises: Disguises
+) -> Assessment:
     """Computes every control and every measure.
 
     Args:
@@ -85,6 +87,7 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
         labels: of the cohort's images, [N]; None where they are not known.
         class_names: of the labels.
         seed: of all draws.
+        disguises: what was found in other orientations.
     """
     threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_alike"])
     sides = distances.sides(seed)
@@ -107,11 +110,7 @@ def assess(distances: Distances, labels: Tensor | None, class_names: Sequence[st
         nearer=int(nearer.sum()),
         nearer_by_both=int((nearer & sides["cohort"].agree(distances.real["train"].patients)).sum()),
         threshold=threshold,
-        disguises=seek_disguises(
-            distances.cohort,
-            distances.real["train"].pixels,
-            torch.cat([distances.real[role].pixels for role in ("val", "test")]),
-        ),
+        disguises=disguises,
         farthest=_farthest(distances),
         quantiles=_quantiles(distances, sides),
     )

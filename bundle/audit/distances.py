@@ -24,7 +24,7 @@ from bundle.audit.images import RealData, RealImages
 from bundle.audit.measures import nearest_two, other_images_auc
 from bundle.audit.resampling import DRAWS, patient_draws
 from bundle.figures import from_uint8, to_uint8
-from bundle.files import save_tensors, sha256_file
+from bundle.files import load_tensors, save_tensors, sha256_file
 from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.metrics.features import squeezenet_features
 from bundle.metrics.lpips import lpips_model, pairwise, pairwise_within
@@ -105,7 +105,7 @@ class Steps:
 
     def read(self, name: str) -> Tensors:
         """Returns the result of a step that was run."""
-        result: Tensors = torch.load(self.folder / f"{name}.pt", map_location="cpu", weights_only=True)
+        result: Tensors = load_tensors(self.folder / f"{name}.pt")
         return result
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +22,12 @@ from bundle.audit.assessment import Assessment, Figures, assess
 from bundle.audit.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
 from bundle.audit.distances import Distances, Reference, Step, Tensors, reference_key
 from bundle.audit.images import Cohort, RealData, choose_preprocessing, read_pixels
-from bundle.audit.orientations import AS_IT_LIES
+from bundle.audit.orientations import AS_IT_LIES, Disguises, seek_disguises
 from bundle.audit.report import write_private, write_report
 from bundle.audit.resampling import LEAST, rounded
 from bundle.audit.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
+from bundle.data.records import Record
 from bundle.files import content_digest, write_json
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
@@ -181,7 +183,7 @@ class AuditEngine(Engine):
 
     def _conclude(self) -> Tensors:
         names = self.data.class_names
-        found = assess(self.distances, self.cohort.labels, names, self.seed)
+        found = assess(self.distances, self.cohort.labels, names, self.seed, self._disguises())
         copies = pixel_copies(self.pixels, self.real.sides)
         self.verdict = verdict_of(found, copies, len(self.pixels), len(self.real.sides["test"].pixels))
         self.results = self._content(found, copies, self.verdict)
@@ -190,6 +192,21 @@ class AuditEngine(Engine):
         write_report(self.output_dir / "report.html", self.results)
         self.state.metrics.update(_metrics(found, self.verdict))
         return {}
+
+    def _disguises(self) -> Disguises:
+        sides = self.real.sides
+        forms = [{role: side.pixels for role, side in sides.items()}]
+        cohort, plain = self.pixels, replace(self.data.modality, preprocessing="plain")
+
+        def untreated(records: Sequence[Record], what: str) -> torch.Tensor:
+            return read_pixels([record.image for record in records], plain, self.data.resolution, what)
+
+        if self.data.modality.preprocessing != plain.preprocessing:
+            forms.append({role: untreated(side.records, f"{role}, untreated") for role, side in sides.items()})
+        if self.preprocessing != plain.preprocessing:
+            cohort = untreated(self.cohort.records, "the cohort, untreated")
+        real = [(pixels["train"], torch.cat([pixels["val"], pixels["test"]])) for pixels in forms]
+        return seek_disguises(cohort, real)
 
     def _content(self, found: Assessment, copies: dict[str, int], verdict: Verdict) -> dict[str, Any]:
         labels = self.cohort.labels
@@ -228,6 +245,7 @@ class AuditEngine(Engine):
                 "sizes": self.cohort.sides,
                 "preprocessing_applied_here": self.preprocessing,
                 "settled": self.treatment,
+                "manifest_holds": self.cohort.holds,
                 "not_judged": list(self.cohort.not_judged),
             },
             **self.real.content(),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bundle.cohort.ledger import CohortError
+from bundle.cohort.writer import CURE, MANIFEST, verify_cohort
 from bundle.data import DatasetDir, ImageData, Modality, image_transform
 from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.dataset import IDENTITY_SPLITS
@@ -39,6 +42,8 @@ __all__ = [
     "open_cohort",
     "read_pixels",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Images smaller than this show nobody.
 LEAST_SIDE = 32
@@ -68,7 +73,8 @@ class Cohort:
         side: longer side in pixels, the median over the images.
         sides: number of different sizes.
         digests: SHA-256 of each image's decoded pixels.
-        manifest: of a cohort that this bundle wrote; else empty.
+        manifest: of a cohort that this bundle wrote and that is as it says; else empty.
+        holds: whether the manifest says what is there; None where there is none.
         not_judged: names of the files that are no single image: tables, texts, the contact sheet.
     """
 
@@ -77,6 +83,7 @@ class Cohort:
     sides: int
     digests: tuple[str, ...]
     manifest: dict[str, Any]
+    holds: bool | None = None
     not_judged: tuple[str, ...] = ()
 
     @property
@@ -219,9 +226,10 @@ def open_cohort(
         raise DataError(
             f"cohort_dir {cohort_dir} holds no image ({SUPPORTED_FORMATS}). Give the folder of synthetic images."
         )
-    not_judged, unjudged = _other_files(listing)
+    manifest, holds = _manifest(folder)
+    not_judged, unjudged = _other_files(listing, bool(holds))
     names = read_folder(dataset_dir, layout, modality).class_names
-    records, missed = _records(listing, modality.with_classes(names))
+    records, missed = _records(listing, modality.with_classes(names), bool(holds))
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         found = list(
             tqdm(
@@ -241,7 +249,8 @@ def open_cohort(
         int(np.median(sides)),
         len({size for size, _ in good}),
         tuple(digest for _, digest in good),
-        _manifest(folder),
+        manifest,
+        holds,
         tuple(not_judged),
     )
 
@@ -309,10 +318,13 @@ def choose_preprocessing(
     return best, "by whether its images look more like preprocessed training images or like their files"
 
 
-def _other_files(listing: FolderListing) -> tuple[list[str], list[Problem]]:
+def _other_files(listing: FolderListing, has_sheet: bool) -> tuple[list[str], list[Problem]]:
     """Returns the names of what need not be judged, and what is wrong with other files that are no images."""
-    texts = [listing.name(path) for path in listing.images if _is_contact_sheet(listing, path)]
+    texts = [listing.name(path) for path in listing.images if has_sheet and _is_contact_sheet(listing, path)]
     problems = []
+    for path in listing.clutter:
+        cure = "Remove it from the cohort"
+        problems.append(Problem(listing.name(path), "not judged", "may hold pictures, and is not judged", cure))
     for path, reason in listing.others:
         name = listing.name(path)
         if path.is_file() and _is_text(path):
@@ -332,12 +344,12 @@ def _is_text(path: Path) -> bool:
 
 
 def _is_contact_sheet(listing: FolderListing, path: Path) -> bool:
-    return path == listing.folder / CONTACT_SHEET and (listing.folder / "manifest.json").is_file()
+    return path == listing.folder / CONTACT_SHEET
 
 
-def _records(listing: FolderListing, modality: Modality) -> tuple[list[Record], list[Problem]]:
+def _records(listing: FolderListing, modality: Modality, has_sheet: bool) -> tuple[list[Record], list[Problem]]:
     """Returns the images of a cohort with their labels, and what is wrong with its labels.csv."""
-    images = [path for path in listing.images if not _is_contact_sheet(listing, path)]
+    images = [path for path in listing.images if not (has_sheet and _is_contact_sheet(listing, path))]
     if (listing.folder / "labels.csv").is_file():
         records, problems, _, _ = read_tables(listing, [Table()], modality)
         records.sort(key=lambda record: record.name)
@@ -368,9 +380,12 @@ def _inspect(record: Record, channels: int) -> tuple[tuple[int, int], str] | Pro
     return (height, width), pixel_sha256(image)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> tuple[dict[str, Any], bool | None]:
+    """Returns the manifest of a cohort, if it holds, and whether it does."""
+    if not os.path.lexists(folder / MANIFEST):
+        return {}, None
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        return verify_cohort(folder), True
+    except CohortError as error:
+        logger.warning("The manifest is not relied on. %s", str(error).removesuffix(f" {CURE}"))
+        return {}, False

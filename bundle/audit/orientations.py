@@ -9,7 +9,7 @@ inversion leave as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,25 +64,28 @@ class Disguises:
     lying: str
 
 
-def seek_disguises(cohort: Tensor, train: Tensor, strangers: Tensor) -> Disguises:
+def seek_disguises(cohort: Tensor, real: Sequence[tuple[Tensor, Tensor]]) -> Disguises:
     """Correlates each image, in every orientation, with every training image.
 
     An image is a copy where its correlation lies nearer to 1, that of a copy, than to the highest that any stranger
     reaches in any orientation: a stranger's image that was turned reaches, turned back, what a stranger's reaches.
 
     Args:
-        cohort: uint8 pixels [N, H, W] or [N, H, W, 3].
-        train: the same of the training images.
-        strangers: the same of real images that nobody was trained on.
+        cohort: uint8 pixels [N, H, W] or [N, H, W, 3], untreated: what preprocessing does depends on the orientation.
+        real: training images and strangers, the same of each, in every form that may have been disguised: as
+            preprocessing leaves them, and as they lie in their files.
     """
-    gallery = _descriptors(from_uint8(train))
-    found = {name: _highest(cohort, gallery, turn) for name, turn in ORIENTATIONS.items()}
-    known = {name: _highest(strangers, gallery, turn) for name, turn in ORIENTATIONS.items()}
-    midway = (1.0 + max(float(values.max()) for values in known.values())) / 2
     is_copy = torch.zeros(len(cohort), dtype=torch.bool)
-    for name in ORIENTATIONS.keys() - set(AS_IT_LIES):
-        is_copy |= found[name] > midway
-    return Disguises(int(is_copy.sum()), _lying(found, known))
+    lying = []
+    for train, strangers in real:
+        gallery = _descriptors(from_uint8(train))
+        found = {name: _highest(cohort, gallery, turn) for name, turn in ORIENTATIONS.items()}
+        known = {name: _highest(strangers, gallery, turn) for name, turn in ORIENTATIONS.items()}
+        midway = (1.0 + max(float(values.max()) for values in known.values())) / 2
+        for name in ORIENTATIONS.keys() - set(AS_IT_LIES):
+            is_copy |= found[name] > midway
+        lying.append(_lying(found, known))
+    return Disguises(int(is_copy.sum()), lying[0] if all(lying) else "")
 
 
 def _lying(cohort: dict[str, Tensor], strangers: dict[str, Tensor]) -> str:

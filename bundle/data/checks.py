@@ -33,7 +33,7 @@ __all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"
 #: So that shares of 70, 10 and 20 % leave at least one image of each class in every split.
 MIN_IMAGES_PER_CLASS = 10
 
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
 
 #: Each thread holds a decoded radiograph, some hundred megabytes at full size.
 _MAX_THREADS = 8
@@ -62,10 +62,13 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Inspection:
-    """What opening one image has shown; size and time of change tell whether it still holds."""
+    """What opening one image has shown, and what tells whether it still holds.
 
-    size: int
-    mtime_ns: int
+    Files that were unpacked together may share size and time of change; the time of the last change of name, rights or
+    content, and the number of the file, tell of those that have changed places.
+    """
+
+    state: tuple[int, ...]
     digest: str | None = None
     kind: str = ""
     message: str = ""
@@ -78,15 +81,21 @@ def private_dir(output_dir: str | Path) -> Path:
 
 
 def _inspect(path: Path, modality: Modality) -> _Inspection:
-    status = path.stat() if path.is_file() else None
-    size, mtime_ns = (status.st_size, status.st_mtime_ns) if status else (-1, -1)
+    state = _state(path)
     try:
         image = decode(path, modality.channels, strict=True)
         get_preprocessing(modality).check(image)
         _refuse_mask(image)
     except ReadError as error:
-        return _Inspection(size, mtime_ns, kind=error.kind, message=error.message, cure=error.cure)
-    return _Inspection(size, mtime_ns, digest=pixel_sha256(image))
+        return _Inspection(state, kind=error.kind, message=error.message, cure=error.cure)
+    return _Inspection(state, digest=pixel_sha256(image))
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    if not path.is_file():
+        return ()
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 def _refuse_mask(image: NDArray[np.float32]) -> None:
@@ -103,7 +112,8 @@ def _read_cache(cache_file: Path, modality: Modality) -> dict[str, _Inspection]:
         seen_as = content["format"], content["channels"], content["preprocessing"]
         if seen_as != (_CACHE_FORMAT, modality.channels, modality.preprocessing):
             return {}
-        return {path: _Inspection(**entry) for path, entry in content["images"].items()}
+        images = content["images"].items()
+        return {path: _Inspection(**{**entry, "state": tuple(entry["state"])}) for path, entry in images}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -116,10 +126,8 @@ def _inspect_all(
     known: dict[str, _Inspection] = {}
     for record in records:
         entry = cache.get(str(record.image))
-        if entry is not None and entry.digest is not None and record.image.is_file():
-            status = record.image.stat()
-            if (entry.size, entry.mtime_ns) == (status.st_size, status.st_mtime_ns):
-                known[record.name] = entry
+        if entry is not None and entry.digest is not None and entry.state == _state(record.image):
+            known[record.name] = entry
     todo = [record for record in records if record.name not in known]
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda record: _inspect(record.image, modality), todo)

@@ -17,6 +17,7 @@ __all__ = ["FolderListing", "LeftOut", "list_folder", "summarise_left_out"]
 #: Files and folders that operating systems leave behind and nobody misses.
 _CLUTTER_FILES = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 _CLUTTER_FOLDERS = {"__macosx"}
+_CLUTTER = "clutter"
 
 #: Files of one reason that a message names; the others are counted.
 _EXAMPLES = 3
@@ -45,12 +46,14 @@ class FolderListing:
         others: absolute paths of further files, such as tables, sorted, with the reason why they are no images.
         problems: what must be mended before the folder can be trusted: broken links to images, folders that cannot be
             opened, names that are not UTF-8.
+        clutter: absolute paths of what operating systems leave behind, which no data set misses.
     """
 
     folder: Path
     images: tuple[Path, ...]
     others: tuple[tuple[Path, str], ...]
     problems: tuple[Problem, ...]
+    clutter: tuple[Path, ...] = ()
 
     def name(self, path: Path) -> str:
         """Returns a path relative to the folder, with forward slashes."""
@@ -86,9 +89,12 @@ def list_folder(folder: Path) -> FolderListing:
     images: list[Path] = []
     others: list[tuple[Path, str]] = []
     problems: list[Problem] = []
+    clutter: list[Path] = []
     for path, reason in _walk(folder, (os.path.realpath(folder),), ""):
         name = path.relative_to(folder).as_posix()
-        if isinstance(reason, OSError):
+        if reason == _CLUTTER:
+            clutter.append(path)
+        elif isinstance(reason, OSError):
             message, cure = f"the folder cannot be opened ({reason.strerror})", "Give yourself the right to read it"
             problems.append(Problem(name, "unreadable folder", message, cure))
         elif not _is_utf8(name):
@@ -108,11 +114,11 @@ def list_folder(folder: Path) -> FolderListing:
             others.append((path, "files that are not read as images"))
         else:
             images.append(path)
-    return FolderListing(folder, tuple(sorted(images)), tuple(sorted(others)), tuple(problems))
+    return FolderListing(folder, tuple(sorted(images)), tuple(sorted(others)), tuple(problems), tuple(clutter))
 
 
 def _walk(folder: Path, above: Sequence[str], reason: str) -> Iterator[tuple[Path, str | OSError]]:
-    """Yields every file but clutter below a folder, with the reason to leave it out, if its place is one."""
+    """Yields every file below a folder, with the reason to leave it out, if its place or its name is one."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -120,9 +126,8 @@ def _walk(folder: Path, above: Sequence[str], reason: str) -> Iterator[tuple[Pat
         return
     for path in entries:
         name = path.name.casefold()
-        if name in _CLUTTER_FILES or name.startswith("._") or (name in _CLUTTER_FOLDERS and path.is_dir()):
-            continue
-        why = reason or ("hidden files" if name.startswith(".") else "")
+        is_clutter = name in _CLUTTER_FILES or name.startswith("._") or (name in _CLUTTER_FOLDERS and path.is_dir())
+        why = _CLUTTER if is_clutter else reason or ("hidden files" if name.startswith(".") else "")
         if not path.is_dir():
             yield path, why
             continue

@@ -41,7 +41,7 @@ from bundle.evaluation.utility import (
     shortcut_figures,
     train_classifier,
 )
-from bundle.files import content_digest
+from bundle.files import content_digest, load_tensors
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.training.seeds import stream_seed
 
@@ -243,7 +243,7 @@ class EvaluationEngine(Engine):
         return Step(f"{name} seed {seed}", cost, lambda: compute(seed, *arguments))
 
     def _read(self, seed: int, name: str) -> Tensors:
-        result: Tensors = torch.load(self.folder / f"{seed}" / f"{name}.pt", map_location="cpu", weights_only=True)
+        result: Tensors = load_tensors(self.folder / f"{seed}" / f"{name}.pt")
         return result
 
     # Pools
@@ -271,7 +271,7 @@ class EvaluationEngine(Engine):
                 part = waiting.pop(0)
                 step = self._part(seed, pool, part)
                 step.run()
-                by_class[label].append(torch.load(cast(Path, step.path), weights_only=True))
+                by_class[label].append(load_tensors(cast(Path, step.path)))
                 passed = sum(int(found["passed"].sum()) for found in by_class[label])
                 if not waiting and passed < quota:
                     further = self.source.further(pool, part, quota, passed)
@@ -505,7 +505,7 @@ def _packed(figures: Mapping[str, Figure]) -> Any:
 
 
 def _read_figures(path: Path) -> dict[str, Figure]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = load_tensors(path)
     return {
         key: Figure(
             **dict(zip(("value", "low", "high"), entry["numbers"], strict=True)),

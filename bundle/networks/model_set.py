@@ -108,6 +108,7 @@ def load_models(
                     f"{Path(models_dir)}: {name} and {first} do not belong together: {key} differs ({meaning}). Train "
                     f"all networks on one dataset_dir with one output_dir, one resolution and one seed."
                 )
+    _check_different(Path(models_dir), infos)
     for name, (teacher, _) in LATENT_GUIDES.items():
         for original, key in ((first, "generator_sha256"), (teacher, "teacher_sha256")):
             if name in infos and original in infos and infos[name]["training"][key] != infos[original]["sha256"]:
@@ -116,6 +117,18 @@ def load_models(
                     f"configs/train_latent_guides.json."
                 )
     return ModelSet(networks, infos)
+
+
+def _check_different(folder: Path, infos: dict[str, dict[str, Any]]) -> None:
+    """Refuses a network under two names: a gate that is the guide would judge walks that were bent to please it."""
+    names: dict[str, str] = {}
+    for name, info in infos.items():
+        other = names.setdefault(info["sha256"], name)
+        if other != name:
+            raise WeightsError(
+                f"{folder}: {name} and {other} are the same network. Each must be its own: copy the pair of files of "
+                f"one of them anew, or train it anew."
+            )
 
 
 def _role_problem(name: str, network: nn.Module, info: dict[str, Any]) -> str | None:

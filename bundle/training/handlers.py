@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +23,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bundle.figures import image_grid, save_png
-from bundle.files import save_tensors, sweep_temporary
+from bundle.files import load_tensors, save_tensors, sha256_file, sweep_temporary
+from bundle.lock import run_lock
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise
@@ -91,6 +94,14 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._on_iteration)
         engine.add_event_handler(Events.COMPLETED, self._on_completed)
 
+    def lock(self) -> AbstractContextManager[None]:
+        """Keeps other runs away from the checkpoint.
+
+        Raises:
+            InUseError: another run has it.
+        """
+        return run_lock(self.path.parent, self.path.with_suffix(".lock"))
+
     def save(self) -> None:
         """Writes the checkpoint."""
         content = {"settings": self.settings}
@@ -101,7 +112,7 @@ class TrainingCheckpoint:
         try:
             if not self.path.is_file():  # a pipe would be waited for without end
                 raise OSError(f"{self.path} is not a file")
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            content = load_tensors(self.path)
             settings = dict(content["settings"])
         except Exception as error:  # whatever a damaged file makes the unpickler raise
             raise CheckpointError(
@@ -307,6 +318,8 @@ class BestGenerator:
     def restore(self, engine: StyleGAN2Trainer) -> bool:
         """Writes weights again that a run which goes on, or is finished, has kept, if they are absent or damaged.
 
+        Weights of another run are neither taken for these nor overwritten.
+
         A checkpoint of an earlier version does not have them. Then the next measurement writes the weights that it
         finds, as the first one of a run does; that of a finished run is made at once.
 
@@ -318,12 +331,11 @@ class BestGenerator:
 
         Raises:
             UnsealedError: the run is finished, and an earlier version has written the weights.
+            WeightsError: the weights in the folder are another run's.
         """
         names = ("generator", "discriminator")
         try:
-            for name in names:
-                load_weights(self.models_dir / f"{name}.pt")
-            return False
+            found = {name: load_weights(self.models_dir / f"{name}.pt")[1] for name in names}
         except UnsealedError:
             if self._kept is None and not engine.is_finished:
                 return False  # whoever needs these weights is told how to seal them
@@ -332,6 +344,11 @@ class BestGenerator:
         except WeightsError:
             if engine.state.iteration == 0:
                 return False
+        else:
+            self._check_owner(found, engine)
+            return False
+        if self._kept is None and not self.history:
+            return False  # nothing has been measured yet
         if self._kept is not None:
             for name, network in zip(names, (engine.average, engine.discriminator), strict=True):
                 network = copy.deepcopy(network)
@@ -350,6 +367,22 @@ class BestGenerator:
         if engine.is_finished:
             self.measure(engine)
         return bool(engine.is_finished)
+
+    def _check_owner(self, found: dict[str, dict[str, Any]], engine: StyleGAN2Trainer) -> None:
+        hashes = {name: info["sha256"] for name, info in found.items()}
+        known = {} if self._kept is None else self._kept.get("sha256", hashes)
+        if self._kept is None and self.history:
+            known = hashes  # by a checkpoint of an earlier version
+        # A run that was killed after a measurement and before the next checkpoint comes to the same weights again.
+        mine = json.loads(json.dumps(self.info))
+        later = all(
+            info.get("images_seen", 0) > engine.images_seen and mine.items() <= info.items() for info in found.values()
+        )
+        if hashes != known and not later:
+            raise WeightsError(
+                f"{self.models_dir} holds a generator and a discriminator that this run has not written. Name another "
+                f"output_dir, or move them away and run the same command again (with init_from, to train on from them)."
+            )
 
     def measure(self, engine: StyleGAN2Trainer) -> None:
         """Measures, and saves the weights if they are the best so far."""
@@ -413,4 +446,8 @@ class BestGenerator:
         save_weights(generator, self.models_dir / "generator.pt", info)
         save_weights(engine.discriminator, self.models_dir / "discriminator.pt", info)
         networks = {"generator": generator, "discriminator": engine.discriminator}
-        self._kept = {"info": info, **{name: half_state(network) for name, network in networks.items()}}
+        self._kept = {
+            "info": info,
+            "sha256": {name: sha256_file(self.models_dir / f"{name}.pt") for name in networks},
+            **{name: half_state(network) for name, network in networks.items()},
+        }

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bundle.files import save_tensors
+from bundle.files import load_tensors, save_tensors
 from bundle.networks.guides import NobodyHead
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.precision import bf16_autocast
@@ -134,7 +134,7 @@ def ask_guides(
             bar.update(number)
     answers: dict[str, list[Tensor]] = {name: [] for name in guides}
     for path, part in parts.items():
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
         if not torch.equal(content["w"], part):
             raise TrainingError(f"{path} holds what the guides said of other latents. Remove {folder}.")
         for name in guides:

@@ -285,12 +285,13 @@ class NetworkTrainer(SupervisedTrainer):
         if self.is_saved:
             print(f"{self.weights_path} is complete and as it was written. Nothing to train.")
             return
-        if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
-            with tell_of_memory(self.name):
-                super().run()
-        if not self.is_saved:  # killed between its last checkpoint and its weights
-            self.save()
-            self.checkpoint.save()
+        with self.checkpoint.lock():
+            if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
+                with tell_of_memory(self.name):
+                    super().run()
+            if not self.is_saved:  # killed between its last checkpoint and its weights
+                self.save()
+                self.checkpoint.save()
 
     def training_state(self) -> dict[str, Any]:
         """All that a run needs to go on bit for bit, or the finished weights; tensors and plain values only."""

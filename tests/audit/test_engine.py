@@ -22,6 +22,7 @@ from bundle.audit.distances import Step, Steps
 from bundle.audit.engine import AuditEngine, AuditProgress
 from bundle.audit.images import open_cohort
 from bundle.audit.verdict import COPIES, PASSED, UNUSABLE
+from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality
 from tests.hospital import SURNAME, CohortMaker, Networks, real_image
 
@@ -85,6 +86,44 @@ def planted(new_cohort: CohortMaker) -> Path:
     copies = [real_image(20 + i) for i in range(10)]
     altered = [(0.8 * real_image(40 + i)[:, ::-1]).astype(np.uint8) for i in range(10)]
     return new_cohort("planted", strangers(30) + copies + altered)
+
+
+def test_copies_in_disguise_stop_a_release(new_audit: Audit, new_cohort: CohortMaker) -> None:
+    turned = [255 - np.rot90(real_image(20 + i)) for i in range(4)]
+    engine = new_audit(new_cohort("turned", strangers(21) + turned))
+    engine.run()
+    assert engine.verdict is not None
+    assert engine.verdict.code == COPIES
+    assert engine.verdict.title == "NOT TO BE RELEASED: the cohort holds real images in disguise"
+    assert "4 of 25 images are training images that were turned" in engine.verdict.reasons[0]
+
+
+def test_a_cohort_beyond_the_reach_of_the_trial_cannot_be_judged(new_audit: Audit, new_cohort: CohortMaker) -> None:
+    noise = list(np.random.default_rng(0).integers(0, 256, (25, 40, 40), dtype=np.uint8))
+    engine = new_audit(new_cohort("noise", noise))
+    engine.run()
+    assert engine.verdict is not None
+    assert engine.verdict.code == UNUSABLE
+    assert "has not been tried on images like these" in engine.verdict.title
+    assert "is beyond that of every change" in " ".join(engine.verdict.reasons)
+
+
+def test_nothing_is_told_of_a_single_image(new_audit: Audit, new_cohort: CohortMaker, tmp_path: Path) -> None:
+    engine = new_audit(new_cohort("one", strangers(1)))
+    engine.run()
+    assert all("not_estimable" in figures["cohort"] for figures in rows(engine).values())
+    assert engine.results["excess_of_copy_rate_lower_bound"] is None
+    report = (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
+    (lpips,) = engine.distances.lpips_to_train().tolist()
+    assert f"{lpips:.3f}" not in report
+
+
+def test_equal_audits_give_equal_reports(new_audit: Audit, new_cohort: CohortMaker, tmp_path: Path) -> None:
+    folder = new_cohort("twice", strangers(3))
+    for name in ("first", "second"):
+        new_audit(folder, tmp_path / name).run()
+    for file in ("report.html", "results.json", "private/nearest.csv"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 def test_planted_copies_are_found_and_named_in_private_only(new_audit: Audit, planted: Path, tmp_path: Path) -> None:
@@ -274,8 +313,22 @@ def test_figures_by_class_where_labels_are_known(new_audit: Audit, new_cohort: C
     assert "tuberculosis: 28 synthetic images" in (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
 
 
-def test_cohort_of_another_split_is_refused(new_audit: Audit, new_cohort: CohortMaker) -> None:
-    folder = new_cohort("other", strangers(3))
-    (folder / "manifest.json").write_text('{"split_sha256": "another"}', encoding="utf-8")
+def test_cohort_of_another_split_is_refused(new_audit: Audit, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    images = [(0, torch.from_numpy(image)) for image in strangers(3)]
+    write_cohort(folder, images, ("normal", "tuberculosis"), {"split_sha256": "another"}, "")
     with pytest.raises(DataError, match="another split of the data"):
         new_audit(folder)
+
+
+def test_results_of_another_audit_are_kept(new_audit: Audit, new_cohort: CohortMaker, tmp_path: Path) -> None:
+    folder = new_cohort("mine", strangers(2))
+    (tmp_path / "audit").mkdir()
+    results = tmp_path / "audit" / "results.json"
+    results.write_text(json.dumps({"audit_id": new_audit(folder, tmp_path / "elsewhere").audit_id}))
+    new_audit(folder)  # the same audit once more
+    for other in (json.dumps({"audit_id": "0123456789abcdef"}), "{}", "damaged"):
+        results.write_text(other)
+        with pytest.raises(DataError, match=r"holds the results of another audit.*name another output_dir"):
+            new_audit(folder)
+        assert results.read_text() == other

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from bundle.audit.images import RealData, RealImages, choose_preprocessing, open_cohort, read_pixels
+from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality, open_dataset
 from tests.hospital import CohortMaker, blobs
 
@@ -105,6 +107,29 @@ def test_folders_that_are_no_cohort_are_refused(new_cohort: CohortMaker, hospita
         open_cohort(tmp_path / "run", hospital, XRAY)
 
 
+def with_manifest(folder: Path, manifest: dict[str, Any]) -> Path:
+    images = [(label, torch.from_numpy(blobs(label).copy())) for label in (0, 1)]
+    write_cohort(folder, images, ("normal", "tuberculosis"), manifest, "# Datasheet\n")
+    return folder
+
+
+def test_a_manifest_is_relied_on_only_where_it_holds(
+    hospital: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = with_manifest(tmp_path / "cohort", {"split_sha256": "mine"})
+    cohort = open_cohort(folder, hospital, XRAY)
+    assert (cohort.holds, cohort.manifest["split_sha256"], len(cohort.records)) == (True, "mine", 2)
+    assert cohort.not_judged == ("contact_sheet.png", "datasheet.md", "labels.csv", "manifest.json")
+    text = (folder / "manifest.json").read_text(encoding="utf-8")
+    (folder / "manifest.json").write_text(text.replace("mine", "other"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"contact_sheet\.png: lies in the cohort, but labels\.csv does not list it"):
+        open_cohort(folder, hospital, XRAY)
+    (folder / "contact_sheet.png").unlink()
+    cohort = open_cohort(folder, hospital, XRAY)
+    assert (cohort.holds, cohort.manifest) == (False, {})
+    assert "The manifest is not relied on." in caplog.text
+
+
 def test_every_file_of_a_cohort_is_judged_named_or_refused(new_cohort: CohortMaker, hospital: Path) -> None:
     folder = new_cohort("files", grey())
     rows = "image,label\n0000.png,1\n0001.png,0\n"
@@ -112,16 +137,20 @@ def test_every_file_of_a_cohort_is_judged_named_or_refused(new_cohort: CohortMak
     with pytest.raises(DataError, match=r"0002\.png: lies in the cohort, but labels\.csv does not list it"):
         open_cohort(folder, hospital, XRAY)
     (folder / "labels.csv").write_text(rows + "0002.png,1\n", encoding="utf-8")
-    for name in ("README.md", "manifest.json"):
-        (folder / name).write_text("{}", encoding="utf-8")
-    Image.fromarray(blobs(3)).save(folder / "contact_sheet.png")
+    (folder / "README.md").write_text("{}", encoding="utf-8")
     cohort = open_cohort(folder, hospital, XRAY)
     assert len(cohort.records) == 3
-    assert cohort.not_judged == ("README.md", "contact_sheet.png", "labels.csv", "manifest.json")
-    (folder / "manifest.json").unlink()
+    assert cohort.not_judged == ("README.md", "labels.csv")
+    Image.fromarray(blobs(3)).save(folder / "contact_sheet.png")
     with pytest.raises(DataError, match=r"contact_sheet\.png: lies in the cohort"):
         open_cohort(folder, hospital, XRAY)
     (folder / "contact_sheet.png").unlink()
+    for name in ("._0000.png", "Thumbs.db", "__MACOSX/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(blobs(4)).save(folder / name, "PNG")
+        with pytest.raises(DataError, match=rf"{re.escape(name)}: may hold pictures, and is not judged"):
+            open_cohort(folder, hospital, XRAY)
+        (folder / name).unlink()
     (folder / "more.npz").write_bytes(b"PK\x03\x04\x00")
     (folder / "lost.tiff").symlink_to("nowhere.tiff")
     (folder / "lost.png").symlink_to("nowhere.png")
@@ -155,7 +184,7 @@ def test_pixels_are_those_of_a_released_file(new_cohort: CohortMaker) -> None:
 def test_real_images_know_their_patients(hospital_data: ImageData) -> None:
     train = RealImages.load(hospital_data, ("train", "extra"))
     assert train.pixels.shape == (60, 32, 32)
-    assert len(train.patients.unique()) == 54
+    assert len(train.patients.unique()) == 49
     assert [record.patient_id for record in train.records] == [
         train.records[int((train.patients == patient).nonzero()[0])].patient_id for patient in train.patients
     ]
@@ -181,7 +210,7 @@ def mean_difference(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def test_preprocessing_is_settled_by_the_option_the_manifest_or_the_looks(
-    new_cohort: CohortMaker, hospital: Path, hospital_data: ImageData
+    new_cohort: CohortMaker, hospital: Path, hospital_data: ImageData, tmp_path: Path
 ) -> None:
     records = hospital_data.records("train")
     as_filed = new_cohort("filed", [np.asarray(Image.open(record.image)) for record in records])
@@ -198,8 +227,8 @@ def test_preprocessing_is_settled_by_the_option_the_manifest_or_the_looks(
     assert "look more like" in settle(as_seen)[1]
     assert settle(as_filed, "applied")[0] == "plain"
     assert settle(as_seen, "none")[0] == "crop_histogram"
-    (as_filed / "manifest.json").write_text(json.dumps({"preprocessing": "crop_histogram"}), encoding="utf-8")
-    assert settle(as_filed) == ("plain", "as the cohort's manifest says")
+    described = with_manifest(tmp_path / "described", {"preprocessing": "crop_histogram"})
+    assert settle(described) == ("plain", "as the cohort's manifest says")
     untreated = hospital_data.with_preprocessing("plain")
     cohort = open_cohort(as_seen, hospital, XRAY)
     assert choose_preprocessing(cohort, untreated, "auto", mean_difference)[0].preprocessing == "plain"

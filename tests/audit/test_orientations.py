@@ -44,16 +44,16 @@ def test_every_disguise_is_seen_through(name: str, channels: int) -> None:
     train, strangers = people(0, 40, channels), people(100, 30, channels)
     noisy = disguised(train[:5], name).float() + 4 * torch.randn(5, 48, 48, *[3][: channels // 3])
     cohort = torch.cat([noisy.clamp(0, 255).byte(), people(200, 20, channels)])
-    assert seek_disguises(cohort, train, strangers) == Disguises(copies=5, lying="")
+    assert seek_disguises(cohort, [(train, strangers)]) == Disguises(copies=5, lying="")
 
 
 def test_strangers_are_no_copies_and_lie_as_they_should() -> None:
-    assert seek_disguises(people(300, 60), people(0, 40), people(100, 30)) == Disguises(copies=0, lying="")
+    assert seek_disguises(people(300, 60), [(people(0, 40), people(100, 30))]) == Disguises(copies=0, lying="")
 
 
 def test_nobody_s_images_lying_on_their_side_are_no_copies_but_are_told() -> None:
     cohort = torch.rot90(people(300, 30), 1, (1, 2))
-    found = seek_disguises(cohort, people(0, 40), people(100, 30))
+    found = seek_disguises(cohort, [(people(0, 40), people(100, 30))])
     assert found.copies == 0
     assert found.lying == "turned by 270 degrees"
 
@@ -63,4 +63,4 @@ def test_an_orientation_that_real_images_have_too_is_none_to_complain_of() -> No
     mixed[:15] = mixed[:15].flip(1)
     train = people(0, 40)
     train[:20] = train[:20].flip(1)
-    assert seek_disguises(people(300, 30).flip(1), train, mixed).lying == ""
+    assert seek_disguises(people(300, 30).flip(1), [(train, mixed)]).lying == ""

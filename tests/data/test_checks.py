@@ -166,6 +166,24 @@ def test_a_second_check_opens_only_what_has_changed(
     assert len(opened) == 24
 
 
+def test_files_that_have_changed_places_are_opened_again(
+    make_folder: FolderMaker, tmp_path: Path, draw: Drawing
+) -> None:
+    folder, output = make_folder(), tmp_path / "output"
+    for number, name in enumerate(("03.bmp", "04.bmp")):  # of one size, and of one time, as from an archive
+        Image.fromarray(draw(99 + number)).save(folder / name)
+        (folder / name.replace("bmp", "png")).unlink()
+        os.utime(folder / name, ns=(1, 1))
+    table = folder / "labels.csv"
+    table.write_text(table.read_text().replace("03.png", "03.bmp").replace("04.png", "04.bmp"))
+    before = check_dataset(folder, output, progress=False).inventory.digests
+    (folder / "03.bmp").rename(folder / "aside")
+    (folder / "04.bmp").rename(folder / "03.bmp")
+    (folder / "aside").rename(folder / "04.bmp")
+    after = check_dataset(folder, output, progress=False).inventory.digests
+    assert (after["03.bmp"], after["04.bmp"]) == (before["04.bmp"], before["03.bmp"])
+
+
 def test_a_broken_cache_is_no_obstacle(make_folder: FolderMaker, tmp_path: Path) -> None:
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "checked.json").write_text("{")

@@ -121,6 +121,16 @@ def test_threshold_is_a_probability(models_dir: Path, threshold: float) -> None:
         load_models(models_dir)
 
 
+@pytest.mark.parametrize(("gate", "guide"), [("gate_identity", "identity_guide"), ("gate_class", "class_guide")])
+def test_a_guide_is_no_gate(models_dir: Path, gate: str, guide: str) -> None:
+    for suffix in (".pt", ".json"):
+        shutil.copyfile(models_dir / f"{guide}{suffix}", models_dir / f"{gate}{suffix}")
+    if gate == "gate_identity":
+        edit_info(models_dir / f"{gate}.pt", scores={"threshold": 0.5})
+    with pytest.raises(WeightsError, match=f"{gate} and {guide} are the same network"):
+        load_models(models_dir)
+
+
 @pytest.mark.parametrize(
     ("name", "other", "words"),
     [

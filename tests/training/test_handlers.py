@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from bundle import files
+from bundle.files import sha256_file
+from bundle.lock import InUseError
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, mean_pairwise
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import UnsealedError, load_weights
+from bundle.networks.weights import UnsealedError, WeightsError, load_weights
 from bundle.training import handlers
 from bundle.training.handlers import (
     BestGenerator,
@@ -38,6 +42,7 @@ from bundle.training.network_trainer import TrainingError
 from bundle.training.spread import SPREADS
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 from scripts.training import train_gan
+from tests.conftest import edit_info
 from tests.training.conftest import NewTrainer
 
 SETTINGS = {"seed": 0, "resolution": 32}
@@ -282,7 +287,7 @@ def test_progress_counts_images_of_the_whole_run(
 
 def best(models_dir: Path, **options: Any) -> BestGenerator:
     reals = torch.rand(12, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    info = {"modality": "xray", "class_names": ["a", "b"]}
+    info = {"modality": "xray", "class_names": ["a", "b"], "seed": 0}
     train = Dataset([{"image": image, "label": index % 2} for index, image in enumerate(reals[6:])])
     return BestGenerator(
         reals[:6],
@@ -476,6 +481,74 @@ def test_best_weights_come_back_from_the_checkpoint(
                 (models_dir / name).unlink()
     run_to_the_end(new_trainer, path, models_dir, max_epochs)
     assert pairs(models_dir) == before
+
+
+@pytest.mark.usefixtures("as_it_is", "falling_then_rising")
+@pytest.mark.parametrize("at", ["the start", "the end"])
+def test_weights_of_another_run_are_neither_taken_nor_overwritten(
+    at: str, new_trainer: NewTrainer, path: Path, tmp_path: Path
+) -> None:
+    run_to_the_end(new_trainer, tmp_path / "other" / "gan.pt", tmp_path / "other" / "models", 1)
+    models_dir = tmp_path / "models"
+    if at == "the end":
+        run_to_the_end(new_trainer, path, models_dir)
+    shutil.copytree(tmp_path / "other" / "models", models_dir, dirs_exist_ok=True)
+    for name in ("generator", "discriminator"):
+        edit_info(models_dir / f"{name}.pt", seed=1)
+        weights = torch.load(models_dir / f"{name}.pt", weights_only=True)
+        first = next(iter(weights))
+        torch.save({**weights, first: weights[first] + 1}, models_dir / f"{name}.pt")
+        edit_info(models_dir / f"{name}.pt", sha256=sha256_file(models_dir / f"{name}.pt"))
+    before = pairs(models_dir)
+    with pytest.raises(WeightsError, match=r"that this run has not written\. Name another output_dir"):
+        run_to_the_end(new_trainer, path, models_dir)
+    assert pairs(models_dir) == before
+
+
+@pytest.mark.usefixtures("as_it_is", "falling_then_rising")
+def test_a_run_killed_between_a_measurement_and_a_checkpoint_goes_on(
+    new_trainer: NewTrainer, path: Path, tmp_path: Path
+) -> None:
+    models_dir = tmp_path / "models"
+    run_to_the_end(new_trainer, path, models_dir)
+    before = pairs(models_dir)
+    path.unlink()
+    run_to_the_end(new_trainer, path, models_dir)
+    assert pairs(models_dir).keys() == before.keys()
+
+
+def test_damaged_numbers_in_a_checkpoint_are_noticed(new_trainer: NewTrainer, path: Path) -> None:
+    trainer = new_trainer()
+    checkpoint(trainer, path).attach(trainer)
+    trainer.run()
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        numbers = archive.read(largest)
+    assert content.count(numbers) == 1
+    path.write_bytes(content.replace(numbers, bytes(len(numbers))))
+    with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
+        checkpoint(new_trainer(), path).attach(new_trainer())
+
+
+def test_two_runs_do_not_train_in_one_folder(new_trainer: NewTrainer, path: Path) -> None:
+    trainer = new_trainer()
+    handler = checkpoint(trainer, path)
+    with handler.lock(), pytest.raises(InUseError, match=r"is in use: another run works there \(gan\.lock\)"):
+        train_gan(trainer, handler)
+    train_gan(trainer, handler)
+
+
+@pytest.mark.usefixtures("as_it_is", "falling_then_rising")
+def test_weights_that_were_never_written_are_not_missed(
+    new_trainer: NewTrainer, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = new_trainer()
+    handler = best(tmp_path / "models")
+    checkpoint(trainer, path).attach(trainer)
+    trainer.run()
+    assert handler.restore(trainer) is False
+    assert not caplog.records
 
 
 def without_kept_weights(path: Path) -> None:
