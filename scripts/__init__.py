@@ -22,6 +22,7 @@ from bundle.networks.projected import ProjectedDiscriminator as ProjectedDiscrim
 from bundle.networks.stylegan2 import Discriminator as Discriminator
 from bundle.networks.stylegan2 import Generator as Generator
 from bundle.networks.weights import fill_network as fill_network
+from bundle.options import check_output_dir as check_output_dir
 from bundle.tracking import ChildRuns as ChildRuns
 from bundle.tracking import Tracking as Tracking
 from bundle.tracking import tracking_uri as tracking_uri

@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from bundle.allocator import keep_freed_memory
+from bundle.command_line import plain_errors
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
@@ -32,7 +33,6 @@ from bundle.markup import markdown_table, three_digits
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.model_set import load_models
 from bundle.networks.weights import load_weights
-from bundle.options import plain_errors
 from bundle.training.seeds import stream_seed
 from bundle.walk.guides import ImageGuides
 from bundle.walk.objective import make_objective

@@ -1,104 +1,260 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What each option of the commands may be. A name means the same in every configuration file."""
+"""What each option of the commands may be: a model for each command; the defaults stand in its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 import bundle.options
 from bundle.audit.images import PREPROCESSING
 from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.data.patients import pattern_problem
-from bundle.options import (
-    Choice,
+from bundle.option_types import (
+    Count,
     Device,
-    Either,
     File,
-    Flag,
     Folder,
     Folders,
     Integer,
-    Integers,
-    Kind,
-    Number,
     OutputFolder,
+    Positive,
+    RequiredFile,
+    RequiredFolder,
+    RequiredFolders,
+    Seed,
+    Seeds,
+    Unsigned,
+    one_of,
+    refuse,
 )
+from bundle.options import Options
 from bundle.training.discriminators import DISCRIMINATORS
 from bundle.walk.objective import OBJECTIVES
 
-__all__ = ["KINDS", "Pattern", "check_options"]
+__all__ = ["COMMANDS", "check_options"]
 
 
-class Pattern:
-    """A regular expression that finds patients."""
-
-    def problem(self, value: Any) -> str | None:
-        """See `bundle.options.Kind.problem`."""
-        return pattern_problem(value)
+def _pattern(value: Any) -> Any:
+    if value is not None and (problem := pattern_problem(value)):
+        raise refuse(problem)
+    return value
 
 
-KINDS: dict[str, Kind] = {
-    "audit_dir": Folder(),
-    "augment": Choice(("adaptive", "fixed")),
-    "augment_kimg": Number(above=0),
-    "augment_p": Number(above=0, most=1, or_equal=True),
-    "augment_target": Number(above=-1, most=1),
-    "batch_size": Integer(1),
-    "checkpoint": File(),
-    "class_learning_rate": Number(above=0),
-    "cohort_dir": Folder(),
-    "cohort_preprocessing": Choice(PREPROCESSING),
-    "dataset_dir": Folders(),
-    "device": Device(),
-    "drop_duplicates": Flag(),
-    "discriminator": Choice(("auto", *DISCRIMINATORS)),
-    "ema_kimg": Number(above=0),
-    "epoch_kimg": Number(above=0),
-    "guides": Choice(("latent", "image")),
-    "init_from": File(),
-    "lambda_class": Number(above=0, or_equal=True),
-    "lambda_prior": Number(above=0, or_equal=True),
-    "layout": Either(
-        ("auto", *LAYOUTS), Mapping, "the columns of a table, as in {'image': 'id_code', 'label': 'diagnosis'}"
-    ),
-    "learning_rate": Number(above=0),
-    "long_pairs": Integer(1),
-    "long_points": Integer(3),
-    "max_epochs": Integer(1),
-    "measure_kimg": Number(above=0),
-    "modality": Either(tuple(MODALITIES), Modality, "a configuration file that describes one, as docs/data.md shows"),
-    "models_dir": Folder(),
-    "n_images": Integer(1),
-    "n_latents": Integer(1),
-    "n_points": Integer(3),
-    "n_seeds": Integer(1),
-    "n_shadows": Choice(tuple(range(4, 257, 2))),
-    "n_visited": Integer(1),
-    "objective": Choice(tuple(OBJECTIVES)),
-    "output_dir": OutputFolder(),
-    "patient_pattern": Pattern(),
-    "projection_file": File(),
-    "published_pairs": Integer(0),
-    "resolution": Choice((32, 64, 128, 256, 512)),
-    "rounds": Integer(0),
-    "seed": Integer(0, 2**32 - 1),
-    "seeds": Integers(0, 2**32 - 1),
-    "total_kimg": Number(above=0.001, or_equal=True),
-    "trunk_file": File(),
-    "variety": Number(above=0, or_equal=True),
+Pattern = Annotated[Any, AfterValidator(_pattern)]
+
+Layout = Annotated[
+    Any,
+    one_of(("auto", *LAYOUTS), Mapping, "the columns of a table, as in {'image': 'id_code', 'label': 'diagnosis'}"),
+]
+ModalityName = Annotated[
+    Any, one_of(tuple(MODALITIES), Modality, "a configuration file that describes one, as docs/data.md shows")
+]
+Resolution = Annotated[int, one_of((32, 64, 128, 256, 512))]
+Points = Annotated[int, Field(ge=3)]
+Shadows = Annotated[int, one_of(tuple(range(4, 257, 2)))]
+
+
+class Command(Options):
+    """What every command takes."""
+
+    bundle_root: str
+    modality: ModalityName
+    output_dir: OutputFolder
+    save_execute_config: Any
+
+
+class Tracked(Command):
+    """A command whose run is recorded by MLflow."""
+
+    device: Device
+    tracking_uri: str
+    experiment_name: str
+    run_name: str | None
+    is_not_rank0: bool
+
+
+class RealImages(Options):
+    """A command that reads real images, and may have to split them."""
+
+    dataset_dir: RequiredFolders
+    layout: Layout
+    patient_pattern: Pattern
+    drop_duplicates: bool | None
+
+
+class CheckData(Command, RealImages):
+    """configs/check_data.json."""
+
+    resolution: Resolution
+    seed: Seed
+
+
+class TrainGan(Tracked, RealImages):
+    """configs/train_gan.json."""
+
+    resolution: Resolution
+    total_kimg: Annotated[float, Field(ge=0.001, allow_inf_nan=False)]
+    batch_size: Count
+    init_from: File
+    seed: Seed
+    amp: bool
+    trunk_file: File
+    discriminator: Annotated[str, one_of(("auto", *DISCRIMINATORS))]
+    projection_file: File
+    learning_rate: Positive
+    discriminator_learning_rate: Positive
+    r1_gamma: Unsigned
+    variety: Unsigned
+    calibrate: bool
+    ema_kimg: Positive
+    augment: Annotated[str, one_of(("adaptive", "fixed"))]
+    augment_p: Annotated[float, Field(ge=0, le=1)]
+    augment_target: Annotated[float, Field(gt=-1, le=1)]
+    augment_kimg: Positive
+    measure_kimg: Positive
+    epoch_kimg: Positive
+    epoch_length: Count
+
+
+class TrainGuides(Tracked, RealImages):
+    """configs/train_guides.json."""
+
+    resolution: Resolution
+    max_epochs: Count
+    gate_epochs: Count
+    class_epochs: Count
+    batch_size: Count
+    seed: Seed
+    learning_rate: Positive
+    class_learning_rate: Positive
+    projection_file: File
+    trunk_file: File
+    nobody: Annotated[float, Field(ge=0, le=1)]
+
+
+class TrainAudit(Tracked, RealImages):
+    """configs/train_audit.json."""
+
+    resolution: Resolution
+    max_epochs: Count
+    batch_size: Count
+    seed: Seed
+    learning_rate: Positive
+
+
+class TrainLatentGuides(Tracked):
+    """configs/train_latent_guides.json."""
+
+    models_dir: Folder
+    n_latents: Count
+    n_visited: Count
+    rounds: Integer
+    lambda_class: Unsigned
+    lambda_prior: Unsigned
+    max_epochs: Count
+    batch_size: Count
+    seed: Seed
+    learning_rate: Positive
+
+
+class Generate(Tracked):
+    """configs/plan.json."""
+
+    n_images: Count
+    n_points: Points
+    seed: Seed
+    classes: Any
+    objective: Annotated[str, one_of(tuple(OBJECTIVES))]
+    guides: Annotated[str, one_of(("latent", "image"))]
+    lambda_class: Unsigned
+    lambda_prior: Unsigned
+    models_dir: Folder
+    dataset_dir: Folders
+    layout: Layout
+    trunk_file: File
+
+
+class Inference(Tracked):
+    """configs/inference.json."""
+
+    dataset_dir: Any
+    checkpoint: RequiredFile
+    n_images: Count
+    batch_size: Count
+    seed: Seed
+
+
+class Audit(Tracked, RealImages):
+    """configs/audit.json."""
+
+    cohort_dir: RequiredFolder
+    models_dir: Folder
+    cohort_preprocessing: Annotated[str, one_of(PREPROCESSING)]
+    resolution: Resolution
+    seed: Seed
+    trunk_file: File
+
+
+class Evaluate(Tracked):
+    """configs/evaluate.json."""
+
+    dataset_dir: RequiredFolders
+    layout: Layout
+    models_dir: Folder
+    audit_dir: Folder
+    n_images: Count | None
+    n_points: Points
+    seeds: Seeds
+    lambda_class: Unsigned
+    lambda_prior: Unsigned
+    n_shadows: Shadows
+    max_epochs: Count
+    long_points: Points
+    long_pairs: Count
+    published_pairs: Integer
+    trunk_file: File
+
+
+class Score(Command):
+    """configs/score.json."""
+
+    device: Device
+    dataset_dir: RequiredFolders
+    layout: Layout
+    models_dir: Folder
+    n_seeds: Count
+    trunk_file: File
+
+
+#: By the names that configurations use.
+COMMANDS: dict[str, type[Options]] = {
+    "audit": Audit,
+    "check_data": CheckData,
+    "evaluate": Evaluate,
+    "generate": Generate,
+    "inference": Inference,
+    "score": Score,
+    "train_audit": TrainAudit,
+    "train_gan": TrainGan,
+    "train_guides": TrainGuides,
+    "train_latent_guides": TrainLatentGuides,
 }
 
 
-def check_options(required: Sequence[str] = (), **values: Any) -> None:
+def check_options(command: str) -> dict[str, Any]:
     """Refuses options that do not exist or cannot be; the first expression of every run id.
 
     Args:
-        required: names of options that must be given.
-        **values: every option of the command, as ``seed=@seed``.
+        command: one of `COMMANDS`.
+
+    Returns:
+        See `bundle.options.check_options`.
 
     Raises:
-        OptionError: see `bundle.options.check_options`.
+        OptionError: see there.
     """
-    bundle.options.check_options(KINDS, values, required)
+    return bundle.options.check_options(COMMANDS[command])

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from bundle.command_line import plain_errors
 from bundle.data import ImageData, open_dataset
 from bundle.figures import save_png, to_uint8
 from bundle.metrics.copies import PLANTED_CHANGES
-from bundle.options import OptionError, plain_errors
+from bundle.options import OptionError
 
 __all__ = ["main", "plant"]
 

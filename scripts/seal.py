@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.command_line import plain_errors
 from bundle.networks.weights import WeightsError, seal_weights
-from bundle.options import plain_errors
 
 __all__ = ["seal"]
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bundle.command_line import plain_errors
 from bundle.files import atomic_write
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, load_models
 from bundle.networks.weights import WeightsError, write_info
-from bundle.options import plain_errors
 from bundle.training.audit_networks import AUDIT_NETWORKS
 
 __all__ = ["MOST_BYTES", "ship"]

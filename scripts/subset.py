@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.command_line import plain_errors
 from bundle.data import ImageData, open_dataset
 from bundle.files import atomic_write
 from bundle.markup import csv_text
-from bundle.options import OptionError, plain_errors
+from bundle.options import OptionError
 
 __all__ = ["main", "write_subset"]
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from bundle.options import plain_errors
+from bundle.command_line import plain_errors
 from bundle.training import init_from
 from bundle.training.handlers import BestGenerator, TrainingCheckpoint
 from bundle.training.network_trainer import TrainingError

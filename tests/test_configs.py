@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import scripts
-from scripts.options import KINDS
+from bundle.options import Options, validate
+from scripts.options import COMMANDS
 from tests.conftest import ROOT
 
 FILES = sorted(path for path in (ROOT / "configs").glob("*.json") if not path.name.startswith("metadata"))
@@ -49,26 +50,34 @@ def test_every_name_of_scripts_exists(text: str) -> None:
 
 def test_options_are_checked_before_anything_else_is_built(text: str) -> None:
     config = json.loads(text)
-    runs = {
-        key: value for key, value in config.items() if isinstance(value, list) and key not in ("imports", "handlers")
-    }
-    runs = {key: value for key, value in runs.items() if isinstance(value[0], str) and value[0].startswith("$")}
+    runs = {key: value for key, value in config.items() if isinstance(value, list) and "$@check_options" in value}
     assert runs
-    for steps in runs.values():
-        first = config["check_options"] if steps[0] == "$@check_options" else steps[0]
-        assert first.startswith("$scripts.check_options(")
-        checked = given_options(first, config)
-        assert checked <= KINDS.keys()
-        assert all(name in config for name in checked)
+    assert all(steps[0] == "$@check_options" for steps in runs.values())
+    starts = {key for key, value in config.items() if isinstance(value, list) and str([*value, ""][0]).startswith("$")}
+    assert starts - {"imports"} == runs.keys()
 
 
-def given_options(expression: str, config: dict[str, Any]) -> set[str]:
-    pairs = re.findall(r"(\w+)=@(\w+)", expression)
-    if "**@options" in expression:
-        pairs += [(name, value.removeprefix("@")) for name, value in config["options"].items()]
-    assert pairs
-    assert all(name == reference for name, reference in pairs)
-    return {name for name, _ in pairs}
+def test_every_plain_value_is_an_option_with_a_type(text: str) -> None:
+    config = json.loads(text)
+    model = model_of(config)
+    plain = {name for name, value in config.items() if not isinstance(value, dict | list) and not is_component(value)}
+    described = {"check_options", "_desc_"}
+    assert plain - described - model.model_fields.keys() == set()
+    assert {name for name in model.model_fields if name not in config} <= {"run_name", "is_not_rank0", "seeds"}
+    given = {name: config[name] for name in model.model_fields if name in config}
+    fixed = {name: value for name, value in given.items() if not str(value).startswith(("$", "@")) and value != ""}
+    assert validate(model, fixed) == []
+
+
+def is_component(value: Any) -> bool:
+    """Whether an expression makes something that other items are made of, and no option."""
+    return isinstance(value, str) and re.match(r"\$(@\w+\.\w+$|isinstance|scripts\.(\w+\(@|new_))", value) is not None
+
+
+def model_of(config: dict[str, Any]) -> type[Options]:
+    found = re.fullmatch(r"\$scripts\.check_options\('(\w+)'\)", config["check_options"])
+    assert found
+    return COMMANDS[found[1]]
 
 
 @pytest.mark.parametrize(("overlay", "base"), [(name, base) for name, bases in OVERLAYS.items() for base in bases])
@@ -76,5 +85,5 @@ def test_overlay_changes_options_that_its_base_has(overlay: str, base: str) -> N
     changed, config = (json.loads((ROOT / "configs" / f"{name}.json").read_text("utf-8")) for name in (overlay, base))
     assert changed
     assert changed.keys() <= config.keys()
-    assert all(KINDS[name].problem(value) is None for name, value in changed.items() if name in KINDS)
+    assert validate(model_of(config), changed) == []
     assert all(config[name] != value for name, value in changed.items())

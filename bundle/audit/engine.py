@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -98,6 +98,7 @@ class AuditEngine(Engine):
         seed: of all draws.
         cohort_preprocessing: one of `bundle.audit.images.PREPROCESSING`.
         trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        changed: what the report says of the configuration besides, see `bundle.options.check_options`.
         device: where to compute.
         handlers: further Ignite handlers.
 
@@ -120,6 +121,7 @@ class AuditEngine(Engine):
         seed: int = 0,
         cohort_preprocessing: str = "auto",
         trunk_file: str | os.PathLike[str] | None = None,
+        changed: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -130,7 +132,7 @@ class AuditEngine(Engine):
                 "The cohort was made by networks that were trained with another split of the data, says its manifest. "
                 "Name their models_dir and the images they were trained on as dataset_dir."
             )
-        self.cohort, self.data, self.infos, self.seed = cohort, data, infos, seed
+        self.cohort, self.data, self.infos, self.seed, self.changed = cohort, data, infos, seed, changed or {}
         self.output_dir = Path(output_dir)
         self.real = RealData(data)
 
@@ -146,6 +148,7 @@ class AuditEngine(Engine):
             "cohort": [cohort.digests, preset.preprocessing],
             "reference": reference_key(self.real, infos, trunk_file),
             "seed": seed,
+            **(changed or {}),
         }
         self.audit_id = content_digest(key)
         self._check_output_dir()
@@ -256,6 +259,7 @@ class AuditEngine(Engine):
             "features": FEATURES,
             "lpips": LPIPS_TRUNK,
             "seed": self.seed,
+            **self.changed,
         }
 
 
