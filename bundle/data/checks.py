@@ -33,7 +33,7 @@ __all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"
 #: So that shares of 70, 10 and 20 % leave at least one image of each class in every split.
 MIN_IMAGES_PER_CLASS = 10
 
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
 
 #: Each thread holds a decoded radiograph, some hundred megabytes at full size.
 _MAX_THREADS = 8
