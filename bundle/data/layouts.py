@@ -19,13 +19,14 @@ from typing import Any
 from bundle.class_names import class_names_problem
 from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.classes import describe_classes
+from bundle.data.csv_files import columns, has_columns
 from bundle.data.errors import DataError, Problem
 from bundle.data.listing import FolderListing, LeftOut, list_folder, summarise_left_out
 from bundle.data.modality import Modality, get_modality
 from bundle.data.patients import check_pattern, find_patient
 from bundle.data.readers import SUPPORTED_FORMATS, dicom_patient_id, image_format, image_stem
 from bundle.data.records import Record
-from bundle.data.tables import Table, columns, has_columns, read_tables
+from bundle.data.tables import Table, read_tables
 
 __all__ = ["LAYOUTS", "DatasetDir", "Folder", "Layout", "read_folder", "read_records"]
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import re
 import unicodedata
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bundle.data.classes import describe_classes, label_classes, label_numbered_classes
+from bundle.data.csv_files import read_csv
 from bundle.data.errors import DataError, Problem
 from bundle.data.listing import FolderListing
 from bundle.data.modality import Modality
@@ -23,7 +23,7 @@ from bundle.data.readers import image_stem
 from bundle.data.records import SPLIT_NAMES, SPLITS, Record
 from bundle.markup import csv_value
 
-__all__ = ["Table", "columns", "has_columns", "read_tables"]
+__all__ = ["Table", "read_tables"]
 
 #: What columns that name patients are called, letters alone: used where a table has no column of the name asked for.
 _PATIENT_COLUMNS = re.compile(
@@ -94,7 +94,7 @@ class Table:
                 f"{folder}: no {self.file} in it; add one with the columns {self.image},{self.label} or choose another "
                 "layout"
             )
-        found, rows = _read_csv(path)
+        found, rows = read_csv(path)
         wanted = {key: getattr(self, key).strip() for key in ("image", "label", "label_name", "patient_id", "split")}
         present, notes = self._present(path, found, wanted)
         missing = [wanted[key] for key in ("image", "label") if key not in present]
@@ -138,49 +138,6 @@ class Table:
 
 def _names_patients(column: str) -> bool:
     return _PATIENT_COLUMNS.fullmatch(re.sub(r"[\W\d_]+", "", column).casefold()) is not None
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns the columns of a CSV, and its rows with the number of their line; short rows end in empty cells.
-
-    The columns may be parted by semicolons or tabs, as spreadsheets in many countries write them.
-
-    Raises:
-        DataError: not a CSV, or a row has more cells than there are columns.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            header = stream.readline()
-            delimiter = next((mark for mark in ",;\t" if mark in header), ",")
-            stream.seek(0)
-            reader = csv.reader(stream, delimiter=delimiter)
-            names = [name.strip() for name in next(reader, [])]
-            rows = []
-            for cells in reader:
-                if not any(cells):
-                    continue
-                if any(cells[len(names) :]):
-                    raise DataError(
-                        f"{path}: line {reader.line_num} has {len(cells)} cells, the header {len(names)}. Put cells "
-                        "that hold a comma in quotation marks"
-                    )
-                rows.append((reader.line_num, cells + [""] * (len(names) - len(cells))))
-            return names, rows
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable CSV ({error}); save it as comma-separated UTF-8 text") from error
-
-
-def columns(path: Path) -> list[str]:
-    """Returns the columns of a CSV, none where the file is no CSV."""
-    try:
-        return [name for name in _read_csv(path)[0] if name] if path.is_file() else []
-    except (DataError, OSError):
-        return []
-
-
-def has_columns(path: Path, *names: str) -> bool:
-    """Whether a file is a CSV with columns of these names, whatever their capital letters."""
-    return {name.casefold() for name in names} <= {column.casefold() for column in columns(path)}
 
 
 class _Images:
