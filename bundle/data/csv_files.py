@@ -39,8 +39,8 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             _refuse_joined_rows(path, lines[first - 1 : reader.line_num], first, cells, len(names), delimiter)
             if any(cells[len(names) :]):
                 raise DataError(
-                    f"{path}: line {first} has {len(cells)} cells, the header {len(names)}. Put cells that hold a comma "
-                    "in quotation marks"
+                    f"{path}: line {first} has {len(cells)} cells, the header {len(names)}. Put cells that hold a "
+                    "comma in quotation marks"
                 )
             if any(cells):
                 rows.append((first, cells + [""] * (len(names) - len(cells))))
@@ -50,9 +50,9 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise DataError(f"{path}: not a readable CSV ({error}); save it as comma-separated UTF-8 text") from error
     except csv.Error as error:
         raise DataError(
-            f"{path}: the row that begins in line {first} cannot be read ({error}). Where it has a stray quotation mark "
-            "that is never closed, or closed within a cell, delete it; write one that belongs to a cell twice, in a cell "
-            "that begins and ends with one"
+            f"{path}: the row that begins in line {first} cannot be read ({error}). Where it has a stray quotation "
+            "mark that is never closed, or closed within a cell, delete it; write one that belongs to a cell twice, in "
+            "a cell that begins and ends with one"
         ) from error
 
 
@@ -81,8 +81,8 @@ def _refuse_joined_rows(
     ):
         raise DataError(
             f"{path}: lines {first} to {first + len(lines) - 1} are one row by their quotation marks, but look like "
-            "several: a stray mark would swallow images. Delete it; or, where a cell is meant to have these lines, write "
-            "it in one"
+            "several: a stray mark would swallow images. Delete it; or, where a cell is meant to have these lines, "
+            "write it in one"
         )
 
 

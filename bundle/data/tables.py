@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from bundle.data.classes import describe_classes, label_classes, label_numbered_classes
@@ -18,8 +17,8 @@ from bundle.data.csv_files import read_csv
 from bundle.data.errors import DataError, Problem
 from bundle.data.listing import FolderListing
 from bundle.data.modality import Modality
+from bundle.data.named_images import NamedImages
 from bundle.data.patients import check_pattern, find_patient
-from bundle.data.readers import image_stem
 from bundle.data.records import SPLIT_NAMES, SPLITS, Record
 from bundle.markup import csv_value
 
@@ -74,7 +73,9 @@ class Table:
                 raise DataError(f"layout: a table has no {key!r}{hint} It may have {', '.join(keys)}")
             if not isinstance(value, str):
                 raise DataError(f"layout: {key} is {value!r}; give a text")
-        table = cls(**columns)
+        # "sub/.." and "." are one place; two spellings would be two.
+        places = {key: Path(os.path.normpath(columns[key])).as_posix() for key in ("file", "folder") if key in columns}
+        table = cls(**{**columns, **places})
         check_pattern(table.patient, "layout: patient")
         return table
 
@@ -140,40 +141,6 @@ def _names_patients(column: str) -> bool:
     return _PATIENT_COLUMNS.fullmatch(re.sub(r"[\W\d_]+", "", column).casefold()) is not None
 
 
-class _Images:
-    """The image files of a folder, found by the names that tables give them.
-
-    Capital letters do not matter, nor how accents are encoded (file systems differ in both).
-
-    Args:
-        listing: of the data set.
-        home: the images' folder.
-    """
-
-    def __init__(self, listing: FolderListing, home: Path) -> None:
-        self.home = home
-        self._found: dict[str, list[Path]] = defaultdict(list)
-        for path in listing.images:
-            if home in path.parents:
-                relative, stem = path.relative_to(home), image_stem(path)
-                names = {relative.as_posix(), path.name, relative.with_name(stem).as_posix(), stem}
-                for name in map(_key, names):
-                    self._found[name].append(path)
-
-    def find(self, name: str) -> list[Path]:
-        """Returns the files that a name may mean: as it stands, or the ending or a folder left out."""
-        path = self.home / name
-        if path.exists() and not path.is_dir():
-            return [path]
-        found = self._found.get(_key(name), [])
-        alike = [path for path in found if unicodedata.normalize("NFC", path.relative_to(self.home).as_posix()) == name]
-        return alike or found
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
 def read_tables(
     listing: FolderListing, tables: Iterable[Table], modality: Modality
 ) -> tuple[list[Record], list[Problem], tuple[str, ...], list[str]]:
@@ -201,13 +168,14 @@ def read_tables(
         notes += _numbers_note(rows, modality)
     records: list[Record] = []
     problems: list[Problem] = []
-    images: dict[str, _Images] = {}
+    images: dict[Table, NamedImages] = {}
     seen: dict[Path, tuple[str, int]] = {}
     for table, line, row in rows:
-        if table.folder not in images:
-            images[table.folder] = _Images(listing, listing.folder / table.folder)
+        if table not in images:
+            names = [other["image"] for owner, _, other in rows if owner == table]
+            images[table] = NamedImages(listing, _home(listing, table), names)
         where = f"line {line} of {table.file}"
-        path, problem = _find_image(row["image"], where, images[table.folder], listing.folder, table)
+        path, problem = images[table].find(row["image"], where, table.file)
         if path is None or problem:
             problems += [problem] if problem else []
             continue
@@ -226,9 +194,24 @@ def read_tables(
                 message = f"split {split!r} in {where}"
                 problems.append(Problem(name, "unknown split", message, f"Use one of {', '.join(SPLITS)}"))
             split = SPLIT_NAMES.get(split.casefold())
-        patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table.folder].home))
+        patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table].home))
         records.append(Record(path.absolute(), name, label, patient or name, split))
     return records, problems, used.class_names, notes
+
+
+def _home(listing: FolderListing, table: Table) -> Path:
+    """Returns the folder of a table's images.
+
+    Raises:
+        DataError: it lies outside of the data set's, where nothing is listed.
+    """
+    home = listing.folder / table.folder
+    if listing.folder not in (home, *home.parents) or ".." in Path(table.folder).parts:
+        raise DataError(
+            f"layout: folder {table.folder!r} lies outside of {listing.folder}; give dataset_dir the folder that holds "
+            "both the images and the table"
+        )
+    return home
 
 
 def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: Modality) -> list[str]:
@@ -240,24 +223,6 @@ def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: M
         f"The numbers of column {', '.join(sorted(columns))} are taken for {describe_classes(modality)}, the classes "
         f"of modality {modality.name!r}; if they mean others, add a column label_name."
     ]
-
-
-def _find_image(
-    text: str, where: str, images: _Images, folder: Path, table: Table
-) -> tuple[Path | None, Problem | None]:
-    """Returns the file that a row means, which need not be there, or what is wrong with its name."""
-    given = PurePosixPath(text.replace("\\", "/"))
-    if not text or given == PurePosixPath("."):
-        return None, Problem(table.file, "missing name", f"{where} names no image", "Fill in or delete the line")
-    if ".." in given.parts or given.is_absolute():
-        message = f"{where} points outside the folder"
-        cure = "Move the image into the folder and give its path relative to the table"
-        return None, Problem(given.as_posix(), "outside", message, cure)
-    found = images.find(given.as_posix())
-    if len(found) > 1:
-        message = f"{where} may mean {' or '.join(path.relative_to(folder).as_posix() for path in found[:3])}"
-        return None, Problem(given.as_posix(), "ambiguous name", message, "Give the name with its ending and folder")
-    return found[0] if found else images.home / given, None
 
 
 def _labels(rows: Sequence[dict[str, str]], modality: Modality) -> tuple[Modality, Callable[[str], int | None]]:

@@ -615,8 +615,51 @@ def test_names_are_found_whatever_their_capitals_and_accents(tmp_path: Path) -> 
 
 def test_a_name_in_another_folder_is_not_taken_for_it(tmp_path: Path) -> None:
     _touch(tmp_path, "x/a.png")
-    (record,) = read_records(_csv(tmp_path, "image,label\ny/a,0\n"))
-    assert record.name == "y/a"
+    (problem,) = read_folder(_csv(tmp_path, "image,label\ny/a,0\n")).problems
+    assert (problem.name, problem.kind) == ("y/a", "absent")
+    assert "did you mean x/a.png?" in problem.message
+
+
+def test_a_missing_image_is_not_replaced_by_one_of_its_name_elsewhere(tmp_path: Path) -> None:
+    _touch(tmp_path, "n01.png", "n02.PNG", *(f"heatmaps/n0{i}.png" for i in (1, 2, 3)))
+    folder = read_folder(_csv(tmp_path, "image,label\nn01.png,0\nn02,1\nn03.png,0\n"))
+    assert [record.name for record in folder.records] == ["n01.png", "n02.PNG"]
+    (problem,) = folder.problems
+    assert (problem.name, problem.kind) == ("n03.png", "absent")
+    assert "line 4 of labels.csv" in problem.message
+    assert "heatmaps/n03.png" in problem.message
+    assert "heatmaps/n03.png" in _left_out(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "file"),
+    [("a.png", " a.png"), ("'001.png", "001.png"), ("'=1.png", "'=1.png"), ("a-1.png", "a_1.jpg"), ("a .png", "a.png")],
+)
+def test_a_name_that_is_nearly_that_of_a_file(tmp_path: Path, cell: str, file: str) -> None:
+    _touch(tmp_path, file)
+    (problem,) = read_folder(_csv(tmp_path, f"image,label\n{cell},0\n")).problems
+    assert problem.kind == "absent"
+    assert f"did you mean {file}?" in problem.message
+
+
+def test_a_backslash_parts_folders_unless_a_file_has_one_in_its_name(tmp_path: Path) -> None:
+    _touch(tmp_path, "sub/a.png", "sub\\b.png")
+    records = read_records(_csv(tmp_path, "image,label\nsub\\a.png,0\nsub\\b.png,1\n"))
+    assert [record.name for record in records] == ["sub/a.png", "sub\\b.png"]
+
+
+@pytest.mark.parametrize("folder", ["sub/..", "./", "sub/../"])
+def test_the_images_folder_may_be_written_in_more_than_one_way(tmp_path: Path, folder: str) -> None:
+    _touch(tmp_path, "a.png", "sub/b.png")
+    _table(tmp_path, "sub/t.csv", "image,label\na.png,0\nsub/b.png,1\n")
+    read = read_folder(tmp_path, {"file": "sub/../sub/t.csv", "folder": folder})
+    assert ([record.name for record in read.records], read.left_out) == (["a.png", "sub/b.png"], [])
+
+
+@pytest.mark.parametrize("folder", ["..", "../images", "/"])
+def test_an_images_folder_outside_of_the_data_set_is_refused(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(DataError, match="lies outside of"):
+        read_folder(_csv(_touch(tmp_path, "a.png"), "image,label\na.png,0\n"), {"folder": folder})
 
 
 def test_patients_by_a_pattern_in_names(tmp_path: Path) -> None:
