@@ -23,9 +23,9 @@ from bundle.data.csv_files import columns, has_columns
 from bundle.data.errors import DataError, Problem
 from bundle.data.listing import FolderListing, LeftOut, list_folder, summarise_left_out
 from bundle.data.modality import Modality, get_modality
-from bundle.data.patients import check_pattern, find_patient
+from bundle.data.patients import check_pattern, find_patient, spelling_problems
 from bundle.data.readers import SUPPORTED_FORMATS, dicom_patient_id, image_format, image_stem
-from bundle.data.records import Record
+from bundle.data.records import Record, says_none
 from bundle.data.tables import Table, read_tables
 
 __all__ = ["LAYOUTS", "DatasetDir", "Folder", "Layout", "read_folder", "read_records"]
@@ -241,7 +241,16 @@ def read_folder(
             folders have one name or name the classes differently.
     """
     if isinstance(dataset_dir, Sequence) and not isinstance(dataset_dir, str):
-        return _join([read_folder(one, layout, modality, patient_pattern) for one in dataset_dir])
+        folder = _join([_read_one(one, layout, modality, patient_pattern) for one in dataset_dir])
+    else:
+        folder = _read_one(dataset_dir, layout, modality, patient_pattern)
+    return replace(folder, problems=[*folder.problems, *spelling_problems(folder.records)])
+
+
+def _read_one(
+    dataset_dir: str | Path, layout: str | Mapping[str, Any], modality: str | Modality, patient_pattern: str
+) -> Folder:
+    """Returns what one folder says; see :func:`read_folder`."""
     if not str(dataset_dir or ""):
         raise DataError("no dataset_dir given; add --dataset_dir and the folder that holds your images")
     folder = Path(dataset_dir).expanduser().absolute()
@@ -314,6 +323,7 @@ def _with_patient(record: Record, patient_pattern: str) -> Record:
     patient = find_patient(patient_pattern, Path(record.name))
     if patient is None and image_format(record.image) == "DICOM":
         patient = dicom_patient_id(record.image)
+        patient = None if patient is None or says_none(patient) else patient
     return replace(record, patient_id=patient or record.name)
 
 

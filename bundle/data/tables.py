@@ -19,7 +19,7 @@ from bundle.data.listing import FolderListing
 from bundle.data.modality import Modality
 from bundle.data.named_images import NamedImages
 from bundle.data.patients import check_pattern, find_patient
-from bundle.data.records import SPLIT_NAMES, SPLITS, Record
+from bundle.data.records import SPLIT_NAMES, SPLITS, Record, says_none
 from bundle.markup import csv_value
 
 __all__ = ["Table", "read_tables"]
@@ -161,7 +161,7 @@ def read_tables(
     notes: list[str] = []
     for table in tables:
         found, more = table.rows(listing.folder)
-        rows += [(table, line, row) for line, row in found]
+        rows += [(table, line, _without_none(row, modality)) for line, row in found]
         notes += more
     used, label_of = _labels([row for _, _, row in rows], modality)
     if used is modality and not (modality.ordered or modality.has_fixed_classes):
@@ -197,6 +197,12 @@ def read_tables(
         patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table].home))
         records.append(Record(path.absolute(), name, label, patient or name, split))
     return records, problems, used.class_names, notes
+
+
+def _without_none(row: dict[str, str], modality: Modality) -> dict[str, str]:
+    """Empties the cells of a row that say that there is no label or patient, unless a class is called so."""
+    none = [key for key in ("label", "label_name", "patient_id") if key in row and says_none(row[key])]
+    return row | {key: "" for key in none if key == "patient_id" or modality.label_of(row[key]) is None}
 
 
 def _home(listing: FolderListing, table: Table) -> Path:
