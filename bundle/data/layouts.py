@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.class_names import class_names_problem
-from bundle.data.class_folders import has_class_folders, read_class_folders
+from bundle.data.class_folders import contradicting_folders, has_class_folders, read_class_folders
 from bundle.data.classes import describe_classes
 from bundle.data.csv_files import columns, has_columns
 from bundle.data.errors import DataError, Problem
@@ -103,6 +103,7 @@ class Layout:
 
 def _from_tables(listing: FolderListing, tables: Sequence[Table], modality: Modality) -> _Content:
     records, problems, class_names, notes = read_tables(listing, tables, modality)
+    notes += contradicting_folders(records, modality.with_classes(class_names))
     return _Content(records, class_names, problems, [listing.folder / table.file for table in tables], notes=notes)
 
 
@@ -180,8 +181,8 @@ def _name_layout(name: str, prefix: str, source: str) -> Layout:
 
 
 def _read_class_folders(listing: FolderListing, modality: Modality) -> _Content:
-    records, class_names, reasons = read_class_folders(listing, modality)
-    return _Content(records, class_names, reasons=reasons)
+    records, class_names, reasons, notes = read_class_folders(listing, modality)
+    return _Content(records, class_names, reasons=reasons, notes=notes)
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -30,6 +30,9 @@ _PATIENT_COLUMNS = re.compile(
     r"|mrn|pid|ptid|patid|subj|subjid|idpatient|idsubject"
 )
 
+#: What columns that hold splits are called, letters alone.
+_SPLIT_COLUMNS = re.compile(r"(data)?(sub)?(sets?|splits?|folds?|partitions?)(name|type)?|phase|usage")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -107,9 +110,27 @@ class Table:
             )
         if not rows:
             raise DataError(f"{path}: has a header but no rows; list one image per row")
+        if "split" not in present:
+            notes += self._unused_splits(found, [cells for _, cells in rows])
         return [
             (line, {key: csv_value(cells[place].strip()) for key, place in present.items()}) for line, cells in rows
         ], notes
+
+    def _unused_splits(self, found: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        """Says which columns look like splits, but are called otherwise."""
+        notes = []
+        for place, column in enumerate(found):
+            words = {cells[place].strip() for cells in rows} - {""}
+            if (
+                _SPLIT_COLUMNS.fullmatch(_column_letters(column))
+                and words
+                and {*map(str.casefold, words)} <= {*SPLIT_NAMES}
+            ):
+                notes.append(
+                    f"Column {column!r} of {self.file} says {', '.join(sorted(words))}, but is not used: if these are "
+                    f"the splits, rename it to {self.split}, or name it: --layout \"{{'split': {column!r}}}\"."
+                )
+        return notes
 
     def _present(self, path: Path, found: list[str], wanted: dict[str, str]) -> tuple[dict[str, int], list[str]]:
         """Returns the place of each column that is there."""
@@ -138,7 +159,11 @@ class Table:
 
 
 def _names_patients(column: str) -> bool:
-    return _PATIENT_COLUMNS.fullmatch(re.sub(r"[\W\d_]+", "", column).casefold()) is not None
+    return _PATIENT_COLUMNS.fullmatch(_column_letters(column)) is not None
+
+
+def _column_letters(column: str) -> str:
+    return re.sub(r"[\W\d_]+", "", column).casefold()
 
 
 def read_tables(

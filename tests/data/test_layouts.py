@@ -563,7 +563,7 @@ def test_spellings_of_one_class_are_refused(tmp_path: Path, first: str, second: 
     _touch(tmp_path, "normal/a.png", f"{first}/b.png", f"{second}/c.png")
     if as_table:
         _csv(tmp_path, f"image,label\nnormal/a.png,normal\n{first}/b.png,{first}\n{second}/c.png,{second}\n")
-    with pytest.raises(DataError, match="differ in .*spaces or punctuation alone") as caught:
+    with pytest.raises(DataError, match="differ in spaces or punctuation alone") as caught:
         read_folder(tmp_path)
     assert repr(first) in str(caught.value)
     assert repr(second) in str(caught.value)
