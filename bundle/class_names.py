@@ -8,7 +8,7 @@ import re
 import unicodedata
 from typing import Any
 
-__all__ = ["MOST_CHARACTERS", "class_names_problem", "name_problem", "shown"]
+__all__ = ["MOST_CHARACTERS", "class_names_problem", "name_problem", "shown", "spelling_key"]
 
 #: Characters of a name; with a number and a suffix, its file name stays below the 255 bytes that file systems take.
 MOST_CHARACTERS = 100
@@ -62,14 +62,31 @@ def class_names_problem(names: Any, num_classes: int | None = None) -> str | Non
             return f"{shown(name)} {problem}"
     seen: dict[str, str] = {}
     for name in names:
-        # File systems may take names for the same that differ in capitals or in how accents are coded.
-        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        key = spelling_key(name) or name
         if key in seen:
-            return f"{shown(seen[key])} and {shown(name)} are the same to some file systems"
+            same = _folded(seen[key]) == _folded(name)
+            why = "are the same to some file systems" if same else "differ in spaces or punctuation alone"
+            return f"{shown(seen[key])} and {shown(name)} {why}"
         seen[key] = name
     if num_classes is not None and len(names) != num_classes:
         return f"there are {len(names)}, and the number of classes is {num_classes}"
     return None
+
+
+def spelling_key(name: str) -> str:
+    """Returns what is left of a name without capital letters, spaces and punctuation: equal for spellings of one name.
+
+    "viral pneumonia" and "viral_pneumonia" are no two classes. Symbols stay, as in "HER2+".
+
+    Args:
+        name: of a class.
+    """
+    return "".join(character for character in _folded(name) if unicodedata.category(character)[0] not in "ZPC")
+
+
+def _folded(name: str) -> str:
+    # File systems may take names for the same that differ in capitals or in how accents are coded.
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def shown(value: Any, most: int = 60) -> str:

@@ -73,6 +73,12 @@ def test_names_that_file_systems_take_for_the_same_are_refused(twice: tuple[str,
     assert "are the same to some file systems" in str(class_names_problem(twice))
 
 
+@pytest.mark.parametrize("twice", [("viral pneumonia", "viral_pneumonia"), ("COVID-19", "COVID 19"), ("tb", "TB.")])
+def test_names_that_differ_in_separators_alone_are_refused(twice: tuple[str, str]) -> None:
+    assert "differ in spaces or punctuation alone" in str(class_names_problem(twice))
+    assert class_names_problem(("HER2+", "HER2-", "-", "!")) is None
+
+
 @pytest.mark.parametrize("names", ["ab", {"a": 1}, None, [], 3, (), {"a"}])
 def test_names_are_a_list(names: Any) -> None:
     assert class_names_problem(names) == "they must be a list of at least one name"

@@ -359,7 +359,7 @@ def _records(listing: FolderListing, modality: Modality, has_sheet: bool) -> tup
         return records, [*problems, *missed]
     if has_class_folders(listing):
         try:
-            records, _, reasons = read_class_folders(listing, modality)
+            records, _, reasons, _ = read_class_folders(listing, modality)
         except DataError:
             records, reasons = [], []  # the folders mean something else: the images have no labels
         if records and not reasons:

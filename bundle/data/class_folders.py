@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.class_names import spelling_key
 from bundle.data.classes import describe_classes, label_classes
 from bundle.data.errors import DataError
 from bundle.data.listing import FolderListing
@@ -15,7 +16,7 @@ from bundle.data.modality import Modality
 from bundle.data.readers import image_stem
 from bundle.data.records import SPLIT_NAMES, Record
 
-__all__ = ["has_class_folders", "read_class_folders"]
+__all__ = ["contradicting_folders", "has_class_folders", "read_class_folders"]
 
 # Words that make a folder or a file a drawing over an image rather than an image.
 _MASK = re.compile(r"(?:^|[\W_])(?:masks?|segmentations?|segs?|annotations?|ground ?truths?|labels?)(?:$|[\W_\d])")
@@ -91,9 +92,65 @@ def has_class_folders(listing: FolderListing) -> bool:
         return True
 
 
+def _refuse_classes_below(listing: FolderListing, pairs: Sequence[tuple[str | None, Path]], modality: Modality) -> None:
+    """Refuses class folders below which others lie that may be the classes just as well, as a hospital's own have.
+
+    Folders of patients, views and the like may lie there: names with digits, and what only one class folder has or
+    what lies below a class that the preset knows.
+
+    Raises:
+        DataError: a folder is called after another class than the one above it; or folders of the same names, two at
+            least, lie below several class folders of which the preset knows none.
+    """
+
+    def class_of(name: str) -> int | str | None:
+        label = modality.label_of(name)
+        return tops.get(spelling_key(name)) if label is None else label
+
+    tops: dict[str, int | str] = {spelling_key(top.name): top.name for _, top in pairs}
+    tops |= {key: label for key, name in tops.items() if (label := modality.label_of(str(name))) is not None}
+    above: dict[str, set[str]] = {}
+    for split, top in pairs:
+        for path in listing.below(top):
+            between = [name for name in path.relative_to(top).parts[:-1] if not _is_mask_name(name)]
+            if split is None and between and _split_of(Path(between[0])):
+                between = between[1:]
+            if between:
+                above.setdefault(between[0], set()).add(top.name)
+            for name in between:
+                if not name.isdecimal() and (other := class_of(name)) is not None and other != class_of(top.name):
+                    _refuse_readings(listing, path.parent, top.name, name)
+    shared = sorted(name for name, found in above.items() if len(found) > 1)
+    numbers = all(modality.label_of(name) is not None for name in above)
+    named = [name for name in shared if numbers or not any(map(str.isdigit, name))]
+    if len(named) > 1 and not any(isinstance(label, int) for label in tops.values()):
+        lower, upper = named[0], min(above[named[0]])
+        _refuse_readings(listing, next(top for _, top in pairs if top.name == upper) / lower, upper, lower)
+
+
+def _refuse_readings(listing: FolderListing, folder: Path, upper: str, lower: str) -> None:
+    raise DataError(
+        f"{listing.folder}: the images in {listing.name(folder)} may be of class {upper!r} or of class {lower!r}. Make "
+        f"one folder per class, with all other folders in it ({lower}/{upper}/...), or list the images in labels.csv"
+    )
+
+
+def _empty_folders(listing: FolderListing, pairs: Sequence[tuple[str | None, Path]]) -> list[str]:
+    """Returns the names of folders that stand where class folders do, but hold no image, and are no class elsewhere."""
+    names = {path.name for _, path in pairs}
+    empty = set()
+    for home in {path.parent for _, path in pairs}:
+        full = set(listing.subfolders(home))
+        for path in home.iterdir():
+            known = path in full or path.name in names or path.name.startswith((".", "__"))
+            if not known and path.is_dir() and not _is_mask_name(path.name) and _split_of(path) is None:
+                empty.add(path.name)
+    return sorted(empty)
+
+
 def read_class_folders(
     listing: FolderListing, modality: Modality
-) -> tuple[list[Record], tuple[str, ...], list[tuple[Path, str]]]:
+) -> tuple[list[Record], tuple[str, ...], list[tuple[Path, str]], list[str]]:
     """Turns class folders into records.
 
     Args:
@@ -101,11 +158,11 @@ def read_class_folders(
         modality: preset; see :func:`bundle.data.classes.label_classes` for what class folders may be called.
 
     Returns:
-        Records, class names, and the images that take no part with the reason.
+        Records, class names, the images that take no part with the reason, and notes.
 
     Raises:
-        DataError: there are none, a folder's name cannot be a class, two folders mean one class, or masks or splits
-            stand beside the classes.
+        DataError: there are none, a folder's name cannot be a class, two folders mean one class, the classes may as
+            well be the folders below, or masks or splits stand beside the classes.
     """
     folder = listing.folder
     pairs = _class_folders(listing)
@@ -118,6 +175,7 @@ def read_class_folders(
             f"{folder}: {', '.join(masks)} stands beside the class folders {', '.join(names)}; masks are no class. "
             "Move it out of the data set's folder, or list the images in labels.csv"
         )
+    _refuse_classes_below(listing, pairs, modality)
     class_names, label_of = label_classes(names, modality)
     unknown = [name for name in names if name not in label_of]
     meanings: dict[int, set[str]] = {}
@@ -147,4 +205,32 @@ def read_class_folders(
             records.append(Record(path, name, label_of[class_folder.name], name, split or inner))
     taken = {record.image for record in records} | {path for path, _ in reasons}
     reasons += [(path, "images outside the class folders") for path in listing.images if path not in taken]
-    return records, class_names, reasons
+    empty = _empty_folders(listing, pairs)
+    notes = [f"No image in {', '.join(empty)}, beside the class folders: taken for no class."] if empty else []
+    return records, class_names, reasons, notes
+
+
+def contradicting_folders(records: Sequence[Record], modality: Modality) -> list[str]:
+    """Says how many images a table gives another class than that which a folder above them is called after.
+
+    Args:
+        records: as the table says, which counts.
+        modality: with the classes of the data set.
+
+    Returns:
+        A note, or none.
+    """
+    found = []
+    for record in records:
+        for name in Path(record.name).parts[:-1]:
+            label = None if name.isdecimal() else modality.label_of(name)
+            if None not in (label, record.label) and label != record.label:
+                found.append(f"{record.name} ({modality.class_names[record.label or 0]})")
+                break
+    if not found:
+        return []
+    more = " and more" if len(found) > 3 else ""
+    return [
+        f"{len(found)} of {len(records)} images lie in folders that are called after another class than the table "
+        f"gives them; the table counts: {', '.join(found[:3])}{more}."
+    ]

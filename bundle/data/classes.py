@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from bundle.class_names import shown, spelling_key
+from bundle.data.errors import DataError
 from bundle.data.modality import Modality
+from bundle.data.records import says_none
 
 __all__ = ["describe_classes", "label_classes", "label_numbered_classes"]
 
@@ -30,14 +33,18 @@ def label_classes(names: Iterable[str], modality: Modality) -> tuple[tuple[str, 
 
     Returns:
         Class names by label, and the label of each name; names that cannot have one are absent.
+
+    Raises:
+        DataError: a new name differs from another one, or from one of the preset's, in separators or punctuation alone.
     """
     names = set(names)
     known = {name: label for name in names if (label := modality.label_of(name)) is not None}
-    unknown = names - set(known)
+    unknown = {name for name in names - set(known) if not says_none(name)}
     numbers = {name for name in names if _is_number(name)}
     if not unknown or modality.ordered or modality.has_fixed_classes or numbers:
         return modality.class_names, known
     new = sorted({_key(name): name for name in sorted(unknown, reverse=True)}.values())
+    _refuse_spellings(new, modality)
     labels = sorted(set(known.values()))
     n_classes = len(labels) + len(new)
     if labels and labels[-1] >= n_classes:  # the preset has more classes than the data set
@@ -72,6 +79,19 @@ def label_numbered_classes(pairs: Collection[tuple[int, str]], modality: Modalit
     if not one_to_one or sorted(named) != list(range(len(named))):
         return None
     return tuple(named[number] for number in sorted(named))
+
+
+def _refuse_spellings(new: Iterable[str], modality: Modality) -> None:
+    spellings = (*(alias for alias, _ in modality.class_aliases), *modality.class_names)
+    seen = {spelling_key(name): name for name in spellings}
+    for name in new:
+        key = spelling_key(name)
+        if key and key in seen:
+            raise DataError(
+                f"the classes {shown(seen[key])} and {shown(name)} differ in spaces or punctuation alone. Spell them "
+                "alike where they are one class; else call them by different words"
+            )
+        seen[key] = name
 
 
 def _is_number(name: str) -> bool:

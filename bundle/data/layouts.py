@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from bundle.class_names import class_names_problem
-from bundle.data.class_folders import has_class_folders, read_class_folders
+from bundle.data.class_folders import contradicting_folders, has_class_folders, read_class_folders
 from bundle.data.classes import describe_classes
+from bundle.data.csv_files import columns, has_columns
 from bundle.data.errors import DataError, Problem
 from bundle.data.listing import FolderListing, LeftOut, list_folder, summarise_left_out
 from bundle.data.modality import Modality, get_modality
-from bundle.data.patients import check_pattern, find_patient
+from bundle.data.patients import check_pattern, find_patient, spelling_problems
 from bundle.data.readers import SUPPORTED_FORMATS, dicom_patient_id, image_format, image_stem
-from bundle.data.records import Record
-from bundle.data.tables import Table, columns, has_columns, read_tables
+from bundle.data.records import Record, says_none
+from bundle.data.tables import Table, read_tables
 
 __all__ = ["LAYOUTS", "DatasetDir", "Folder", "Layout", "read_folder", "read_records"]
 
@@ -102,6 +103,7 @@ class Layout:
 
 def _from_tables(listing: FolderListing, tables: Sequence[Table], modality: Modality) -> _Content:
     records, problems, class_names, notes = read_tables(listing, tables, modality)
+    notes += contradicting_folders(records, modality.with_classes(class_names))
     return _Content(records, class_names, problems, [listing.folder / table.file for table in tables], notes=notes)
 
 
@@ -179,8 +181,8 @@ def _name_layout(name: str, prefix: str, source: str) -> Layout:
 
 
 def _read_class_folders(listing: FolderListing, modality: Modality) -> _Content:
-    records, class_names, reasons = read_class_folders(listing, modality)
-    return _Content(records, class_names, reasons=reasons)
+    records, class_names, reasons, notes = read_class_folders(listing, modality)
+    return _Content(records, class_names, reasons=reasons, notes=notes)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -240,7 +242,16 @@ def read_folder(
             folders have one name or name the classes differently.
     """
     if isinstance(dataset_dir, Sequence) and not isinstance(dataset_dir, str):
-        return _join([read_folder(one, layout, modality, patient_pattern) for one in dataset_dir])
+        folder = _join([_read_one(one, layout, modality, patient_pattern) for one in dataset_dir])
+    else:
+        folder = _read_one(dataset_dir, layout, modality, patient_pattern)
+    return replace(folder, problems=[*folder.problems, *spelling_problems(folder.records)])
+
+
+def _read_one(
+    dataset_dir: str | Path, layout: str | Mapping[str, Any], modality: str | Modality, patient_pattern: str
+) -> Folder:
+    """Returns what one folder says; see :func:`read_folder`."""
     if not str(dataset_dir or ""):
         raise DataError("no dataset_dir given; add --dataset_dir and the folder that holds your images")
     folder = Path(dataset_dir).expanduser().absolute()
@@ -313,6 +324,7 @@ def _with_patient(record: Record, patient_pattern: str) -> Record:
     patient = find_patient(patient_pattern, Path(record.name))
     if patient is None and image_format(record.image) == "DICOM":
         patient = dicom_patient_id(record.image)
+        patient = None if patient is None or says_none(patient) else patient
     return replace(record, patient_id=patient or record.name)
 
 

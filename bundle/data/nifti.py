@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.data.formats import ReadError, room_for
+from bundle.data.formats import MAX_BYTES, ReadError, room_for
 from bundle.data.pixels import full_scale, robust_scale, square_pixels
 
 __all__ = ["read_nifti"]
@@ -49,6 +50,23 @@ def _read_header(path: Path) -> tuple[int, int, int]:
     return axes[0], axes[1], header.get_data_dtype().itemsize
 
 
+def _check_sum(path: Path) -> None:
+    """Reads a compressed file to its end, where its checksum is: nibabel stops at the last voxel."""
+    if not path.name.lower().endswith(".gz"):
+        return
+    length = 0
+    with gzip.open(path, "rb") as stream:
+        try:
+            while block := stream.read(2**20):
+                length += len(block)
+                if length > MAX_BYTES + _MAX_OFFSET:
+                    message = f"inflates to more than {(MAX_BYTES + _MAX_OFFSET) // 10**6} MB"
+                    raise ReadError("too large", message, "Save the image again, or copy it again")
+        except (gzip.BadGzipFile, zlib.error) as error:
+            message = f"the file is damaged, its checksum does not fit its content ({error})"
+            raise ReadError("unreadable", message, "Copy it again from the source") from error
+
+
 def read_nifti(path: Path) -> NDArray[Any]:
     """Reads one slice.
 
@@ -59,9 +77,10 @@ def read_nifti(path: Path) -> NDArray[Any]:
         [H, W], black 0 and white 1; pixels are square.
 
     Raises:
-        ReadError: a volume, voxels of colour, NaN, or a header that claims too much.
+        ReadError: a volume, voxels of colour, NaN, a damaged file, or a header that claims too much.
     """
     with room_for(*_read_header(path)):
+        _check_sum(path)
         return _read_slice(nibabel.load(path)).astype(np.float32)
 
 

@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.data.errors import DataError
+from bundle.data.errors import DataError, Problem
 from bundle.data.readers import image_stem
-from bundle.data.records import Record
+from bundle.data.records import Record, says_none
 
-__all__ = ["check_pattern", "find_patient", "pattern_problem", "propose_pattern"]
+__all__ = ["check_pattern", "find_patient", "pattern_problem", "propose_pattern", "spelling_problems"]
 
 #: Ways in which names of files and folders tell patients, tried in this order.
 _KNOWN_PATTERNS = (
@@ -71,7 +72,7 @@ def find_patient(pattern: str, path: Path) -> str | None:
     if not pattern:
         return None
     for text in (path.name, image_stem(path), path.as_posix()):
-        if (match := re.search(pattern, text)) and match[1]:
+        if (match := re.search(pattern, text)) and not says_none(match[1] or ""):
             return match[1]
     return None
 
@@ -97,3 +98,26 @@ def propose_pattern(records: Sequence[Record]) -> tuple[str, int, int] | None:
         if len(patients) >= 10 and found >= len(records) / 5 and several >= len(patients) / 10:
             return pattern, found, len(patients)
     return None
+
+
+def spelling_problems(records: Sequence[Record]) -> list[Problem]:
+    """Lists the patients who are spelt in two ways: by capital letters or blanks, which tables often mix up.
+
+    As two patients, their images could part between train and test.
+
+    Args:
+        records: of all images.
+    """
+    first: dict[str, Record] = {}
+    problems: dict[str, Problem] = {}
+    for record in records:
+        if not record.has_patient:
+            continue
+        patient = record.patient_id
+        key = " ".join(unicodedata.normalize("NFC", patient).split()).casefold()
+        other = first.setdefault(key, record)
+        if other.patient_id != patient and patient not in problems:
+            message = f"patient {patient!r} here, but {other.patient_id!r} in {other.name}"
+            cure = "Spell a patient alike everywhere; if they are two, tell them apart by more than capitals and blanks"
+            problems[patient] = Problem(record.name, "patient spelt twice", message, cure)
+    return list(problems.values())

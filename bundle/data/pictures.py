@@ -25,7 +25,13 @@ __all__ = ["read_picture"]
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 #: Tags of TIFF 6.0.
-_SUBFILE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE = 254, 258, 262, 284, 339
+_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE = 254, 258, 259, 262, 284, 339
+
+#: Tags of TIFF 6.0: where its strips or its tiles are, and how long each is.
+_PARTS = (273, 279), (324, 325)
+
+#: Zero bytes at the end of compressed pixels that are no chance.
+_TAIL = 64
 
 _NATIVE = "L" if sys.byteorder == "little" else "B"
 
@@ -57,9 +63,16 @@ def _opened(path: Path, form: str, page: int = 0) -> Iterator[ImageFile.ImageFil
 
 
 def _check_whole(path: Path, form: str) -> None:
-    """Refuses a TIFF or WebP file that ends before its header says, which Pillow does not tell from other damage."""
+    """Refuses a file that ends before its header says, or that an interrupted copy has left zeros in the place of.
+
+    Decoders stop at the last row, look at no checksum on the way, and show grey where a file is zero-filled. Compressed
+    TIFF is looked at once its directory is open, by :func:`_check_strips`; in uncompressed pictures zeros are black.
+    """
+    size = path.stat().st_size
     with open(path, "rb") as stream:
         head = stream.read(16)
+        stream.seek(max(0, size - _TAIL))
+        tail = stream.read()
     end = 0
     if form == "WebP":
         end = int.from_bytes(head[4:8], "little") + 8
@@ -67,9 +80,46 @@ def _check_whole(path: Path, form: str) -> None:
         end = (
             int.from_bytes(head[8:16] if b"+" in head[2:4] else head[4:8], "little" if head[:1] == b"I" else "big") + 8
         )
-    if end > path.stat().st_size:
-        message = f"the file is cut off ({path.stat().st_size} bytes, where its header says {end} or more)"
+    if end > size:
+        message = f"the file is cut off ({size} bytes, where its header says {end} or more)"
         raise ReadError("truncated", message, "Copy it again from the source")
+    if form == "PNG":
+        with _opened(path, form) as image:
+            try:
+                image.verify()
+            except SyntaxError as error:
+                message = f"the file is damaged, its checksums do not fit its content ({error})"
+                raise ReadError("unreadable", message, "Copy it again from the source") from error
+    elif form in ("JPEG", "WebP") and not tail.strip(b"\0"):
+        content = path.read_bytes().rstrip(b"\0")
+        if form == "WebP":
+            # Flat macroblocks at the end of a whole picture cost up to half a zero byte each, seldom an eighth of it.
+            with _opened(path, form) as image:
+                least = min(end // 8, image.width * image.height // 256)
+            whole = end - len(content) < max(least, _TAIL)
+        else:
+            whole = content.endswith(b"\xff\xd9")  # the marker of the end; behind it, zeros are padding
+        if not whole:
+            _refuse_zeros(size - len(content))
+
+
+def _refuse_zeros(number: int) -> None:
+    message = f"{number} bytes at the end of the picture are zero, as an interrupted copy leaves them"
+    raise ReadError("truncated", message, "Copy it again from the source; if it is whole, save it as PNG")
+
+
+def _check_strips(path: Path, image: ImageFile.ImageFile) -> None:
+    """Refuses a compressed TIFF of whose strips or tiles one ends in zeros; no compression writes so many."""
+    if _tag(image, _COMPRESSION, 1) == 1:
+        return
+    tags: dict[int, tuple[int, ...]] = getattr(image, "tag_v2", {})
+    with open(path, "rb") as stream:
+        for places, lengths in _PARTS:
+            for place, length in zip(tags.get(places, ()), tags.get(lengths, ()), strict=False):
+                tail = min(length, _TAIL)
+                stream.seek(place + length - tail)
+                if tail and not stream.read(tail).strip(b"\0"):
+                    _refuse_zeros(tail)
 
 
 def _tag(image: ImageFile.ImageFile, tag: int, default: int) -> int:
@@ -143,6 +193,9 @@ def _single_band(image: ImageFile.ImageFile) -> NDArray[np.float64]:
     # libtiff hands out numbers in the machine's own byte order; Pillow says so for unsigned 16 bits only.
     native = sys.byteorder == "little" and image.tile[0].codec_name == "libtiff"
     values = _load(image, (lambda mode: mode.replace("BS", "S").replace("BF", "F")) if native else str)
+    key = image.info.get("transparency")
+    if isinstance(key, int) and image.format == "PNG":  # one grey is transparent
+        values = np.where(values == key, 0, values)
     if image.mode == "L":
         values = values.view(np.int8)
     if values.dtype == np.int32 and (_tag(image, _BITS, 8), _tag(image, _SAMPLE, 1)) == (32, 1):
@@ -184,12 +237,14 @@ def read_picture(path: Path, form: str, channels: int, strict: bool) -> NDArray[
         [H, W] or [H, W, 3], black 0 and white 1.
 
     Raises:
-        ReadError: several pictures, too large a one, or colour that is refused.
+        ReadError: several pictures, too large a one, a damaged one, or colour that is refused.
     """
     _check_whole(path, form)
     with _opened(path, form) as image:
         page = _page(image, form)
     with _opened(path, form, page) as image:
+        if form == "TIFF":
+            _check_strips(path, image)
         sample_bytes = 4 if _is_single(image) else 2 if _is_deep(image) else 1
         with room_for(*image.size, sample_bytes * len(image.getbands())):
             if _is_single(image):

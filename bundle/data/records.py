@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SPLITS", "SPLIT_NAMES", "Record"]
+__all__ = ["SPLITS", "SPLIT_NAMES", "Record", "says_none"]
 
 #: train is what the networks see, val selects and calibrates, test alone is held out; extra joins train for the GAN
 #: and the identity networks only.
@@ -21,6 +21,17 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
     "dev": "val",
     "testing": "test",
 }
+
+#: What tables write, in small letters, where they know no value. Not "none", which may be a finding.
+_NO_VALUE = {
+    *("", "na", "n/a", "n.a.", "nan", "<na>", "#n/a", "null", "nil", "unknown", "unk", "undefined", "unspecified"),
+    *("missing", "not available", "not known", "?", "??", "???", "-", "--", "---", "."),
+}
+
+
+def says_none(text: str) -> bool:
+    """Whether a cell or a tag says that there is no value: "NA", "unknown", "?", or nothing at all."""
+    return " ".join(text.split()).casefold() in _NO_VALUE
 
 
 @dataclass(frozen=True)

@@ -4,32 +4,34 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
+import os
 import re
-import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from bundle.data.classes import describe_classes, label_classes, label_numbered_classes
+from bundle.data.csv_files import read_csv
 from bundle.data.errors import DataError, Problem
 from bundle.data.listing import FolderListing
 from bundle.data.modality import Modality
+from bundle.data.named_images import NamedImages
 from bundle.data.patients import check_pattern, find_patient
-from bundle.data.readers import image_stem
-from bundle.data.records import SPLIT_NAMES, SPLITS, Record
+from bundle.data.records import SPLIT_NAMES, SPLITS, Record, says_none
 from bundle.markup import csv_value
 
-__all__ = ["Table", "columns", "has_columns", "read_tables"]
+__all__ = ["Table", "read_tables"]
 
 #: What columns that name patients are called, letters alone: used where a table has no column of the name asked for.
 _PATIENT_COLUMNS = re.compile(
     r"(patients?|subjects?|persons?|participants?|cases?)(id|ids|identifier|no|nr|num|number|name|code|key|uid)?"
     r"|mrn|pid|ptid|patid|subj|subjid|idpatient|idsubject"
 )
+
+#: What columns that hold splits are called, letters alone.
+_SPLIT_COLUMNS = re.compile(r"(data)?(sub)?(sets?|splits?|folds?|partitions?)(name|type)?|phase|usage")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Table:
                 raise DataError(f"layout: a table has no {key!r}{hint} It may have {', '.join(keys)}")
             if not isinstance(value, str):
                 raise DataError(f"layout: {key} is {value!r}; give a text")
-        table = cls(**columns)
+        # "sub/.." and "." are one place; two spellings would be two.
+        places = {key: Path(os.path.normpath(columns[key])).as_posix() for key in ("file", "folder") if key in columns}
+        table = cls(**{**columns, **places})
         check_pattern(table.patient, "layout: patient")
         return table
 
@@ -94,7 +98,7 @@ class Table:
                 f"{folder}: no {self.file} in it; add one with the columns {self.image},{self.label} or choose another "
                 "layout"
             )
-        found, rows = _read_csv(path)
+        found, rows = read_csv(path)
         wanted = {key: getattr(self, key).strip() for key in ("image", "label", "label_name", "patient_id", "split")}
         present, notes = self._present(path, found, wanted)
         missing = [wanted[key] for key in ("image", "label") if key not in present]
@@ -106,9 +110,27 @@ class Table:
             )
         if not rows:
             raise DataError(f"{path}: has a header but no rows; list one image per row")
+        if "split" not in present:
+            notes += self._unused_splits(found, [cells for _, cells in rows])
         return [
             (line, {key: csv_value(cells[place].strip()) for key, place in present.items()}) for line, cells in rows
         ], notes
+
+    def _unused_splits(self, found: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        """Says which columns look like splits, but are called otherwise."""
+        notes = []
+        for place, column in enumerate(found):
+            words = {cells[place].strip() for cells in rows} - {""}
+            if (
+                _SPLIT_COLUMNS.fullmatch(_column_letters(column))
+                and words
+                and {*map(str.casefold, words)} <= {*SPLIT_NAMES}
+            ):
+                notes.append(
+                    f"Column {column!r} of {self.file} says {', '.join(sorted(words))}, but is not used: if these are "
+                    f"the splits, rename it to {self.split}, or name it: --layout \"{{'split': {column!r}}}\"."
+                )
+        return notes
 
     def _present(self, path: Path, found: list[str], wanted: dict[str, str]) -> tuple[dict[str, int], list[str]]:
         """Returns the place of each column that is there."""
@@ -137,84 +159,11 @@ class Table:
 
 
 def _names_patients(column: str) -> bool:
-    return _PATIENT_COLUMNS.fullmatch(re.sub(r"[\W\d_]+", "", column).casefold()) is not None
+    return _PATIENT_COLUMNS.fullmatch(_column_letters(column)) is not None
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns the columns of a CSV, and its rows with the number of their line; short rows end in empty cells.
-
-    The columns may be parted by semicolons or tabs, as spreadsheets in many countries write them.
-
-    Raises:
-        DataError: not a CSV, or a row has more cells than there are columns.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            header = stream.readline()
-            delimiter = next((mark for mark in ",;\t" if mark in header), ",")
-            stream.seek(0)
-            reader = csv.reader(stream, delimiter=delimiter)
-            names = [name.strip() for name in next(reader, [])]
-            rows = []
-            for cells in reader:
-                if not any(cells):
-                    continue
-                if any(cells[len(names) :]):
-                    raise DataError(
-                        f"{path}: line {reader.line_num} has {len(cells)} cells, the header {len(names)}. Put cells "
-                        "that hold a comma in quotation marks"
-                    )
-                rows.append((reader.line_num, cells + [""] * (len(names) - len(cells))))
-            return names, rows
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable CSV ({error}); save it as comma-separated UTF-8 text") from error
-
-
-def columns(path: Path) -> list[str]:
-    """Returns the columns of a CSV, none where the file is no CSV."""
-    try:
-        return [name for name in _read_csv(path)[0] if name] if path.is_file() else []
-    except (DataError, OSError):
-        return []
-
-
-def has_columns(path: Path, *names: str) -> bool:
-    """Whether a file is a CSV with columns of these names, whatever their capital letters."""
-    return {name.casefold() for name in names} <= {column.casefold() for column in columns(path)}
-
-
-class _Images:
-    """The image files of a folder, found by the names that tables give them.
-
-    Capital letters do not matter, nor how accents are encoded (file systems differ in both).
-
-    Args:
-        listing: of the data set.
-        home: the images' folder.
-    """
-
-    def __init__(self, listing: FolderListing, home: Path) -> None:
-        self.home = home
-        self._found: dict[str, list[Path]] = defaultdict(list)
-        for path in listing.images:
-            if home in path.parents:
-                relative, stem = path.relative_to(home), image_stem(path)
-                names = {relative.as_posix(), path.name, relative.with_name(stem).as_posix(), stem}
-                for name in map(_key, names):
-                    self._found[name].append(path)
-
-    def find(self, name: str) -> list[Path]:
-        """Returns the files that a name may mean: as it stands, or the ending or a folder left out."""
-        path = self.home / name
-        if path.exists() and not path.is_dir():
-            return [path]
-        found = self._found.get(_key(name), [])
-        alike = [path for path in found if unicodedata.normalize("NFC", path.relative_to(self.home).as_posix()) == name]
-        return alike or found
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+def _column_letters(column: str) -> str:
+    return re.sub(r"[\W\d_]+", "", column).casefold()
 
 
 def read_tables(
@@ -237,20 +186,21 @@ def read_tables(
     notes: list[str] = []
     for table in tables:
         found, more = table.rows(listing.folder)
-        rows += [(table, line, row) for line, row in found]
+        rows += [(table, line, _without_none(row, modality)) for line, row in found]
         notes += more
     used, label_of = _labels([row for _, _, row in rows], modality)
     if used is modality and not (modality.ordered or modality.has_fixed_classes):
         notes += _numbers_note(rows, modality)
     records: list[Record] = []
     problems: list[Problem] = []
-    images: dict[str, _Images] = {}
+    images: dict[Table, NamedImages] = {}
     seen: dict[Path, tuple[str, int]] = {}
     for table, line, row in rows:
-        if table.folder not in images:
-            images[table.folder] = _Images(listing, listing.folder / table.folder)
+        if table not in images:
+            names = [other["image"] for owner, _, other in rows if owner == table]
+            images[table] = NamedImages(listing, _home(listing, table), names)
         where = f"line {line} of {table.file}"
-        path, problem = _find_image(row["image"], where, images[table.folder], listing.folder, table)
+        path, problem = images[table].find(row["image"], where, table.file)
         if path is None or problem:
             problems += [problem] if problem else []
             continue
@@ -269,9 +219,30 @@ def read_tables(
                 message = f"split {split!r} in {where}"
                 problems.append(Problem(name, "unknown split", message, f"Use one of {', '.join(SPLITS)}"))
             split = SPLIT_NAMES.get(split.casefold())
-        patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table.folder].home))
+        patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table].home))
         records.append(Record(path.absolute(), name, label, patient or name, split))
     return records, problems, used.class_names, notes
+
+
+def _without_none(row: dict[str, str], modality: Modality) -> dict[str, str]:
+    """Empties the cells of a row that say that there is no label or patient, unless a class is called so."""
+    none = [key for key in ("label", "label_name", "patient_id") if key in row and says_none(row[key])]
+    return row | {key: "" for key in none if key == "patient_id" or modality.label_of(row[key]) is None}
+
+
+def _home(listing: FolderListing, table: Table) -> Path:
+    """Returns the folder of a table's images.
+
+    Raises:
+        DataError: it lies outside of the data set's, where nothing is listed.
+    """
+    home = listing.folder / table.folder
+    if listing.folder not in (home, *home.parents) or ".." in Path(table.folder).parts:
+        raise DataError(
+            f"layout: folder {table.folder!r} lies outside of {listing.folder}; give dataset_dir the folder that holds "
+            "both the images and the table"
+        )
+    return home
 
 
 def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: Modality) -> list[str]:
@@ -283,24 +254,6 @@ def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: M
         f"The numbers of column {', '.join(sorted(columns))} are taken for {describe_classes(modality)}, the classes "
         f"of modality {modality.name!r}; if they mean others, add a column label_name."
     ]
-
-
-def _find_image(
-    text: str, where: str, images: _Images, folder: Path, table: Table
-) -> tuple[Path | None, Problem | None]:
-    """Returns the file that a row means, which need not be there, or what is wrong with its name."""
-    given = PurePosixPath(text.replace("\\", "/"))
-    if not text or given == PurePosixPath("."):
-        return None, Problem(table.file, "missing name", f"{where} names no image", "Fill in or delete the line")
-    if ".." in given.parts or given.is_absolute():
-        message = f"{where} points outside the folder"
-        cure = "Move the image into the folder and give its path relative to the table"
-        return None, Problem(given.as_posix(), "outside", message, cure)
-    found = images.find(given.as_posix())
-    if len(found) > 1:
-        message = f"{where} may mean {' or '.join(path.relative_to(folder).as_posix() for path in found[:3])}"
-        return None, Problem(given.as_posix(), "ambiguous name", message, "Give the name with its ending and folder")
-    return found[0] if found else images.home / given, None
 
 
 def _labels(rows: Sequence[dict[str, str]], modality: Modality) -> tuple[Modality, Callable[[str], int | None]]:

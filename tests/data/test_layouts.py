@@ -548,6 +548,68 @@ def test_class_names_come_from_the_data(
     assert [by_name[{"tuberculosis": "tb"}.get(name, name).casefold()] for name in expected] == [*range(len(expected))]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("viral pneumonia", "viral_pneumonia"),
+        ("COVID-19", "COVID 19"),
+        ("covid19", "COVID-19"),
+        ("tb", "TB."),
+        ("pleural effusion", "pleural effusion."),
+    ],
+)
+@pytest.mark.parametrize("as_table", [False, True])
+def test_spellings_of_one_class_are_refused(tmp_path: Path, first: str, second: str, as_table: bool) -> None:
+    _touch(tmp_path, "normal/a.png", f"{first}/b.png", f"{second}/c.png")
+    if as_table:
+        _csv(tmp_path, f"image,label\nnormal/a.png,normal\n{first}/b.png,{first}\n{second}/c.png,{second}\n")
+    with pytest.raises(DataError, match="differ in spaces or punctuation alone") as caught:
+        read_folder(tmp_path)
+    assert repr(first) in str(caught.value)
+    assert repr(second) in str(caught.value)
+
+
+def test_symbols_tell_classes_apart(tmp_path: Path) -> None:
+    _touch(tmp_path, "HER2+/a.png", "HER2-/b.png")
+    assert read_folder(tmp_path).class_names == ("HER2+", "HER2-")
+
+
+NONE = ["nan", "NA", "N/A", "null", "Unknown", "?", "-", ""]
+
+
+@pytest.mark.parametrize("cell", NONE)
+@pytest.mark.parametrize(("first", "other"), [("0", "1"), ("normal", "pneumonia")])
+def test_labels_that_say_that_there_is_none(tmp_path: Path, cell: str, first: str, other: str) -> None:
+    folder = read_folder(_csv(tmp_path, f"image,label\na.png,{first}\nb.png,{other}\nc.png,{cell}\n"))
+    assert [(problem.name, problem.kind) for problem in folder.problems] == [("c.png", "missing label")]
+    assert folder.class_names == (("normal", "tuberculosis") if other == "1" else ("normal", "pneumonia"))
+
+
+def test_a_class_folder_whose_name_says_that_there_is_no_class(tmp_path: Path) -> None:
+    _touch(tmp_path, "normal/a.png", "tb/b.png", "unknown/c.png")
+    with pytest.raises(DataError, match="unknown cannot be told to be a class"):
+        read_folder(tmp_path)
+    toy = Modality("toy", 1, ("normal", "tb", "unknown"))
+    assert read_folder(tmp_path, modality=toy).class_names == ("normal", "tb", "unknown")
+
+
+@pytest.mark.parametrize("cell", NONE)
+def test_patients_that_say_that_there_is_none(tmp_path: Path, cell: str) -> None:
+    records = read_records(_csv(tmp_path, f"image,label,patient_id\na.png,0,{cell}\nb.png,1,{cell}\n"))
+    assert [record.patient_id for record in records] == ["a.png", "b.png"]
+
+
+def test_a_patient_who_is_spelt_in_two_ways_is_refused(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    _csv(first, "image,label,patient_id\na.png,0,P001\nb.png,1,p001\nc.png,1,P001\nd.png,1,P002\n")
+    (problem,) = read_folder(first).problems
+    assert (problem.name, problem.message) == ("b.png", "patient 'p001' here, but 'P001' in a.png")
+    _csv(second, "image,label,patient_id\na.png,0,p002\n")
+    assert [problem.name for problem in read_folder([first, second]).problems] == ["first/b.png", "second/a.png"]
+
+
 def test_a_table_may_number_classes_that_it_names(tmp_path: Path) -> None:
     rows = "image,label,label_name\na.png,0,pneumonia\nb.png,1,normal\nc.png,0,Pneumonia\n"
     folder = read_folder(_csv(tmp_path, rows))
@@ -615,8 +677,51 @@ def test_names_are_found_whatever_their_capitals_and_accents(tmp_path: Path) -> 
 
 def test_a_name_in_another_folder_is_not_taken_for_it(tmp_path: Path) -> None:
     _touch(tmp_path, "x/a.png")
-    (record,) = read_records(_csv(tmp_path, "image,label\ny/a,0\n"))
-    assert record.name == "y/a"
+    (problem,) = read_folder(_csv(tmp_path, "image,label\ny/a,0\n")).problems
+    assert (problem.name, problem.kind) == ("y/a", "absent")
+    assert "did you mean x/a.png?" in problem.message
+
+
+def test_a_missing_image_is_not_replaced_by_one_of_its_name_elsewhere(tmp_path: Path) -> None:
+    _touch(tmp_path, "n01.png", "n02.PNG", *(f"heatmaps/n0{i}.png" for i in (1, 2, 3)))
+    folder = read_folder(_csv(tmp_path, "image,label\nn01.png,0\nn02,1\nn03.png,0\n"))
+    assert [record.name for record in folder.records] == ["n01.png", "n02.PNG"]
+    (problem,) = folder.problems
+    assert (problem.name, problem.kind) == ("n03.png", "absent")
+    assert "line 4 of labels.csv" in problem.message
+    assert "heatmaps/n03.png" in problem.message
+    assert "heatmaps/n03.png" in _left_out(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "file"),
+    [("a.png", " a.png"), ("'001.png", "001.png"), ("'=1.png", "'=1.png"), ("a-1.png", "a_1.jpg"), ("a .png", "a.png")],
+)
+def test_a_name_that_is_nearly_that_of_a_file(tmp_path: Path, cell: str, file: str) -> None:
+    _touch(tmp_path, file)
+    (problem,) = read_folder(_csv(tmp_path, f"image,label\n{cell},0\n")).problems
+    assert problem.kind == "absent"
+    assert f"did you mean {file}?" in problem.message
+
+
+def test_a_backslash_parts_folders_unless_a_file_has_one_in_its_name(tmp_path: Path) -> None:
+    _touch(tmp_path, "sub/a.png", "sub\\b.png")
+    records = read_records(_csv(tmp_path, "image,label\nsub\\a.png,0\nsub\\b.png,1\n"))
+    assert [record.name for record in records] == ["sub/a.png", "sub\\b.png"]
+
+
+@pytest.mark.parametrize("folder", ["sub/..", "./", "sub/../"])
+def test_the_images_folder_may_be_written_in_more_than_one_way(tmp_path: Path, folder: str) -> None:
+    _touch(tmp_path, "a.png", "sub/b.png")
+    _table(tmp_path, "sub/t.csv", "image,label\na.png,0\nsub/b.png,1\n")
+    read = read_folder(tmp_path, {"file": "sub/../sub/t.csv", "folder": folder})
+    assert ([record.name for record in read.records], read.left_out) == (["a.png", "sub/b.png"], [])
+
+
+@pytest.mark.parametrize("folder", ["..", "../images", "/"])
+def test_an_images_folder_outside_of_the_data_set_is_refused(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(DataError, match="lies outside of"):
+        read_folder(_csv(_touch(tmp_path, "a.png"), "image,label\na.png,0\n"), {"folder": folder})
 
 
 def test_patients_by_a_pattern_in_names(tmp_path: Path) -> None:

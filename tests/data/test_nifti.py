@@ -69,3 +69,25 @@ def test_voxels_that_are_no_grey(tmp_path: Path, dtype: type) -> None:
     with pytest.raises(ReadError) as caught:
         decode(tmp_path / "a.nii", 1)
     assert caught.value.kind == "unknown format"
+
+
+def test_a_compressed_file_is_read_to_its_checksum(tmp_path: Path, draw: Drawing) -> None:
+    path = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(draw(height=96, width=96), None), path)
+    content = path.read_bytes()
+    for damaged in (content[:-8] + bytes(8), content[: len(content) // 2] + bytes(len(content) // 2)):
+        path.write_bytes(damaged)
+        with pytest.raises(ReadError, match="Copy it again from the source"):
+            decode(path, 1)
+    path.write_bytes(content + bytes(512))  # padding
+    decode(path, 1)
+
+
+def test_a_compressed_file_that_does_not_end(tmp_path: Path, draw: Drawing, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(draw(), None), path)
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(2**25)))
+    monkeypatch.setattr("bundle.data.nifti.MAX_BYTES", 10**6)
+    with pytest.raises(ReadError, match="inflates to more than") as caught:
+        decode(path, 1)
+    assert caught.value.kind == "too large"

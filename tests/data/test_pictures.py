@@ -41,8 +41,8 @@ def _png(pixels: NDArray[Any], colour: int, extra: bytes = b"") -> bytes:
 
 
 def _transparent_colour(*levels: int) -> bytes:
-    data = b"tRNS" + struct.pack(">HHH", *levels)
-    return struct.pack(">I", 6) + data + struct.pack(">I", zlib.crc32(data))
+    data = b"tRNS" + struct.pack(f">{len(levels)}H", *levels)
+    return struct.pack(">I", 2 * len(levels)) + data + struct.pack(">I", zlib.crc32(data))
 
 
 def _tiff(pixels: NDArray[Any], order: Order, compress: bool, planar: bool = False, **tags: int | list[int]) -> bytes:
@@ -147,6 +147,69 @@ def test_truncated_pictures(tmp_path: Path, draw: Drawing, suffix: str, share: f
     assert "/" not in caught.value.message
 
 
+def _refuses_zero_filled(path: Path) -> None:
+    """Asserts that a file is read as it is, but not with zeros from somewhere on, as interrupted copies leave it."""
+    decode(path, 1)
+    content = path.read_bytes()
+    for share in (0.3, 0.5, 0.7):
+        kept = int(len(content) * share)
+        path.write_bytes(content[:kept] + bytes(len(content) - kept))
+        with pytest.raises(ReadError, match="Copy it again from the source") as caught:
+            decode(path, 1)
+        assert caught.value.kind in ("truncated", "unreadable")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", {}),
+        ("apng.png", {"save_all": True}),
+        ("a.jpg", {}),
+        ("lossless.webp", {"lossless": True}),
+        ("lossy.webp", {"quality": 80}),
+    ],
+)
+def test_zero_filled_pictures(tmp_path: Path, draw: Drawing, name: str, options: dict[str, Any]) -> None:
+    Image.fromarray(draw(height=200, width=200)).save(tmp_path / name, **options)
+    _refuses_zero_filled(tmp_path / name)
+
+
+def test_zero_filled_pictures_of_16_bits(
+    tmp_path: Path, deep: NDArray[np.uint16], deep_colour: NDArray[np.uint16]
+) -> None:
+    (tmp_path / "grey.png").write_bytes(_png(deep, 0))
+    (tmp_path / "colour.png").write_bytes(_png(deep_colour, 2))
+    for order in ("<", ">"):
+        (tmp_path / f"{order}.tif").write_bytes(_tiff(deep, order, compress=True))
+    for path in sorted(tmp_path.iterdir()):
+        _refuses_zero_filled(path)
+
+
+def test_a_png_with_a_changed_byte(tmp_path: Path, draw: Drawing) -> None:
+    content = bytearray(_png(draw().astype(np.uint16), 0))
+    content[-20] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ReadError, match=r"its checksums do not fit its content .*\. Copy it again"):
+        decode(tmp_path / "a.png", 1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 80}, {"quality": 10}, {"quality": 80, "method": 0}, {"lossless": True}]
+)
+def test_pictures_with_a_black_end_are_whole(tmp_path: Path, draw: Drawing, options: dict[str, Any]) -> None:
+    pixels = draw(height=400, width=400)
+    pixels[200:] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.webp", **options)
+    assert (decode(tmp_path / "a.webp", 1)[0, 220:] < 0.1).all()
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    with open(tmp_path / "a.jpg", "ab") as stream:
+        stream.write(bytes(500))  # padding
+    decode(tmp_path / "a.jpg", 1)
+    for compression in ("tiff_lzw", "packbits", None):
+        Image.fromarray(pixels).save(tmp_path / "a.tif", compression=compression)
+        decode(tmp_path / "a.tif", 1)
+
+
 def test_colour_of_16_bits_keeps_all_levels(tmp_path: Path, deep_colour: NDArray[np.uint16]) -> None:
     (tmp_path / "a.png").write_bytes(_png(deep_colour, 2))
     expected = _robust(deep_colour)
@@ -181,6 +244,10 @@ def test_transparency_of_16_bits(tmp_path: Path, deep: NDArray[np.uint16], deep_
     colour = np.where(alpha[..., None] > 0, deep_colour, 0)
     np.testing.assert_allclose(decode(tmp_path / "rgba.png", 3), np.moveaxis(_robust(colour), -1, 0), atol=1e-5)
     assert (decode(tmp_path / "key.png", 3)[:, -10:] == 0).all()
+    white = deep.copy()
+    white[-10:] = 65535
+    (tmp_path / "grey.png").write_bytes(_png(white, 0, _transparent_colour(65535)))
+    np.testing.assert_allclose(decode(tmp_path / "grey.png", 1)[0], _robust(visible), atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
