@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -32,6 +33,9 @@ def show_errors_plainly() -> None:
     nobody foresaw.
     """
     sys.excepthook = _show_cure
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of few letters is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # else it reports, in its words, what we show
     # PyTorch's launcher ends processes that wait for each other by this signal; they would hear of it too late.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1

@@ -50,7 +50,7 @@ def data(tiny_dataset: Path, tmp_path: Path) -> ImageData:
 def cohort(tmp_path: Path) -> Path:
     folder = tmp_path / "cohort"
     folder.mkdir()
-    for number in range(6):
+    for number in range(20):
         pixels = np.random.default_rng(900 + number).integers(0, 256, (40, 40), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
@@ -144,7 +144,7 @@ def test_one_command_trains_judges_and_records(
     assert stopped.value.code == UNUSABLE  # networks of one epoch find no mirrored copy
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     assert results["verdict"]["exit_code"] == UNUSABLE
-    assert results["cohort"]["images"] == 6
+    assert results["cohort"]["images"] == 20
     assert "THE FIGURES CANNOT BE USED" in (output_dir / "report.html").read_text(encoding="utf-8")
     client = mlflow.MlflowClient(tracking_uri(output_dir))
     experiment = client.get_experiment_by_name("audit")

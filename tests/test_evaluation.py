@@ -290,4 +290,4 @@ def test_impossible_options_are_refused_at_once(bundle_root: Path, tmp_path: Pat
     problems = cause(error.value)
     assert isinstance(problems, OptionError)
     assert len(problems.problems) == 3
-    assert any("--seeds must name at least one whole number and none twice" in problem for problem in problems.problems)
+    assert any("--seeds must name at least one and none twice" in problem for problem in problems.problems)

@@ -28,6 +28,7 @@ from bundle.cohort.judge import JudgePathd
 from bundle.cohort.ledger import VERDICT, CohortError, WalkLedger
 from bundle.data import get_modality
 from bundle.files import write_json
+from bundle.lock import InUseError
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS
 from bundle.networks.weights import WeightsError, write_info
@@ -322,7 +323,7 @@ def refusal(models_dir: Path, output_dir: Path, **options: Any) -> str:
     with pytest.raises(RuntimeError) as caught:
         generate(models_dir, output_dir, **options)
     error = cause(caught.value)
-    assert isinstance(error, CohortError | WeightsError)
+    assert isinstance(error, CohortError | InUseError | WeightsError)
     assert "\n" not in str(error)
     return str(error)
 
@@ -338,6 +339,15 @@ def test_second_run_in_one_folder_is_refused_until_the_first_has_ended(toy_model
     with FileLock(tmp_path / "private" / "generate.lock"):
         generate(toy_models, tmp_path, n_images=2)  # to verify takes no lock
     assert "generate.lock" not in digest(tmp_path / "cohort")
+
+
+def test_changes_besides_options_are_in_the_manifest_and_the_datasheet(toy_models: Path, tmp_path: Path) -> None:
+    generate(toy_models, tmp_path, n_images=2, **{"dataset#seed": 5})
+    manifest = json.loads((tmp_path / "cohort" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["configuration"]["seed"] == 0
+    assert manifest["configuration"]["changed_configuration"] == {"dataset#seed": 5}
+    assert "configuration was changed" in (tmp_path / "cohort" / "datasheet.md").read_text(encoding="utf-8")
+    assert "changed_configuration" in refusal(toy_models, tmp_path, n_images=2)
 
 
 def test_private_folder_is_its_owners_alone(cohort: Path) -> None:

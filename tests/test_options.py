@@ -161,6 +161,13 @@ def test_the_command_line_gets_a_short_message_and_exit_code_2(config_file: Path
     assert not (tmp_path / "witness").exists()
 
 
+def test_letters_that_a_terminal_does_not_have_are_no_error(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    done = command_line(config_file, "--witness", "$print(chr(1085))")
+    assert "\\u043d" in done.stdout
+    assert "UnicodeEncodeError" not in done.stderr
+
+
 def test_later_errors_of_the_bundle_show_their_cure_and_others_their_traceback(config_file: Path) -> None:
     done = command_line(config_file, "--witness", "$__import__('bundle.data').data.get_modality('xrai')")
     assert done.returncode == 1

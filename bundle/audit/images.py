@@ -387,5 +387,5 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], bool | None]:
     try:
         return verify_cohort(folder), True
     except CohortError as error:
-        logger.warning("The manifest is not relied on. %s", str(error).removesuffix(f" {CURE}"))
+        logger.warning("The manifest is not relied on. %s", str(error).replace(CURE, ""))
         return {}, False

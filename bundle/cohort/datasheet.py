@@ -31,6 +31,15 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
             *([markdown_text(name), *(str(counts[key]) for key in keys)] for name, counts in manifest["gate"].items()),
         ]
     )
+    changed = options.get("changed_configuration", {})
+    parts = ", ".join(f"{markdown_text(name)} = {markdown_text(str(value))}" for name, value in changed.items())
+    warning = (
+        f"""
+**The configuration was changed besides its options: {parts}.** What is said above of these parts may not hold.
+"""
+        if changed
+        else ""
+    )
     return f"""# Datasheet of a synthetic cohort
 
 {options["n_images"]} synthetic {markdown_text(str(manifest["modality"]))} images of {side} x {side} pixels, \
@@ -43,7 +52,7 @@ a classifier of the training patients recognises one (objective `{options["objec
 A gate of two other networks, which the walk never saw, then dropped every image in which it recognised a training \
 patient more surely than it does in 95 % of held-out real images (a probability above \
 {options["threshold"]:.4g}), or whose class it saw otherwise than the label says.
-
+{warning}
 {table}
 
 An image can be dropped for both reasons, and images beyond the number asked for were left out.

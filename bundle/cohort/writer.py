@@ -161,9 +161,10 @@ def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
         except (AttributeError, KeyError, TypeError):
             problems.append(f"{MANIFEST} has fields of another form")
     if problems:
+        only_added = all(problem.endswith("does not belong to it") for problem in problems)
         raise CohortError(
             f"{folder} is not the cohort that its manifest describes: {printable('; '.join(problems[:5]))}"
-            f"{' and more' if len(problems) > 5 else ''}. {CURE}"
+            f"{' and more' if len(problems) > 5 else ''}. {'Remove what was added.' if only_added else CURE}"
         )
     return manifest
 

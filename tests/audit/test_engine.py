@@ -66,7 +66,7 @@ def test_strangers_pass_and_every_measure_tells_training_images_from_test_images
     assert (engine.verdict.code, len(engine.verdict.reasons)) == (PASSED, 1)
     assert all(control["passed"] is not False for control in engine.results["controls"])
     found = rows(engine)
-    assert found["copy_rate"]["cohort"]["value"] <= 0.05
+    assert found["copy_rate"]["cohort"]["value"] <= found["copy_rate"]["test"]["high"]
     for key in ("copy_rate", "reidentified", "same_patient_named"):
         assert found[key]["training"]["low"] > found[key]["test"]["high"]
     for key in ("dcr_p5", "nndr_p5", "mml", "lpips_p5"):
@@ -111,7 +111,8 @@ def test_a_cohort_beyond_the_reach_of_the_trial_cannot_be_judged(new_audit: Audi
 def test_nothing_is_told_of_a_single_image(new_audit: Audit, new_cohort: CohortMaker, tmp_path: Path) -> None:
     engine = new_audit(new_cohort("one", strangers(1)))
     engine.run()
-    assert all("not_estimable" in figures["cohort"] for figures in rows(engine).values())
+    told = {key for key, figures in rows(engine).items() if "not_estimable" not in figures["cohort"]}
+    assert told <= {"gan_leaks_whole_auc"}  # which is of the training images and test images
     assert engine.results["excess_of_copy_rate_lower_bound"] is None
     report = (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
     (lpips,) = engine.distances.lpips_to_train().tolist()

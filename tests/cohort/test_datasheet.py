@@ -18,3 +18,13 @@ def test_names_and_licence_are_no_markup() -> None:
     assert "\n# Approved" not in text
     assert "| a\\|&lt;img src=x onerror=alert(1)&gt; | 1 | 2 | 1 | 0 |" in text
     assert "above 0.25" in text
+
+
+def test_a_changed_configuration_is_told() -> None:
+    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0}
+    configuration = {"n_images": 1, "n_points": 5, "objective": "balanced", "seed": 0, "threshold": 1.0}
+    manifest = {"configuration": configuration, "modality": "xray", "resolution": 32, "gate": {"normal": counts}}
+    assert "configuration was changed" not in datasheet(manifest, "CC")
+    configuration["changed_configuration"] = {"gate#threshold": 1.0}
+    text = datasheet(manifest, "CC").replace("\\", "")
+    assert "changed besides its options: gate#threshold = 1.0.** What is said above" in text

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def test_verifying_names_what_is_wrong(cohort: Path, name: str, spoil: object, w
 def test_verifying_stops_listing_at_five(cohort: Path) -> None:
     for number in range(9):
         (cohort / f"extra{number}").touch()
-    with pytest.raises(CohortError, match=r"extra4 does not belong to it and more\. Remove the folder"):
+    with pytest.raises(CohortError, match=r"extra4 does not belong to it and more\. Remove what was added"):
         verify_cohort(cohort)
 
 
@@ -232,7 +233,7 @@ def test_cohort_that_somebody_touched_is_refused(tmp_path: Path, spoil: Callable
     with pytest.raises(CohortError, match=words) as caught:
         verify_cohort(tmp_path / "cohort")
     assert "\n" not in str(caught.value)
-    assert "emove the folder" in str(caught.value)
+    assert re.search("emove (the folder|what was added)", str(caught.value))
 
 
 def test_link_to_a_cohort_is_none(cohort: Path) -> None:
