@@ -12,7 +12,8 @@ from bundle.data import open_dataset as open_dataset
 from bundle.data import print_shortcut as print_shortcut
 from bundle.evaluation.engine import EvaluationEngine as EvaluationEngine
 from bundle.evaluation.utility import classifier_settings as classifier_settings
-from bundle.gate.gate import Gate as Gate
+from bundle.gate.gate import gate_threshold as gate_threshold
+from bundle.gate.gate import open_gate as open_gate
 from bundle.latent.pairs import PairBlocks as PairBlocks
 from bundle.latent.prior import LatentPrior as LatentPrior
 from bundle.latent.sampling import labelled_latents as labelled_latents
@@ -56,7 +57,6 @@ from scripts.evaluation import image_quotas as image_quotas
 from scripts.generation import GenerationProgress as GenerationProgress
 from scripts.generation import default_guides as default_guides
 from scripts.generation import default_output_dir as default_output_dir
-from scripts.generation import gate_threshold as gate_threshold
 from scripts.generation import generate as generate
 from scripts.generation import generation_networks as generation_networks
 from scripts.generation import generation_settings as generation_settings

@@ -28,6 +28,7 @@ from bundle.command_line import plain_errors
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
+from bundle.gate.gate import open_gate
 from bundle.latent.prior import LatentPrior
 from bundle.markup import markdown_table, three_digits
 from bundle.networks.embeddings import ContrastiveEmbedding
@@ -39,7 +40,7 @@ from bundle.walk.objective import make_objective
 from scripts.generation import generation_networks, open_training_data, walk_weights
 from scripts.latent_guides import TRIAL, agreement
 from scripts.walk_quality import RealImages, quality, quality_table, student_figures
-from scripts.walkers import ARMS, Walker, cost, open_gate
+from scripts.walkers import ARMS, Walker, cost
 
 __all__ = ["cost_table", "main", "measure_memory", "peak_memory"]
 

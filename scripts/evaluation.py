@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from bundle.allocator import keep_freed_memory
-from bundle.cohort.judge import synthesise
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import POOLS, Pool
 from bundle.evaluation.engine import EvaluationEngine
-from bundle.figures import from_uint8
+from bundle.gate.drawing import draw_and_judge
+from bundle.gate.gate import open_gate
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet, load_models
 from bundle.walk.inferer import SETTINGS
 from bundle.walk.objective import OBJECTIVES, make_objective
 from scripts.generation import default_guides, generation_networks
-from scripts.walkers import Arm, Walker, open_gate
+from scripts.walkers import Arm, Walker
 
 __all__ = ["PoolMaker", "evaluate", "evaluation_models", "image_quotas"]
 
@@ -155,8 +155,8 @@ class PoolMaker:
             device = next(generator.parameters()).device
             with torch.no_grad():
                 w = generator.mapping(z.to(device), torch.full((len(z),), label, device=device))
-            pixels = synthesise(generator, w)
-            verdicts = [self.gate(from_uint8(pixels).to(device), label)]
+            pixels, verdict = draw_and_judge(generator, self.gate, w, label)
+            verdicts = [verdict]
             numbers = torch.tensor(pairs).repeat_interleave(2)
         else:
             walker = self._walker(kind.walk, self.long_points if kind.long else self.n_points, seed)

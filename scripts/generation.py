@@ -26,14 +26,15 @@ from tqdm import tqdm
 from bundle.allocator import keep_freed_memory
 from bundle.cohort.comparison import compare_paths, comparison_table
 from bundle.cohort.datasheet import datasheet
-from bundle.cohort.judge import synthesise
 from bundle.cohort.ledger import CohortError, WalkLedger, differing_keys
 from bundle.cohort.writer import verify_cohort, write_cohort
 from bundle.data import MODALITIES, DatasetDir, ImageData, Modality, open_dataset
 from bundle.figures import from_uint8, save_png
 from bundle.figures.walks import path_picture, save_course, save_nearest
 from bundle.files import content_digest, sweep_temporary, write_json
+from bundle.gate.drawing import synthesise
 from bundle.gate.gate import Gate
+from bundle.latent.pairs import pairs_per_block
 from bundle.lock import run_lock
 from bundle.markup import file_size, printable
 from bundle.metrics.features import FEATURES, TrunkUnavailable
@@ -45,11 +46,9 @@ from bundle.walk.inferer import SETTINGS
 from bundle.walk.objective import make_objective
 
 __all__ = [
-    "BLOCK_POINTS",
     "GenerationProgress",
     "default_guides",
     "default_output_dir",
-    "gate_threshold",
     "generate",
     "generation_networks",
     "generation_settings",
@@ -63,9 +62,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Points walked at once: what a block of pairs comes to, whatever the number of points on a path. Larger blocks are
-# faster, and walk more points in vain where few images are wanted.
-BLOCK_POINTS = {"image": 40, "latent": 160}
 # Pairs of each class that the private pictures show, and that walked and straight paths are compared on.
 PICTURED_PAIRS = 2
 COMPARED_PAIRS = 8
@@ -131,11 +127,6 @@ def walk_guides(models: ModelSet, guides: str, objective: str) -> Guides:
     return ImageGuides(
         models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient=objective == "published"
     )
-
-
-def gate_threshold(models: ModelSet) -> float:
-    """Returns the highest identity probability that the gate lets pass, as it was calibrated for gate_identity."""
-    return float(models.infos["gate_identity"]["scores"]["threshold"])
 
 
 def _check_modality(models: ModelSet, modality: str | Modality) -> None:
@@ -211,7 +202,7 @@ def generation_settings(
         "walk": dataclasses.asdict(SETTINGS[objective]),
         "weights": dataclasses.asdict(make_objective(objective, weights)),
         "threshold": threshold,
-        "block_size": max(1, BLOCK_POINTS[guides] // n_points),
+        "block_size": pairs_per_block(guides, n_points),
         "device": torch.device(device).type,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bundle.cohort.judge import synthesise
-from bundle.figures import from_uint8
+from bundle.gate.drawing import draw_and_judge
 from bundle.gate.gate import Gate, Verdict
-from bundle.latent.pairs import pair_latents
+from bundle.latent.pairs import pair_latents, pairs_per_block
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet
 from bundle.walk.guides import Guides
 from bundle.walk.inferer import PlanWalkInferer
-from scripts.generation import BLOCK_POINTS, gate_threshold, walk_guides
+from scripts.generation import walk_guides
 
-__all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost", "open_gate"]
+__all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Walker:
         self.inferer = PlanWalkInferer(self.guides, prior, n_points, arm.objective, weights)
         if arm.steps is not None:
             self.inferer.settings = dataclasses.replace(self.inferer.settings, steps=arm.steps)
-        self.block = 1 if arm.alone else max(1, BLOCK_POINTS[arm.guides] // n_points)
+        self.block = 1 if arm.alone else pairs_per_block(arm.guides, n_points)
         self.reset()
 
     def reset(self) -> None:
@@ -142,17 +141,11 @@ class Walker:
             self.judged.steps += [path["course"].shape[1]] * len(block)
             for pair, w in zip(block, path["w"], strict=True):
                 with self.judged.judging.running():
-                    pixels = synthesise(generator, w)
-                    verdict = self.gate(from_uint8(pixels), label)
+                    pixels, verdict = draw_and_judge(generator, self.gate, w, label)
                 self.judged.pairs[label].append(pair)
                 self.judged.w[label].append(w)
                 self.judged.pixels[label].append(pixels)
                 self.judged.verdicts[label].append(verdict)
-
-
-def open_gate(models: ModelSet) -> Gate:
-    """Makes the gate of its two networks, at the threshold that was calibrated for them."""
-    return Gate(models.networks["gate_identity"], models.networks["gate_class"], gate_threshold(models))
 
 
 def cost(judged: Judged) -> tuple[float, float]:

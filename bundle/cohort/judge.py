@@ -7,36 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from monai.transforms import Transform
 from torch import Tensor
 
 from bundle.cohort.ledger import WalkLedger
-from bundle.figures import from_uint8, to_uint8
+from bundle.gate.drawing import draw_and_judge
 from bundle.gate.gate import Verdict
 from bundle.networks.stylegan2 import Generator
 
-__all__ = ["JudgePathd", "synthesise"]
-
-# Points drawn at once: so few that what the generator computes of them stays in a core's cache.
-PART = 4
-
-
-@torch.no_grad()
-def synthesise(generator: Generator, w: Tensor) -> Tensor:
-    """Draws the points of one path in fp32 and rounds them to 8 bits, the form in which they are judged and released.
-
-    Args:
-        generator: G; its weights are laid out as channels_last, which a CPU is faster with.
-        w: [N, w_dim].
-
-    Returns:
-        uint8 [N, H, W] for one channel, [N, H, W, 3] for three, on the CPU.
-    """
-    generator.to(memory_format=torch.channels_last)
-    parts = [to_uint8(generator.synthesis(part)) for part in w.to(next(generator.parameters()).device).split(PART)]
-    return torch.from_numpy(np.concatenate(parts))
+__all__ = ["JudgePathd"]
 
 
 class JudgePathd(Transform):
@@ -56,8 +35,7 @@ class JudgePathd(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Takes ``pred`` (see `PlanWalkInferer`), ``label`` and ``index``; adds ``passed`` [N]."""
         label, index, path = int(data["label"]), int(data["index"]), data["pred"]
-        pixels = synthesise(self.generator, path["w"])
-        verdict = self.gate(from_uint8(pixels).to(path["w"].device), label)
+        pixels, verdict = draw_and_judge(self.generator, self.gate, path["w"], label)
         record = {
             "image": pixels,
             "w": path["w"],

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Gate", "Verdict"]
+from bundle.networks.model_set import ModelSet
+
+__all__ = ["Gate", "Verdict", "gate_threshold", "open_gate"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,20 @@ class Gate:
         recognised = ~(self.gate_identity(images).softmax(dim=1).amax(dim=1) <= self.threshold)
         mislabelled = self.gate_class(images).argmax(dim=1) != label
         return Verdict(~recognised & ~mislabelled, recognised, mislabelled)
+
+
+def gate_threshold(models: ModelSet) -> float:
+    """Returns the highest identity probability that the gate lets pass, as it was calibrated for gate_identity."""
+    return float(models.infos["gate_identity"]["scores"]["threshold"])
+
+
+def open_gate(models: ModelSet, threshold: float | None = None) -> Gate:
+    """Makes the gate of its two networks.
+
+    Args:
+        models: with ``gate_identity`` and ``gate_class``.
+        threshold: see `Gate`; None for the one that was calibrated for them.
+    """
+    networks = models.networks
+    chosen = gate_threshold(models) if threshold is None else threshold
+    return Gate(networks["gate_identity"], networks["gate_class"], chosen)

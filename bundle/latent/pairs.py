@@ -12,7 +12,11 @@ from torch.utils.data import IterableDataset
 
 from bundle.networks.sampling import sample_z
 
-__all__ = ["PairBlocks", "pair_latents"]
+__all__ = ["PairBlocks", "pair_latents", "pairs_per_block"]
+
+# Points walked at once: what a block of pairs comes to, whatever the number of points on a path. Larger blocks are
+# faster, and walk more points in vain where few images are wanted.
+BLOCK_POINTS = {"image": 40, "latent": 160}
 
 
 def pair_latents(pairs: Iterable[int], label: int, z_dim: int, num_classes: int, seed: int) -> Tensor:
@@ -30,6 +34,16 @@ def pair_latents(pairs: Iterable[int], label: int, z_dim: int, num_classes: int,
     """
     numbers = [(2 * pair + end) * num_classes + label for pair in pairs for end in range(2)]
     return sample_z(numbers, z_dim, seed).view(-1, 2, z_dim)
+
+
+def pairs_per_block(guides: str, n_points: int) -> int:
+    """Says how many pairs are walked at once.
+
+    Args:
+        guides: what the walk asks about its points, ``latent`` or ``image``.
+        n_points: points of a path.
+    """
+    return max(1, BLOCK_POINTS[guides] // n_points)
 
 
 class PairBlocks(IterableDataset[dict[str, Any]]):

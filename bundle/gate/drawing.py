@@ -1,0 +1,54 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From latent points to judged images: the one way in which whatever is released, compared or timed is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bundle.figures import from_uint8, to_uint8
+from bundle.gate.gate import Verdict
+from bundle.networks.stylegan2 import Generator
+
+__all__ = ["draw_and_judge", "synthesise"]
+
+# Points drawn at once: so few that what the generator computes of them stays in a core's cache.
+PART = 4
+
+
+@torch.no_grad()
+def synthesise(generator: Generator, w: Tensor) -> Tensor:
+    """Draws points in fp32 and rounds them to 8 bits, the form in which they are judged and released.
+
+    Args:
+        generator: G; its weights are laid out as channels_last, which a CPU is faster with.
+        w: [N, w_dim].
+
+    Returns:
+        uint8 [N, H, W] for one channel, [N, H, W, 3] for three, on the CPU.
+    """
+    generator.to(memory_format=torch.channels_last)
+    parts = [to_uint8(generator.synthesis(part)) for part in w.to(next(generator.parameters()).device).split(PART)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def draw_and_judge(
+    generator: Generator, gate: Callable[[Tensor, int], Verdict], w: Tensor, label: int
+) -> tuple[Tensor, Verdict]:
+    """Draws points, rounds them to what would be released, and asks the gate about that.
+
+    Args:
+        generator: G.
+        gate: judges images [N, C, H, W] in [-1, 1] of a class, on the generator's device.
+        w: points of one class, [N, w_dim].
+        label: the class.
+
+    Returns:
+        Pixels, see `synthesise`, and the gate's word on them.
+    """
+    pixels = synthesise(generator, w)
+    return pixels, gate(from_uint8(pixels).to(next(generator.parameters()).device), label)
