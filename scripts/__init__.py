@@ -4,8 +4,18 @@
 
 from bundle.audit.engine import AuditEngine as AuditEngine
 from bundle.audit.images import open_cohort as open_cohort
+from bundle.cohort.generation import generate as generate
+from bundle.cohort.generation import join_processes as join_processes
+from bundle.cohort.generation import prepare_pairs as prepare_pairs
 from bundle.cohort.judge import JudgePathd as JudgePathd
 from bundle.cohort.png import SavePNGd as SavePNGd
+from bundle.cohort.progress import GenerationProgress as GenerationProgress
+from bundle.cohort.settings import default_guides as default_guides
+from bundle.cohort.settings import default_output_dir as default_output_dir
+from bundle.cohort.settings import generation_networks as generation_networks
+from bundle.cohort.settings import generation_settings as generation_settings
+from bundle.cohort.settings import plan_ledger as plan_ledger
+from bundle.cohort.settings import walk_weights as walk_weights
 from bundle.data import check_data as check_data
 from bundle.data import get_modality as get_modality
 from bundle.data import open_dataset as open_dataset
@@ -22,6 +32,7 @@ from bundle.networks.model_set import load_models as load_models
 from bundle.networks.projected import ProjectedDiscriminator as ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator as Discriminator
 from bundle.networks.stylegan2 import Generator as Generator
+from bundle.networks.training_data import open_training_data as open_training_data
 from bundle.networks.weights import fill_network as fill_network
 from bundle.options import check_output_dir as check_output_dir
 from bundle.tracking import ChildRuns as ChildRuns
@@ -44,6 +55,7 @@ from bundle.training.network_trainer import AutocastInferer as AutocastInferer
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer as StyleGAN2Trainer
 from bundle.training.stylegan2_trainer import balanced_loader as balanced_loader
 from bundle.training.stylegan2_trainer import default_r1_gamma as default_r1_gamma
+from bundle.walk.guides import walk_guides as walk_guides
 from bundle.walk.inferer import PlanWalkInferer as PlanWalkInferer
 from scripts.auditing import audit as audit
 from scripts.auditing import audit_networks as audit_networks
@@ -54,18 +66,6 @@ from scripts.evaluation import PoolMaker as PoolMaker
 from scripts.evaluation import evaluate as evaluate
 from scripts.evaluation import evaluation_models as evaluation_models
 from scripts.evaluation import image_quotas as image_quotas
-from scripts.generation import GenerationProgress as GenerationProgress
-from scripts.generation import default_guides as default_guides
-from scripts.generation import default_output_dir as default_output_dir
-from scripts.generation import generate as generate
-from scripts.generation import generation_networks as generation_networks
-from scripts.generation import generation_settings as generation_settings
-from scripts.generation import join_processes as join_processes
-from scripts.generation import open_training_data as open_training_data
-from scripts.generation import plan_ledger as plan_ledger
-from scripts.generation import prepare_pairs as prepare_pairs
-from scripts.generation import walk_guides as walk_guides
-from scripts.generation import walk_weights as walk_weights
 from scripts.guides import print_recognition as print_recognition
 from scripts.guides import train_guides as train_guides
 from scripts.latent_guides import LATENT_TEACHERS as LATENT_TEACHERS

@@ -17,10 +17,10 @@ from bundle.audit.engine import AuditEngine
 from bundle.audit.images import LEAST_SIDE, Cohort
 from bundle.data import DatasetDir, ImageData, Modality, open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
+from bundle.data.splits import splits_home
 from bundle.files import content_digest, private_folder
 from bundle.networks.weights import WeightsError, load_weights, read_info
 from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST, AuditTrainer
-from scripts.generation import splits_home
 
 __all__ = ["audit", "audit_networks", "default_audit_dir", "open_audit_data", "train_audit"]
 

@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from bundle.allocator import keep_freed_memory
+from bundle.cohort.settings import generation_networks, walk_weights
 from bundle.command_line import plain_errors
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
@@ -33,11 +34,11 @@ from bundle.latent.prior import LatentPrior
 from bundle.markup import markdown_table, three_digits
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.model_set import load_models
+from bundle.networks.training_data import open_training_data
 from bundle.networks.weights import load_weights
 from bundle.training.seeds import stream_seed
 from bundle.walk.guides import ImageGuides
 from bundle.walk.objective import make_objective
-from scripts.generation import generation_networks, open_training_data, walk_weights
 from scripts.latent_guides import TRIAL, agreement
 from scripts.walk_quality import RealImages, quality, quality_table, student_figures
 from scripts.walkers import ARMS, Walker, cost

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bundle.allocator import keep_freed_memory
+from bundle.cohort.settings import default_guides, generation_networks
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import POOLS, Pool
 from bundle.evaluation.engine import EvaluationEngine
@@ -22,7 +23,6 @@ from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet, load_models
 from bundle.walk.inferer import SETTINGS
 from bundle.walk.objective import OBJECTIVES, make_objective
-from scripts.generation import default_guides, generation_networks
 from scripts.walkers import Arm, Walker
 
 __all__ = ["PoolMaker", "evaluate", "evaluation_models", "image_quotas"]

@@ -18,9 +18,8 @@ from bundle.gate.gate import Gate, Verdict
 from bundle.latent.pairs import pair_latents, pairs_per_block
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet
-from bundle.walk.guides import Guides
+from bundle.walk.guides import Guides, walk_guides
 from bundle.walk.inferer import PlanWalkInferer
-from scripts.generation import walk_guides
 
 __all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost"]
 

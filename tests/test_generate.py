@@ -26,6 +26,8 @@ from PIL import Image
 
 from bundle.cohort.judge import JudgePathd
 from bundle.cohort.ledger import VERDICT, CohortError, WalkLedger
+from bundle.cohort.progress import GenerationProgress
+from bundle.cohort.settings import default_guides
 from bundle.data import get_modality
 from bundle.files import write_json
 from bundle.lock import InUseError
@@ -34,7 +36,6 @@ from bundle.networks.model_set import GENERATION_NETWORKS
 from bundle.networks.weights import WeightsError, write_info
 from bundle.options import OptionError
 from bundle.walk.inferer import SETTINGS
-from scripts.generation import GenerationProgress, default_guides
 from tests.conftest import ROOT, cause
 
 

@@ -17,7 +17,16 @@ from bundle.data.errors import DataError, Problem
 from bundle.data.records import SPLITS, Record
 from bundle.files import sha256_file, write_json
 
-__all__ = ["FRACTIONS", "Inventory", "Reading", "Splits", "draw_splits", "propose_splits", "resolve_splits"]
+__all__ = [
+    "FRACTIONS",
+    "Inventory",
+    "Reading",
+    "Splits",
+    "draw_splits",
+    "propose_splits",
+    "resolve_splits",
+    "splits_home",
+]
 
 #: Share of the images of each class.
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -284,3 +293,12 @@ def resolve_splits(inventory: Inventory, split_file: Path, seed: int) -> Splits:
         content = {"classes": list(inventory.class_names), "reading": asdict(inventory.reading), "images": images}
         write_json(split_file, {"format": _FORMAT, "seed": drawn_with, **content})
     return Splits(split_of, sha256_file(split_file), drawn_with)
+
+
+def splits_home(models_dir: str, output_dir: str) -> Path:
+    """Returns the folder whose ``private`` holds the split file that a data set is to be opened with.
+
+    A training run keeps it beside its models; without one, a `split` column must say the same.
+    """
+    home = Path(models_dir).parent
+    return home if (home / "private" / "splits.json").exists() else Path(output_dir)

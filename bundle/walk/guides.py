@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.guides import Classifier
+from bundle.networks.model_set import ModelSet
 from bundle.networks.precision import bf16_autocast
 from bundle.networks.stylegan2 import Generator
 
-__all__ = ["Guides", "ImageGuides", "LatentGuides"]
+__all__ = ["Guides", "ImageGuides", "LatentGuides", "walk_guides"]
 
 
 class Guides(Protocol):
@@ -100,3 +101,19 @@ class LatentGuides(nn.Module):
         """See `Guides.__call__`."""
         with bf16_autocast(w.device, self.amp):
             return self.identity.closed_set(w), self.classes(w).float()
+
+
+def walk_guides(models: ModelSet, guides: str, objective: str) -> Guides:
+    """Puts together what the walk asks about its points.
+
+    Args:
+        models: networks, those of `generation_networks` at least.
+        guides: ``latent`` or ``image``.
+        objective: name of the walk's objective; ``published`` has no gradient where a pixel is saturated.
+    """
+    networks = models.networks
+    if guides == "latent":
+        return LatentGuides(networks["latent_identity"], networks["latent_class"])
+    return ImageGuides(
+        models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient=objective == "published"
+    )

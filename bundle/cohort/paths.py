@@ -1,0 +1,66 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Walked paths beside straight ones: pictures and figures for those who made the cohort, not for its partners."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from bundle.cohort.comparison import compare_paths, comparison_table
+from bundle.cohort.ledger import WalkLedger
+from bundle.data import ImageData
+from bundle.figures import from_uint8, save_png
+from bundle.figures.walks import path_picture, save_course, save_nearest
+from bundle.files import write_json
+from bundle.gate.drawing import synthesise
+from bundle.gate.gate import Gate
+from bundle.markup import printable
+from bundle.metrics.features import FEATURES, TrunkUnavailable
+from bundle.metrics.lpips import lpips_model, nearest
+from bundle.networks.model_set import ModelSet
+
+__all__ = ["look_at_paths"]
+
+logger = logging.getLogger(__name__)
+
+# Pairs of each class that the private pictures show, and that walked and straight paths are compared on.
+PICTURED_PAIRS = 2
+COMPARED_PAIRS = 8
+
+
+def look_at_paths(
+    ledger: WalkLedger, models: ModelSet, gate: Gate, folder: Path, data: ImageData | None, trunk_file: str | None
+) -> None:
+    """Draws and measures walked paths beside straight ones, in the private folder."""
+    compared: list[tuple[int, Tensor, Tensor]] = []
+    pictured: list[tuple[str, Tensor, Tensor]] = []
+    courses: list[tuple[str, Tensor]] = []
+    for label in ledger.quotas:
+        for index, record in zip(range(COMPARED_PAIRS), ledger.records(label), strict=False):
+            linear, plan = map(from_uint8, (synthesise(models.generator, record["w_linear"]), record["image"]))
+            compared.append((label, linear, plan))
+            if index < PICTURED_PAIRS:
+                caption = f"{printable(models.class_names[label])} {index}"
+                pictured.append((caption, linear, plan))
+                courses.append((caption, record["course"]))
+    save_png(path_picture(pictured), folder / "paths.png")
+    save_course(courses, folder / "losses.png")
+    distance = None
+    if data is not None or trunk_file is not None:  # else nobody has asked for what may need a download
+        try:
+            distance = lpips_model(trunk_file)
+        except TrunkUnavailable as error:
+            logger.warning("Neither the paths' variety nor the distance to the nearest image is measured: %s", error)
+    reals = None if data is None else data.tensors(("train", "extra"))[0]
+    comparison = compare_paths(compared, models.networks["identity_guide"], gate, distance, reals)
+    write_json(folder / "paths.json", comparison)
+    print(f"{len(compared)} paths, straight and walked:\n{comparison_table(comparison)}")
+    if distance is not None and reals is not None:
+        curves = [
+            (caption, nearest(linear, reals, distance), nearest(plan, reals, distance))
+            for caption, linear, plan in pictured
+        ]
+        save_nearest(curves, FEATURES, len(reals), folder / "nearest.png")
