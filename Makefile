@@ -37,10 +37,10 @@ format: $(INSTALLED)  ## Format the code and mend what lint can mend
 	$(PYTHON) -m ruff format
 
 benchmark: $(INSTALLED)  ## Print what a released image costs by three walks, and what it is worth
-	@$(PYTHON) -m scripts.benchmark $(ARGS)
+	@$(PYTHON) -m scripts.tools.benchmark $(ARGS)
 
 benchmark_training: $(INSTALLED)  ## Print the table of training speeds
-	@$(PYTHON) -m scripts.benchmark_training $(ARGS)
+	@$(PYTHON) -m scripts.tools.benchmark_training $(ARGS)
 
 lock:  ## Write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --quiet --extra test --universal --python-version 3.11 --no-emit-index-url \

@@ -4,6 +4,9 @@
 
 from bundle.audit.engine import AuditEngine as AuditEngine
 from bundle.audit.images import open_cohort as open_cohort
+from bundle.audit.networks import audit_networks as audit_networks
+from bundle.audit.networks import default_audit_dir as default_audit_dir
+from bundle.audit.networks import open_audit_data as open_audit_data
 from bundle.cohort.generation import generate as generate
 from bundle.cohort.generation import join_processes as join_processes
 from bundle.cohort.generation import prepare_pairs as prepare_pairs
@@ -21,6 +24,10 @@ from bundle.data import get_modality as get_modality
 from bundle.data import open_dataset as open_dataset
 from bundle.data import print_shortcut as print_shortcut
 from bundle.evaluation.engine import EvaluationEngine as EvaluationEngine
+from bundle.evaluation.pools import PoolMaker as PoolMaker
+from bundle.evaluation.pools import evaluation_models as evaluation_models
+from bundle.evaluation.pools import image_quotas as image_quotas
+from bundle.evaluation.score import score_models as score_models
 from bundle.evaluation.utility import classifier_settings as classifier_settings
 from bundle.gate.gate import gate_threshold as gate_threshold
 from bundle.gate.gate import open_gate as open_gate
@@ -55,22 +62,15 @@ from bundle.training.network_trainer import AutocastInferer as AutocastInferer
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer as StyleGAN2Trainer
 from bundle.training.stylegan2_trainer import balanced_loader as balanced_loader
 from bundle.training.stylegan2_trainer import default_r1_gamma as default_r1_gamma
+from bundle.walk.distillation import LATENT_TEACHERS as LATENT_TEACHERS
+from bundle.walk.distillation import train_latent_guides as train_latent_guides
 from bundle.walk.guides import walk_guides as walk_guides
 from bundle.walk.inferer import PlanWalkInferer as PlanWalkInferer
 from scripts.auditing import audit as audit
-from scripts.auditing import audit_networks as audit_networks
-from scripts.auditing import default_audit_dir as default_audit_dir
-from scripts.auditing import open_audit_data as open_audit_data
 from scripts.auditing import train_audit as train_audit
-from scripts.evaluation import PoolMaker as PoolMaker
 from scripts.evaluation import evaluate as evaluate
-from scripts.evaluation import evaluation_models as evaluation_models
-from scripts.evaluation import image_quotas as image_quotas
 from scripts.guides import print_recognition as print_recognition
 from scripts.guides import train_guides as train_guides
-from scripts.latent_guides import LATENT_TEACHERS as LATENT_TEACHERS
-from scripts.latent_guides import train_latent_guides as train_latent_guides
 from scripts.options import check_options as check_options
-from scripts.score import score_models as score_models
 from scripts.training import default_resolution as default_resolution
 from scripts.training import train_gan as train_gan

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from bundle.audit.networks import audit_networks
 from bundle.audit.verdict import COPIES, UNUSABLE
 from bundle.data import ImageData, open_dataset
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
 from bundle.tracking import tracking_uri
 from bundle.training.audit_networks import AUDIT_NETWORKS
-from scripts.auditing import audit_networks
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bundle.evaluation import walkers
+from bundle.evaluation.walkers import ARMS, Clock, Judged, Walker, cost
 from bundle.gate.gate import Verdict
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import save_weights
+from bundle.walk import distillation as latent_guides
 from bundle.walk.inferer import SETTINGS
-from scripts import benchmark, latent_guides, walkers
-from scripts.benchmark import main, peak_memory
-from scripts.walk_quality import difference, path_figure, quality_table, student_figures
-from scripts.walkers import ARMS, Clock, Judged, Walker, cost
+from scripts.tools import benchmark
+from scripts.tools.benchmark import main, peak_memory
+from scripts.tools.walk_quality import difference, path_figure, quality_table, student_figures
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bundle.networks.stylegan2 import Generator, ModulatedConv2d
 from bundle.training.losses import r1_penalty
-from scripts import benchmark_training as benchmark
-from scripts.benchmark_training import GroupedModulatedConv2d, Speed, main, table, with_grouped_convolutions
+from scripts.tools import benchmark_training as benchmark
+from scripts.tools.benchmark_training import GroupedModulatedConv2d, Speed, main, table, with_grouped_convolutions
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from bundle.audit.distances import Step
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS
 from bundle.evaluation.engine import EvaluationEngine
+from bundle.evaluation.pools import image_quotas
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
 from bundle.tracking import tracking_uri
 from bundle.walk.inferer import SETTINGS
-from scripts.evaluation import image_quotas
 from tests.conftest import ROOT, cause
 from tests.hospital import SURNAME, Networks
 

@@ -19,11 +19,11 @@ from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
 from bundle.networks.weights import load_weights
 from bundle.training.latent_guides import LatentGuideTrainer
+from bundle.walk import distillation as latent_guides
+from bundle.walk.distillation import agreement, trajectories, visited_latents
 from bundle.walk.guides import ImageGuides, LatentGuides
 from bundle.walk.inferer import SETTINGS
 from bundle.walk.objective import identity_divergence
-from scripts import latent_guides
-from scripts.latent_guides import agreement, trajectories, visited_latents
 from tests.conftest import ROOT, cause
 from tests.training.conftest import Killed
 

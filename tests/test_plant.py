@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from bundle.data import ImageData, open_dataset
-from scripts import plant as planting
-from scripts import subset
-from scripts.plant import plant
+from scripts.tools import plant as planting
+from scripts.tools import subset
+from scripts.tools.plant import plant
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bundle.data import ImageData, Modality, open_dataset
+from bundle.evaluation.score import equal_draws, score_models
 from bundle.networks.model_set import ModelSet
 from bundle.networks.stylegan2 import Generator
-from scripts.score import equal_draws, score_models
-from scripts.subset import write_subset
+from scripts.tools.subset import write_subset
 
 
 class Replay(nn.Module):

@@ -14,7 +14,7 @@ from bundle.networks.model_set import load_models
 from bundle.networks.stylegan2 import Discriminator
 from bundle.networks.weights import WeightsError, read_info, save_weights
 from bundle.training.audit_networks import AUDIT_NETWORKS
-from scripts import ship
+from scripts.tools import ship
 
 
 @pytest.fixture

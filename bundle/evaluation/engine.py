@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from bundle.evaluation.membership import (
     random_halves,
     ratio_figures,
 )
+from bundle.evaluation.pools import PoolMaker
 from bundle.evaluation.report import write_evaluation
 from bundle.evaluation.utility import (
     ClassifierSettings,
@@ -45,7 +46,7 @@ from bundle.files import content_digest, load_tensors
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.training.seeds import stream_seed
 
-__all__ = ["EvaluationEngine", "PoolSource"]
+__all__ = ["EvaluationEngine"]
 
 # Of what the files on disk are made; counts up whenever that changes.
 FORMAT = 5
@@ -57,37 +58,6 @@ TRAIN_MS, FIGURES_MS = 5.0, 15_000.0
 JUDGE = "real"
 # Streams of random numbers of a seed.
 TARGET, SHADOW, HALF, ATTACK = range(4)
-
-
-class PoolSource(Protocol):
-    """What makes the images of pools.
-
-    Attributes:
-        settings: all that the images depend on besides seed and pool.
-        long_points: points of a long path.
-        long_pairs: long paths of each class.
-        published_pairs: those of them that the published algorithm walks as well.
-    """
-
-    settings: dict[str, Any]
-    long_points: int
-    long_pairs: int
-    published_pairs: int
-
-    def size(self, pool: str, quotas: dict[int, int]) -> int:
-        """Returns how many images a pool has at first, about."""
-
-    def cost(self, pool: str) -> float:
-        """Returns about how many CPU-milliseconds an image of a pool takes."""
-
-    def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
-        """Yields class and pairs of the parts that a pool has at first."""
-
-    def further(self, pool: str, part: tuple[int, range], quota: int, passed: int) -> tuple[int, range] | None:
-        """Names the part after one that has not filled a class, or None where too few of its images pass the gate."""
-
-    def make(self, pool: str, seed: int, label: int, pairs: range) -> Pool:
-        """Makes one part of a pool."""
 
 
 class EvaluationEngine(Engine):
@@ -120,7 +90,7 @@ class EvaluationEngine(Engine):
 
     def __init__(
         self,
-        source: PoolSource,
+        source: PoolMaker,
         data: ImageData,
         networks: Mapping[str, nn.Module],
         infos: Mapping[str, dict[str, Any]],

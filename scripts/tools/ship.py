@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of it.
     """
-    parser = argparse.ArgumentParser(prog="python -m scripts.ship", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m scripts.tools.ship", description=__doc__)
     parser.add_argument("--source", required=True, type=Path, help="models folder of a training run")
     parser.add_argument("--models", default=Path("models"), type=Path, help="folder to ship in (default: %(default)s)")
     parser.add_argument(

@@ -14,6 +14,7 @@ from torch import Tensor
 from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, mean, patient_draws, share
 from bundle.data import ImageData
 from bundle.data.dataset import IDENTITY_SPLITS
+from bundle.evaluation.walkers import Arm, Walker
 from bundle.figures import from_uint8
 from bundle.latent.prior import LatentPrior
 from bundle.markup import three_digits
@@ -23,7 +24,6 @@ from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.walk.guides import ImageGuides, LatentGuides
 from bundle.walk.objective import Objective, identity_divergence
-from scripts.walkers import Arm, Walker
 
 __all__ = ["MEASURES", "RealImages", "difference", "path_figure", "quality", "quality_table", "student_figures"]
 
@@ -167,7 +167,7 @@ def student_figures(latent: dict[str, Tensor], trials: Sequence[dict[str, float]
 
     Args:
         latent: quality of what was walked on them.
-        trials: what `scripts.latent_guides.agreement` found by several seeds.
+        trials: what `bundle.walk.distillation.agreement` found by several seeds.
     """
     accepted = latent["accepted"].bool()
     draws = patient_draws(

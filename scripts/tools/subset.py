@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of it.
     """
-    parser = argparse.ArgumentParser(prog="python -m scripts.subset", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m scripts.tools.subset", description=__doc__)
     parser.add_argument("--dataset_dir", required=True, nargs="+", help="the whole data set: a folder, or several")
     parser.add_argument("--output_dir", required=True, type=Path, help="gets images/ (the part) and private/")
     parser.add_argument("--n_train", type=int, default=100, help="training images kept (default: %(default)s)")

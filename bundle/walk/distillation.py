@@ -1,6 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What configs/train_latent_guides.json runs: the guides are asked, students fitted, walked on, and corrected."""
+"""Distillation of the guides: they are asked, students fitted, walked on, and corrected where the walks went.
+
+It stands with the walk, and not with the other trainings, because students learn from the points that walks visit.
+"""
 
 from __future__ import annotations
 

@@ -233,7 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m scripts.benchmark_training", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.tools.benchmark_training", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=5, help="times that each variant has its turn (%(default)s)")
     parser.add_argument("--resolution", type=int, default=64, choices=RESOLUTIONS, help="in pixels (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="images in an iteration (%(default)s)")

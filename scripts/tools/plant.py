@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of it.
     """
-    parser = argparse.ArgumentParser(prog="python -m scripts.plant", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m scripts.tools.plant", description=__doc__)
     parser.add_argument("--dataset_dir", required=True, nargs="+", help="the real images: a folder, or several")
     parser.add_argument("--output_dir", required=True, type=Path, help="gets the folders copies and private")
     parser.add_argument("--n_images", default=100, type=int, help="copies to write (default: %(default)s)")

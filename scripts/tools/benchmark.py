@@ -26,6 +26,7 @@ from tqdm import tqdm
 from bundle.allocator import keep_freed_memory
 from bundle.cohort.settings import generation_networks, walk_weights
 from bundle.command_line import plain_errors
+from bundle.evaluation.walkers import ARMS, Walker, cost
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
@@ -37,11 +38,10 @@ from bundle.networks.model_set import load_models
 from bundle.networks.training_data import open_training_data
 from bundle.networks.weights import load_weights
 from bundle.training.seeds import stream_seed
+from bundle.walk.distillation import TRIAL, agreement
 from bundle.walk.guides import ImageGuides
 from bundle.walk.objective import make_objective
-from scripts.latent_guides import TRIAL, agreement
-from scripts.walk_quality import RealImages, quality, quality_table, student_figures
-from scripts.walkers import ARMS, Walker, cost
+from scripts.tools.walk_quality import RealImages, quality, quality_table, student_figures
 
 __all__ = ["cost_table", "main", "measure_memory", "peak_memory"]
 
@@ -57,7 +57,7 @@ WEIGHTS = ("lambda_class", "lambda_prior")
 
 def peak_memory(arm: str, models_dir: str, n_points: int) -> float:
     """Most memory, in MiB, of a process that does nothing but load the networks and walk a block by an arm."""
-    command = [sys.executable, "-m", "scripts.benchmark", "--memory_of", arm, "--models_dir", models_dir]
+    command = [sys.executable, "-m", "scripts.tools.benchmark", "--memory_of", arm, "--models_dir", models_dir]
     command += ["--n_points", str(n_points)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
@@ -109,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command line.
     """
-    parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.tools.benchmark", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--models_dir", default="models/xray", help="the networks (%(default)s)")
     parser.add_argument("--dataset_dir", nargs="+", help="real images: adds distances to them, and copies")
     parser.add_argument("--trunk_file", default=None, help="of LPIPS; left out, torchvision downloads it")

@@ -1,0 +1,158 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The audit's own networks: those that fit the images, or new ones, trained once and kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+from monai.bundle import ConfigParser
+from torch import nn
+
+from bundle.audit.images import LEAST_SIDE, Cohort
+from bundle.data import DatasetDir, ImageData, Modality, open_dataset
+from bundle.data.dataset import IDENTITY_SPLITS
+from bundle.data.splits import splits_home
+from bundle.files import content_digest, private_folder
+from bundle.networks.weights import WeightsError, load_weights, read_info
+from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST
+
+__all__ = ["audit_networks", "default_audit_dir", "open_audit_data"]
+
+# Options of the training that its networks depend on, besides the images.
+TRAINING_OPTIONS = ("resolution", "max_epochs", "batch_size", "learning_rate", "seed")
+
+
+def default_audit_dir(cohort: Cohort, options: dict[str, Any]) -> str:
+    """Names a folder after the cohort's content and the options, so that no audit overwrites another's report."""
+    return f"output/audit-{content_digest([cohort.sha256, options], 10)}"
+
+
+def open_audit_data(
+    dataset_dir: DatasetDir,
+    cohort: Cohort,
+    models_dir: str,
+    output_dir: str,
+    modality: str | Modality,
+    resolution: int,
+    seed: int,
+    layout: str | Mapping[str, Any] = "auto",
+    patient_pattern: str | None = None,
+    drop_duplicates: bool | None = None,
+) -> ImageData:
+    """Opens the real images, at the size at which the cohort can be compared with them.
+
+    Args:
+        dataset_dir: the images that the generator was trained on, and images held out.
+        cohort: its images are enlarged for nobody: the real ones are reduced to their size.
+        models_dir: beside it may lie the split file of the training.
+        output_dir: of the audit.
+        modality: preset.
+        resolution: side in pixels, at most.
+        seed: of the splits, where they have to be drawn.
+        layout: see `bundle.data.open_dataset`.
+        patient_pattern: see `bundle.data.open_dataset`.
+        drop_duplicates: see `bundle.data.open_dataset`.
+
+    Raises:
+        DataError: the images cannot be used.
+    """
+    side = max(LEAST_SIDE, min(resolution, cohort.side))
+    home = splits_home(models_dir, output_dir)
+    return open_dataset(dataset_dir, home, modality, side, seed, layout, patient_pattern, drop_duplicates)
+
+
+def audit_networks(
+    data: ImageData,
+    dataset_dir: DatasetDir,
+    models_dir: str,
+    bundle_root: str,
+    output_dir: str,
+    layout: str | Mapping[str, Any] = "auto",
+    device: str = "cpu",
+) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
+    """Finds the audit's networks of a data set, or trains them.
+
+    Those in ``models_dir`` serve if they saw all of the training images and none of val and test, whatever the images
+    are called. Else networks are trained by configs/train_audit.json and kept in ``output/audit_networks`` of the
+    bundle's folder, under a name made from the content of the images and the options of the training.
+
+    Args:
+        data: the real images.
+        dataset_dir: where they are.
+        models_dir: may hold ``audit_embedding`` and ``audit_verifier``.
+        bundle_root: the bundle's folder.
+        output_dir: of the audit.
+        layout: of dataset_dir.
+        device: where the networks go.
+
+    Returns:
+        Networks and contents of their JSONs, by name.
+
+    Raises:
+        WeightsError: networks in the folder of their own content do not fit.
+    """
+    if _misfit(Path(models_dir), data) is None:
+        return _load(Path(models_dir), device)
+    config = Path(bundle_root) / "configs" / "train_audit.json"
+    options = ConfigParser.load_config_file(config)
+    trained_on = [data.content_sha256(IDENTITY_SPLITS), data.split_sha256]
+    digest = content_digest([trained_on, {name: options[name] for name in TRAINING_OPTIONS}])
+    home = Path(bundle_root) / "output" / "audit_networks" / digest
+    if _misfit(home / "models", data) is not None:
+        print(
+            f"{models_dir} holds no networks to audit this data set with ({_misfit(Path(models_dir), data)}). "
+            f"Training them now, once; they are kept in {home}."
+        )
+        source = splits_home(models_dir, output_dir) / "private" / "splits.json"
+        if source.exists() and not (home / "private" / "splits.json").exists():
+            private_folder(home / "private")
+            shutil.copyfile(source, home / "private" / "splits.json")
+        monai.bundle.run(
+            config_file=str(config),
+            bundle_root=bundle_root,
+            dataset_dir=dataset_dir,
+            layout=layout,
+            modality=data.modality,
+            device=device,
+            output_dir=str(home),
+        )
+    misfit = _misfit(home / "models", data)
+    if misfit is not None:
+        raise WeightsError(f"{home} does not hold what its name says ({misfit}). Remove that folder and run again.")
+    return _load(home / "models", device)
+
+
+def _misfit(folder: Path, data: ImageData) -> str | None:
+    """Says why networks of a folder cannot audit a data set; None if they can."""
+    for name in AUDIT_NETWORKS:
+        path = folder / f"{name}.pt"
+        if not path.exists() and not path.with_suffix(".json").exists():
+            return f"there is no {name}"
+        try:
+            info = read_info(path, ("modality", "preprocessing", "seen"))
+        except WeightsError as error:
+            return str(error).removesuffix(".")
+        for key, mine in {"modality": data.modality.name, "preprocessing": data.modality.preprocessing}.items():
+            if info[key] != mine:
+                return f"{name} is for another {key}"
+        seen = set(info["seen"])
+        missing = sum(digest[:DIGEST] not in seen for digest in data.digests(IDENTITY_SPLITS))
+        known = sum(digest[:DIGEST] in seen for digest in data.digests(("val", "test")))
+        if known:
+            return f"{name} was trained on {known} of the val and test images"
+        if missing:
+            return f"{name} has not seen {missing} of the training images"
+    return None
+
+
+def _load(folder: Path, device: str) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
+    pairs = {name: load_weights(folder / f"{name}.pt", device, ("seen",)) for name in AUDIT_NETWORKS}
+    for name, (network, info) in pairs.items():
+        if not isinstance(network, AUDIT_NETWORKS[name]):
+            raise WeightsError(f"{folder / name}.pt holds a {info['network']}. Copy the audit's networks anew.")
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}

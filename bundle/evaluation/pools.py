@@ -1,0 +1,184 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pools of images: each made in its own way, part by part, from the same networks and end points."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bundle.cohort.settings import default_guides, generation_networks
+from bundle.data import DataError, ImageData
+from bundle.evaluation.arms import POOLS, Pool
+from bundle.evaluation.walkers import Arm, Walker
+from bundle.gate.drawing import draw_and_judge
+from bundle.gate.gate import open_gate
+from bundle.latent.pairs import pair_latents
+from bundle.latent.prior import LatentPrior
+from bundle.networks.model_set import ModelSet, load_models
+from bundle.walk.inferer import SETTINGS
+from bundle.walk.objective import OBJECTIVES, make_objective
+
+__all__ = ["PoolMaker", "evaluation_models", "image_quotas"]
+
+# Pairs of a class that are made and kept together.
+PART_PAIRS = 16
+# The gate is said to let too little pass if it is less than this share of so many times the images of an arm.
+LEAST_SHARE, TRIED = 0.05, 4
+
+
+def evaluation_models(models_dir: str, device: str) -> ModelSet:
+    """Loads what `generate` needs for its default walk, from one folder."""
+    return load_models(models_dir, device, generation_networks(default_guides(models_dir, "balanced")))
+
+
+def image_quotas(data: ImageData, n_images: int | None) -> dict[int, int]:
+    """Says how many images of each class an arm has: as many as the training images, or in their proportion.
+
+    Args:
+        data: the real images.
+        n_images: of an arm; None for as many as there are training images.
+
+    Raises:
+        DataError: a class has no training image, or would have none in an arm.
+    """
+    labels = [record.label for record in data.records("train")]
+    counts = {label: labels.count(label) for label in range(len(data.class_names))}
+    for label, count in counts.items():
+        if not count:
+            raise DataError(
+                f"no training image shows {data.class_names[label]}; give dataset_dir some, or other classes."
+            )
+    if n_images is None:
+        return counts
+    quotas = {label: round(n_images * count / len(labels)) for label, count in counts.items()}
+    absent = [data.class_names[label] for label, quota in quotas.items() if not quota]
+    if absent:
+        raise DataError(f"of {n_images} images, none would show {absent[0]}. Give a higher n_images.")
+    return quotas
+
+
+class PoolMaker:
+    """Makes the images of pools, part by part.
+
+    Args:
+        models: from `evaluation_models`.
+        n_points: points of a path as `generate` makes it.
+        long_points: points of a long path.
+        long_pairs: long paths of each class, straight and walked.
+        published_pairs: those of them that the published algorithm walks as well.
+        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
+
+    Attributes:
+        settings: all that the images depend on besides seed and pool, as plain values.
+    """
+
+    def __init__(
+        self,
+        models: ModelSet,
+        n_points: int,
+        long_points: int,
+        long_pairs: int,
+        published_pairs: int,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.models = models
+        self.n_points, self.long_points = n_points, long_points
+        self.long_pairs, self.published_pairs = long_pairs, published_pairs
+        self.weights = weights
+        self.prior = LatentPrior(models.generator)
+        self.gate = open_gate(models)
+        self.guides = "latent" if "latent_identity" in models.networks else "image"
+        self.settings: dict[str, Any] = {
+            "models": models.sha256(),
+            "guides": self.guides,
+            "walk": {name: dataclasses.asdict(settings) for name, settings in SETTINGS.items()},
+            "objectives": {name: dataclasses.asdict(make_objective(name, weights)) for name in OBJECTIVES},
+            "n_points": n_points,
+            "long_points": long_points,
+            "least_share": [LEAST_SHARE, TRIED],
+        }
+
+    def size(self, pool: str, quotas: dict[int, int]) -> int:
+        """Returns how many images a pool has at first, about."""
+        return sum(self._pairs(pool, quota) * self._points(pool) for quota in quotas.values())
+
+    def cost(self, pool: str) -> float:
+        """Returns about how many CPU-milliseconds an image of a pool takes."""
+        # Below 64 px it is the number of calls that takes time.
+        pixels = (max(64, int(self.models.infos["generator"]["resolution"])) / 128) ** 2
+        plan = 2.5 if self.guides == "latent" else 400.0 * pixels
+        walking = {"published": 8000.0 * pixels, "plan": plan}
+        return walking.get(POOLS[pool].walk, 0.0) + 8.0 * pixels
+
+    def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
+        """Yields class and pairs of the parts that a pool has at first."""
+        kind = POOLS[pool]
+        size = 1 if kind.walk == "published" else PART_PAIRS
+        for label, quota in quotas.items():
+            pairs = self._pairs(pool, quota)
+            for first in range(0, pairs, size):
+                yield label, range(first, first + size if kind.grows else min(first + size, pairs))
+
+    def further(self, pool: str, part: tuple[int, range], quota: int, passed: int) -> tuple[int, range] | None:
+        """Names the part after one that has not filled a class, or None where the gate lets too little pass."""
+        label, pairs = part
+        made = pairs.stop * self.n_points
+        if not POOLS[pool].grows or (made > TRIED * quota and passed < LEAST_SHARE * made):
+            return None
+        return label, range(pairs.stop, pairs.stop + PART_PAIRS)
+
+    def _points(self, pool: str) -> int:
+        """Images between the ends of a pair, both included."""
+        kind = POOLS[pool]
+        return 2 if kind.single else self.long_points if kind.long else self.n_points
+
+    def _pairs(self, pool: str, quota: int) -> int:
+        """Pairs of a class that a pool has at first."""
+        kind = POOLS[pool]
+        if kind.long:
+            return self.published_pairs if kind.walk == "published" else self.long_pairs
+        return -(-quota // self._points(pool))
+
+    def make(self, pool: str, seed: int, label: int, pairs: range) -> Pool:
+        """Makes one part of a pool."""
+        kind = POOLS[pool]
+        generator = self.models.generator
+        if kind.single:  # the ends of the pairs, each one by itself
+            z = pair_latents(pairs, label, generator.z_dim, generator.num_classes, seed).flatten(0, 1)
+            device = next(generator.parameters()).device
+            with torch.no_grad():
+                w = generator.mapping(z.to(device), torch.full((len(z),), label, device=device))
+            pixels, verdict = draw_and_judge(generator, self.gate, w, label)
+            verdicts = [verdict]
+            numbers = torch.tensor(pairs).repeat_interleave(2)
+        else:
+            walker = self._walker(kind.walk, self.long_points if kind.long else self.n_points, seed)
+            walker.walk(pairs, label)
+            judged = walker.judged
+            pixels, verdicts = torch.cat(judged.pixels[label]), judged.verdicts[label]
+            numbers = torch.tensor(pairs).repeat_interleave(len(judged.pixels[label][0]))
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(verdict, name) for verdict in verdicts]).cpu()
+
+        return Pool(
+            pixels,
+            torch.full((len(pixels),), label),
+            numbers,
+            joined("passed"),
+            joined("recognised"),
+            joined("mislabelled"),
+        )
+
+    def _walker(self, walk: str, n_points: int, seed: int) -> Walker:
+        arms = {
+            "linear": Arm("straight line", "balanced", self.guides, steps=0),
+            "plan": Arm("PLAN", "balanced", self.guides),
+            "published": Arm("published algorithm", "published", "image", alone=True),
+        }
+        return Walker(self.models, self.prior, self.gate, arms[walk], n_points, seed, self.weights)
