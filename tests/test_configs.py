@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import scripts
 from bundle.options import Options, validate
 from scripts.options import COMMANDS
 from tests.conftest import ROOT
@@ -39,13 +39,22 @@ def test_tracking_writes_no_configuration_where_the_artifacts_are_lost(text: str
     config = json.loads(text)
     assert config["save_execute_config"] is False
     if "evaluator" in config or "train" in config:
-        assert config["tracking_uri"] == "$scripts.tracking_uri(@output_dir)"
+        assert config["tracking_uri"] == "$bundle.tracking.tracking_uri(@output_dir)"
 
 
-def test_every_name_of_scripts_exists(text: str) -> None:
-    names = set(re.findall(r"\bscripts\.(\w+)", text))
+def test_every_name_is_the_full_one_of_something_that_is_there(text: str) -> None:
+    imports = [line.removeprefix("$import ") for line in json.loads(text)["imports"]]
+    names = set(re.findall(r"\b((?:bundle|scripts)(?:\.\w+)+)", text)) - set(imports)
     assert names
-    assert {name for name in names if not hasattr(scripts, name)} == set()
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    # MONAI imports what a _target_ names; what an expression names must be imported before.
+    expressions = re.sub(r'"_target_": "[^"]*"|"_desc_": "[^"]*"|"\$import [^"]*"', "", text)
+    named = set(re.findall(r"\b((?:bundle|scripts)(?:\.\w+)+)", expressions))
+    modules = {name.rpartition(".")[0] for name in named}
+    wanted = modules | {module.partition(".")[0] for module in modules}
+    assert {name for name in imports if name.startswith(("bundle", "scripts"))} == wanted
 
 
 def test_options_are_checked_before_anything_else_is_built(text: str) -> None:
@@ -71,11 +80,14 @@ def test_every_plain_value_is_an_option_with_a_type(text: str) -> None:
 
 def is_component(value: Any) -> bool:
     """Whether an expression makes something that other items are made of, and no option."""
-    return isinstance(value, str) and re.match(r"\$(@\w+\.\w+$|isinstance|scripts\.(\w+\(@|new_))", value) is not None
+    return (
+        isinstance(value, str)
+        and re.match(r"\$(@\w+\.\w+$|isinstance|bundle\.[\w.]+(\(@|\.new_\w+))", value) is not None
+    )
 
 
 def model_of(config: dict[str, Any]) -> type[Options]:
-    found = re.fullmatch(r"\$scripts\.check_options\('(\w+)'\)", config["check_options"])
+    found = re.fullmatch(r"\$scripts\.options\.check_options\('(\w+)'\)", config["check_options"])
     assert found
     return COMMANDS[found[1]]
 

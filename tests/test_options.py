@@ -33,8 +33,8 @@ from scripts.options import Pattern, Resolution
 from tests.conftest import ROOT
 
 CONFIG = {
-    "imports": ["$import scripts", "$import pathlib"],
-    "check_options": "$scripts.check_options('generate')",
+    "imports": ["$import scripts.options", "$import scripts", "$import pathlib"],
+    "check_options": "$scripts.options.check_options('generate')",
     "seed": 0,
     "n_images": 64,
     "output_dir": "$'output/' + str(@seed)",
