@@ -30,6 +30,10 @@ from bundle.option_types import OutputFolder, closest
 
 __all__ = ["OptionError", "Options", "check_options", "check_output_dir", "validate"]
 
+# What MONAI does with values that begin so.
+_MEANINGS = {"$": "run as Python", "@": "replace by another item", "%": "replace by what a file holds"}
+# Fields that commands need and users do not, left out where options are listed.
+_INTERNAL = {"bundle_root", "save_execute_config", "is_not_rank0"}
 # What a reference to another item looks like in an expression.
 _REFERENCE = re.compile(r"@([A-Za-z_]\w*)")
 
@@ -122,9 +126,11 @@ def _problems(options: type[Options], parser: ConfigParser) -> list[str]:
     given = {name: parser.ref_resolver.get_resolved_content(name) for name in present if name not in computed}
     problems = validate(options, given)
     if not problems:
-        known = options.model_fields.keys()
-        simple = [name for name in computed if set(_REFERENCE.findall(config[name])) <= known]
-        problems = validate(options, given | {name: parser.ref_resolver.get_resolved_content(name) for name in simple})
+        # What is made of options alone, directly or through other such defaults: anything else may ask for this check.
+        known = set(given)
+        while simple := {name for name in computed if set(_REFERENCE.findall(config[name])) <= known} - known:
+            known |= simple
+        problems = validate(options, {name: parser.ref_resolver.get_resolved_content(name) for name in sorted(known)})
     return problems
 
 
@@ -213,7 +219,7 @@ def _own_names(call: Mapping[str, Any]) -> set[str]:
 
 def _unknown_options(call: Mapping[str, Any], options: type[Options]) -> Iterator[str]:
     own = _own_names(call)
-    names = list(options.model_fields)
+    names = [name for name in options.model_fields if name not in _INTERNAL]
     config = ConfigParser(ConfigParser.load_config_files(call["config_file"]))
     files = call["config_file"] if isinstance(call["config_file"], str) else ", ".join(map(str, call["config_file"]))
     for name in call:
@@ -227,8 +233,9 @@ def _unknown_options(call: Mapping[str, Any], options: type[Options]) -> Iterato
 
 def _expressions(call: Mapping[str, Any], options: type[Options]) -> Iterator[str]:
     for name in options.model_fields.keys() & call.keys():
-        if isinstance(call[name], str) and call[name].startswith("$"):
-            yield f"--{name} {call[name]!r} begins with $, which MONAI would run as Python. Give a plain value."
+        if isinstance(call[name], str) and call[name][:1] in _MEANINGS:
+            first = call[name][0]
+            yield f"--{name} {call[name]!r} begins with {first}, which MONAI would {_MEANINGS[first]}. Give a plain value."
 
 
 def _changed_parts(call: Mapping[str, Any], options: type[Options]) -> dict[str, Any]:

@@ -28,8 +28,9 @@ def audit(engine: AuditEngine) -> None:
     verdict = engine.verdict
     assert verdict is not None
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    altered = "" if engine.cohort.holds is not False else "\n- The folder is not as its manifest says."
     print(
-        f"\n{verdict.title}\n{reasons}\nThe report: {engine.output_dir / 'report.html'}\n"
+        f"\n{verdict.title}\n{reasons}{altered}\nThe report: {engine.output_dir / 'report.html'}\n"
         f"Not to be shared: {engine.output_dir / 'private'}"
     )
     if verdict.code:

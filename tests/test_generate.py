@@ -351,6 +351,19 @@ def test_changes_besides_options_are_in_the_manifest_and_the_datasheet(toy_model
     assert "changed_configuration" in refusal(toy_models, tmp_path, n_images=2)
 
 
+def test_output_folder_is_named_after_the_options(
+    toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = str(ROOT / "configs" / "plan.json")
+    options: dict[str, Any] = {"bundle_root": str(ROOT), "models_dir": str(toy_models), "n_points": 5, "device": "cpu"}
+    for seed in (0, 1, 0):
+        monai.bundle.run("generate", config_file=config, n_images=2, seed=seed, **options)
+    folders = sorted(path.name for path in (tmp_path / "output").iterdir())
+    assert len(folders) == 2
+    assert all(folder.startswith("xray-") for folder in folders)
+
+
 def test_private_folder_is_its_owners_alone(cohort: Path) -> None:
     private = [cohort / "private", *(cohort / "private").rglob("*")]
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o700, 0o600}

@@ -305,6 +305,22 @@ def test_what_is_not_given_is_refused_only_where_it_is_required() -> None:
         assert problem(RequiredFolders, value) == "--option must be given."
 
 
+@pytest.mark.parametrize("value", ["@seed", "%configs/plan.json::seed", "$1"])
+def test_what_monai_would_replace_is_refused(config_file: Path, value: str) -> None:
+    assert f"begins with {value[0]}, which MONAI would" in refusal(config_file, output_dir=value)
+
+
+def test_a_default_that_is_made_of_more_than_options_is_left_alone(config_file: Path, tmp_path: Path) -> None:
+    content = json.loads(config_file.read_text())
+    content |= {"settings": "${'seed': @seed} | @check_options", "output_dir": "$'output/' + str(@settings['seed'])"}
+    content["tracking_uri"] = "$@output_dir + '/runs'"
+    content["models_dir"] = "$'nowhere' + str(@seed)"
+    config_file.write_text(json.dumps(content))
+    assert refusal(config_file, seed=3).startswith("--models_dir nowhere3 does not exist")
+    run(config_file, seed=3, models_dir=str(tmp_path))
+    assert (tmp_path / "witness").read_text().startswith("3 ")
+
+
 def test_python_in_an_option_is_refused_before_it_runs(config_file: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     message = refusal(config_file, output_dir=f"$__import__('pathlib').Path({str(trap)!r}).touch()")

@@ -41,6 +41,8 @@ COLUMNS = ("cohort", "test", "training")
 #: Figures by measure and column.
 Figures = dict[str, dict[str, Figure]]
 
+# Images of a percentile, at least: of fewer, the 5th would lie beside a single image's own distance.
+LEAST_FOR_PERCENTILE = 50
 # Images from which 1 % of them is one.
 LEAST_FOR_RATE = 100
 #: Draws of halves for figures of whole sets.
@@ -137,8 +139,8 @@ def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Figures:
 
 
 def _percentile(values: Tensor, side: Side) -> Figure:
-    if len(values) < LEAST:
-        reason = f"a 5th percentile needs at least {LEAST} images; there are {len(values)}"
+    if len(values) < LEAST_FOR_PERCENTILE:
+        reason = f"a 5th percentile needs at least {LEAST_FOR_PERCENTILE} images; there are {len(values)}"
         return Figure(reason=reason, n=len(values))
     return figure(low_percentile(values), bootstrap(values, side.draws, low_percentile), len(values))
 
@@ -260,7 +262,9 @@ def _whole_attack(distances: Distances, seed: int) -> Figures:
     pairs = [(members[torch.from_numpy(a)], others[torch.from_numpy(b)]) for a, b in zip(*draws, strict=True)]
     figures = {}
     for name, statistic in (("auc", area_under_curve), ("tpr", true_positive_rate)):
-        if name == "tpr" and len(others) < LEAST_FOR_RATE:
+        if len(distances.cohort) < LEAST:
+            mine = _too_few(len(distances.cohort))
+        elif name == "tpr" and len(others) < LEAST_FOR_RATE:
             mine = Figure(reason=f"1 % of {len(others)} test images is less than one image", n=len(others))
         else:
             replicates = np.array([statistic(*pair) for pair in pairs])
@@ -359,5 +363,5 @@ def _quantiles(distances: Distances, sides: dict[str, Side]) -> dict[str, list[f
         "exact copies": planted["exact_alike"],
     }
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
-    enough = {name: values for name, values in sets.items() if len(values) >= LEAST}
+    enough = {name: values for name, values in sets.items() if len(values) >= LEAST_FOR_PERCENTILE}
     return {name: values.double().quantile(levels).tolist() for name, values in enough.items()}

@@ -145,7 +145,7 @@ class AuditEngine(Engine):
         self.pixels = read_pixels([record.image for record in cohort.records], preset, data.resolution, "the cohort")
         key = {
             "format": FORMAT,
-            "cohort": [cohort.digests, preset.preprocessing],
+            "cohort": [cohort.digests, preset.preprocessing, cohort.holds, cohort.not_judged],
             "reference": reference_key(self.real, infos, trunk_file),
             "seed": seed,
             **(changed or {}),

@@ -356,6 +356,10 @@ def _records(listing: FolderListing, modality: Modality, has_sheet: bool) -> tup
         listed = {record.image for record in records}
         message, cure = "lies in the cohort, but labels.csv does not list it", "Add a line for it, or remove the image"
         missed = [Problem(listing.name(path), "not listed", message, cure) for path in images if path not in listed]
+        if any(_is_contact_sheet(listing, path) for path in images) and os.path.lexists(listing.folder / MANIFEST):
+            message = "shows many images, and the manifest, which would vouch for it, does not hold"
+            missed = [entry for entry in missed if entry.name != CONTACT_SHEET]
+            missed.append(Problem(CONTACT_SHEET, "not judged", message, "Remove it from the cohort"))
         return records, [*problems, *missed]
     if has_class_folders(listing):
         try:
@@ -387,5 +391,5 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], bool | None]:
     try:
         return verify_cohort(folder), True
     except CohortError as error:
-        logger.warning("The manifest is not relied on. %s", str(error).replace(CURE, ""))
+        logger.warning("The manifest is not relied on. %s", str(error).replace(CURE, "").strip())
         return {}, False

@@ -29,7 +29,7 @@ TRAINING_OPTIONS = ("resolution", "max_epochs", "batch_size", "learning_rate", "
 
 def default_audit_dir(cohort: Cohort, options: dict[str, Any]) -> str:
     """Names a folder after the cohort's content and the options, so that no audit overwrites another's report."""
-    return f"output/audit-{content_digest([cohort.sha256, options], 10)}"
+    return f"output/audit-{content_digest([cohort.sha256, cohort.holds, cohort.not_judged, options], 10)}"
 
 
 def open_audit_data(

@@ -40,6 +40,15 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
         if changed
         else ""
     )
+    if any(name.partition("#")[0] == "gate" for name in changed):
+        bound = "a threshold allows that was set by hand"
+        limit = "The gate was changed by hand: what share of strangers' images it would stop is not known."
+    else:
+        bound = "it does in 95 % of held-out real images"
+        limit = (
+            "The gate's threshold lets 5 % of images of strangers count as recognised; it does not prove the opposite "
+            "of the rest."
+        )
     return f"""# Datasheet of a synthetic cohort
 
 {options["n_images"]} synthetic {markdown_text(str(manifest["modality"]))} images of {side} x {side} pixels, \
@@ -50,7 +59,7 @@ A generative adversarial network was trained on real images. PLAN (Pennisi et al
 walked between pairs of points of its latent space, {options["n_points"]} points on each path, away from places where \
 a classifier of the training patients recognises one (objective `{options["objective"]}`, seed {options["seed"]}). \
 A gate of two other networks, which the walk never saw, then dropped every image in which it recognised a training \
-patient more surely than it does in 95 % of held-out real images (a probability above \
+patient more surely than {bound} (a probability above \
 {options["threshold"]:.4g}), or whose class it saw otherwise than the label says.
 {warning}
 {table}
@@ -64,7 +73,7 @@ validated on real images before anyone relies on it.
 ## What it does not promise
 - No differential privacy: the networks saw every training image, and no mathematical bound limits what an image \
 gives away.
-- The gate's threshold lets 5 % of images of strangers count as recognised; it does not prove the opposite of the rest.
+- {limit}
 - Labels are the classes that the images were generated for. They carry over whatever the training labels followed, \
 the source of an image included.
 

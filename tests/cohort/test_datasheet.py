@@ -28,3 +28,5 @@ def test_a_changed_configuration_is_told() -> None:
     configuration["changed_configuration"] = {"gate#threshold": 1.0}
     text = datasheet(manifest, "CC").replace("\\", "")
     assert "changed besides its options: gate#threshold = 1.0.** What is said above" in text
+    assert "95 %" not in text
+    assert "set by hand" in text
