@@ -235,9 +235,7 @@ def _expressions(call: Mapping[str, Any], options: type[Options]) -> Iterator[st
     for name in options.model_fields.keys() & call.keys():
         if isinstance(call[name], str) and call[name][:1] in _MEANINGS:
             first = call[name][0]
-            yield (
-                f"--{name} {call[name]!r} begins with {first}, which MONAI would {_MEANINGS[first]}. Give a plain value."
-            )
+            yield (f"--{name} {call[name]!r} begins with {first}, which MONAI would {_MEANINGS[first]}. Give a value.")
 
 
 def _changed_parts(call: Mapping[str, Any], options: type[Options]) -> dict[str, Any]:

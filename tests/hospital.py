@@ -37,7 +37,7 @@ def blobs(number: int) -> np.ndarray:
 
 def owner(number: int) -> int:
     """Whose image it is: in every split, some patients have two images that differ a little."""
-    return number - 1 if number % 60 in range(1, 32, 2) else number
+    return number - 1 if number % 60 in (*range(1, 12, 2), *range(31, 40, 2), *range(51, 60, 2)) else number
 
 
 def real_image(number: int) -> np.ndarray:
