@@ -208,14 +208,13 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            if part := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {part} does not fit")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # torch.load raises as many types as there are ways to damage a file
         raise DamagedError(f"{path} is damaged. Remove it and run the same command again.") from error
-    raise DamagedError(f"{path} is damaged. Remove it and run the same command again.")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

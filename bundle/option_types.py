@@ -30,7 +30,6 @@ __all__ = [
     "Seed",
     "Seeds",
     "Unsigned",
-    "as_number",
     "closest",
     "one_of",
     "refuse",
@@ -58,7 +57,7 @@ def closest(word: str, choices: Iterable[str], cutoff: float = 0.0) -> str | Non
     return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
 
 
-def as_number(value: Any) -> float | None:
+def _as_number(value: Any) -> float | None:
     """Returns the finite number that a value stands for, or None."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -84,16 +83,12 @@ def one_of(choices: Sequence[str | int], other: type | tuple[type, ...] = (), in
             + (f" Or give {instead}." if instead else "")
         )
 
-    return BeforeValidator(_hashable(check))
-
-
-def _hashable(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: check(str(value) if isinstance(value, list | set) else value)
+    return BeforeValidator(check)
 
 
 def _nearest(value: Any, choices: Sequence[str | int]) -> str | int | None:
     numbers = [choice for choice in choices if isinstance(choice, int)]
-    number = as_number(value)
+    number = _as_number(value)
     if numbers and number is not None:
         return min(numbers, key=lambda choice: abs(choice - number))
     return closest(str(value), map(str, choices))

@@ -232,16 +232,22 @@ def _unknown_options(call: Mapping[str, Any], options: type[Options]) -> Iterato
 
 
 def _expressions(call: Mapping[str, Any], options: type[Options]) -> Iterator[str]:
-    for name in options.model_fields.keys() & call.keys():
-        if isinstance(call[name], str) and call[name][:1] in _MEANINGS:
-            first = call[name][0]
-            yield (f"--{name} {call[name]!r} begins with {first}, which MONAI would {_MEANINGS[first]}. Give a value.")
+    for name in options.model_fields:
+        if isinstance(value := call.get(name), str) and (first := value[:1]) in _MEANINGS:
+            yield f"--{name} {value!r} begins with {first}, which MONAI would {_MEANINGS[first]}. Give a value."
+
+
+def _config_files(call: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]], int]:
+    """Returns the configuration files, what each says, and which of them is the command's own, with its run id."""
+    given = call["config_file"]
+    files = list(map(str, given if isinstance(given, list | tuple) else [given]))
+    contents = [ConfigParser.load_config_file(file) for file in files]
+    base = next((index for index, content in enumerate(contents) if (call.get("run_id") or "run") in content), 0)
+    return files, contents, base
 
 
 def _changed_parts(call: Mapping[str, Any], options: type[Options]) -> dict[str, Any]:
-    files = call["config_file"] if isinstance(call["config_file"], list | tuple) else [call["config_file"]]
-    contents = [ConfigParser.load_config_file(str(file)) for file in files]
-    base = next((index for index, content in enumerate(contents) if (call.get("run_id") or "run") in content), 0)
+    _, contents, base = _config_files(call)
     own = {*_own_names(call), *options.model_fields}
     changed = {name: value for content in contents[base + 1 :] for name, value in content.items()} | dict(call)
     return {
@@ -258,11 +264,7 @@ def _hash(value: Any) -> str:
 
 def _vain_overlays(call: Mapping[str, Any]) -> Iterator[str]:
     # Of two files that set the same, the later counts: an overlay in front of what it is to change does nothing.
-    if not isinstance(call.get("config_file"), list | tuple):
-        return
-    files = list(map(str, call["config_file"]))
-    contents = [ConfigParser.load_config_file(file) for file in files]
-    base = next((index for index, content in enumerate(contents) if (call.get("run_id") or "run") in content), 0)
+    files, contents, base = _config_files(call)
     for file, content in zip(files[:base], contents, strict=False):
         lost = [name for name, value in content.items() if contents[base].get(name, value) != value]
         if lost:

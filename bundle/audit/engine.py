@@ -148,7 +148,7 @@ class AuditEngine(Engine):
             "cohort": [cohort.digests, preset.preprocessing, cohort.holds, cohort.not_judged],
             "reference": reference_key(self.real, infos, trunk_file),
             "seed": seed,
-            **(changed or {}),
+            **self.changed,
         }
         self.audit_id = content_digest(key)
         self._check_output_dir()
