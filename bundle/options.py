@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.reference_resolver import ReferenceResolver
@@ -53,7 +53,12 @@ class Options(BaseModel):
     """The options of a command.
 
     A subclass declares the type and the bounds of each; the defaults stand in the command's configuration.
+
+    Attributes:
+        former_names: names that options had in earlier releases, and the ones that they have now.
     """
+
+    former_names: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -223,7 +228,9 @@ def _unknown_options(call: Mapping[str, Any], options: type[Options]) -> Iterato
     config = ConfigParser(ConfigParser.load_config_files(call["config_file"]))
     files = call["config_file"] if isinstance(call["config_file"], str) else ", ".join(map(str, call["config_file"]))
     for name in call:
-        if name not in own and name not in config:
+        if name in options.former_names:
+            yield f"--{name} is called --{options.former_names[name]} now."
+        elif name not in own and name not in config:
             nearest = closest(name, [*names, *own], cutoff=0.6) or closest(name, _all_ids(config.get()))
             yield f"--{name} is not an option of {files}. Did you mean --{nearest}? It has: {', '.join(names)}."
     for name in ("init_id", "final_id"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bundle.audit.engine import AuditEngine
+from bundle.auditing.engine import AuditEngine
 from bundle.training.audit_networks import AuditTrainer
 
 __all__ = ["audit", "train_audit"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from bundle.data import ImageData
 from bundle.metrics.recognition import recognition_scores
 from bundle.networks.weights import WeightsError, load_weights
-from bundle.training.guides import ROLES, GuideTrainer
+from bundle.training.guide_trainer import ROLES, GuideTrainer
 from bundle.training.network_trainer import flat_numbers
 
 __all__ = ["print_recognition", "train_guides"]

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
 import bundle.options
-from bundle.audit.images import PREPROCESSING
+from bundle.auditing.images import PREPROCESSING
 from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.data.patients import pattern_problem
 from bundle.option_types import (
@@ -61,6 +61,8 @@ Shadows = Annotated[int, one_of(tuple(range(4, 257, 2)))]
 class Command(Options):
     """What every command takes."""
 
+    former_names: ClassVar = {"projection_file": "resnet18_file", "trunk_file": "squeezenet_file"}
+
     bundle_root: str
     modality: ModalityName
     output_dir: OutputFolder
@@ -77,7 +79,7 @@ class Tracked(Command):
     is_not_rank0: bool
 
 
-class RealImages(Options):
+class RealImagesOptions(Options):
     """A command that reads real images, and may have to split them."""
 
     dataset_dir: RequiredFolders
@@ -86,14 +88,14 @@ class RealImages(Options):
     drop_duplicates: bool | None
 
 
-class CheckData(Command, RealImages):
+class CheckData(Command, RealImagesOptions):
     """configs/check_data.json."""
 
     resolution: Resolution
     seed: Seed
 
 
-class TrainGan(Tracked, RealImages):
+class TrainGan(Tracked, RealImagesOptions):
     """configs/train_gan.json."""
 
     resolution: Resolution
@@ -102,9 +104,9 @@ class TrainGan(Tracked, RealImages):
     init_from: File
     seed: Seed
     amp: bool
-    trunk_file: File
+    squeezenet_file: File
     discriminator: Annotated[str, one_of(("auto", *DISCRIMINATORS))]
-    projection_file: File
+    resnet18_file: File
     learning_rate: Positive
     discriminator_learning_rate: Positive
     r1_gamma: Unsigned
@@ -120,7 +122,7 @@ class TrainGan(Tracked, RealImages):
     epoch_length: Count
 
 
-class TrainGuides(Tracked, RealImages):
+class TrainGuides(Tracked, RealImagesOptions):
     """configs/train_guides.json."""
 
     resolution: Resolution
@@ -131,12 +133,12 @@ class TrainGuides(Tracked, RealImages):
     seed: Seed
     learning_rate: Positive
     class_learning_rate: Positive
-    projection_file: File
-    trunk_file: File
+    resnet18_file: File
+    squeezenet_file: File
     nobody: Annotated[float, Field(ge=0, le=1)]
 
 
-class TrainAudit(Tracked, RealImages):
+class TrainAudit(Tracked, RealImagesOptions):
     """configs/train_audit.json."""
 
     resolution: Resolution
@@ -175,7 +177,7 @@ class Generate(Tracked):
     models_dir: Folder
     dataset_dir: Folders
     layout: Layout
-    trunk_file: File
+    squeezenet_file: File
 
 
 class Inference(Tracked):
@@ -188,7 +190,7 @@ class Inference(Tracked):
     seed: Seed
 
 
-class Audit(Tracked, RealImages):
+class Audit(Tracked, RealImagesOptions):
     """configs/audit.json."""
 
     cohort_dir: RequiredFolder
@@ -196,7 +198,7 @@ class Audit(Tracked, RealImages):
     cohort_preprocessing: Annotated[str, one_of(PREPROCESSING)]
     resolution: Resolution
     seed: Seed
-    trunk_file: File
+    squeezenet_file: File
 
 
 class Evaluate(Tracked):
@@ -216,7 +218,7 @@ class Evaluate(Tracked):
     long_points: Points
     long_pairs: Count
     published_pairs: Integer
-    trunk_file: File
+    squeezenet_file: File
 
 
 class Score(Command):
@@ -227,7 +229,7 @@ class Score(Command):
     layout: Layout
     models_dir: Folder
     n_seeds: Count
-    trunk_file: File
+    squeezenet_file: File
 
 
 #: By the names that configurations use.

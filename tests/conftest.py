@@ -17,7 +17,7 @@ from torchvision.models import resnet18, squeezenet1_1
 
 from bundle.data import open_dataset
 from bundle.files import sha256_file
-from bundle.networks.guides import GateClassifier, Guide
+from bundle.networks.classifiers import GateClassifier, Guide
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import save_weights, write_info
@@ -52,7 +52,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def trunk_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def squeezenet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SqueezeNet 1.1 weights as torchvision publishes them, but random: LPIPS and KID without a download."""
     path = tmp_path_factory.mktemp("trunk") / "squeezenet1_1.pth"
     with torch.random.fork_rng(devices=[]):

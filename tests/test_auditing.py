@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from bundle.audit.networks import audit_networks
-from bundle.audit.verdict import COPIES, UNUSABLE
+from bundle.auditing.networks import audit_networks
+from bundle.auditing.verdict import COPIES, UNUSABLE
 from bundle.data import ImageData, open_dataset
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
@@ -135,10 +135,15 @@ def run_audit(**options: Any) -> None:
 
 
 def test_one_command_trains_judges_and_records(
-    tiny_dataset: Path, cohort: Path, bundle_root: Path, trunk_file: Path, tmp_path: Path
+    tiny_dataset: Path, cohort: Path, bundle_root: Path, squeezenet_file: Path, tmp_path: Path
 ) -> None:
     output_dir = tmp_path / "audit"
-    options = {"cohort_dir": cohort, "dataset_dir": tiny_dataset, "output_dir": output_dir, "trunk_file": trunk_file}
+    options = {
+        "cohort_dir": cohort,
+        "dataset_dir": tiny_dataset,
+        "output_dir": output_dir,
+        "squeezenet_file": squeezenet_file,
+    }
     with pytest.raises(SystemExit) as stopped:
         run_audit(bundle_root=bundle_root, **options)
     assert stopped.value.code == UNUSABLE  # networks of one epoch find no mirrored copy
@@ -188,7 +193,7 @@ def test_shipped_networks_find_copies_of_real_images_in_their_files_as_they_lie(
     trunk = shared_data / "weights" / "squeezenet1_1_features_fp32.pth"
     output_dir = tmp_path / "audit"
     with pytest.raises(SystemExit) as stopped:
-        run_audit(cohort_dir=folder, dataset_dir=dataset_dir, output_dir=output_dir, trunk_file=trunk)
+        run_audit(cohort_dir=folder, dataset_dir=dataset_dir, output_dir=output_dir, squeezenet_file=trunk)
     assert stopped.value.code == COPIES
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     assert all(control["passed"] is not False for control in results["controls"])

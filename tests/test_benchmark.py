@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bundle.evaluation import walkers
 from bundle.evaluation.walkers import ARMS, Clock, Judged, Walker, cost
-from bundle.gate.gate import Verdict
+from bundle.gate.gate import GateDecision
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import save_weights
 from bundle.walk import distillation as latent_guides
@@ -37,7 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(passed: list[list[int]], walking: Clock, judging: Clock) -> Judged:
     """Paths of one class, with what passed of them."""
     masks = [torch.tensor(mask, dtype=torch.bool) for mask in passed]
-    verdicts = [Verdict(mask, ~mask, torch.zeros_like(mask)) for mask in masks]
+    verdicts = [GateDecision(mask, ~mask, torch.zeros_like(mask)) for mask in masks]
     return Judged([[0]], [[]], [[]], [verdicts], steps=[3] * len(masks), walking=walking, judging=judging)
 
 
@@ -115,12 +115,12 @@ def test_arms_walk_between_the_same_ends_and_are_compared(
 
 
 def test_real_images_add_distances_and_copies(
-    short: None, tiny_models: Path, tiny_dataset: Path, trunk_file: Path, tmp_path: Path
+    short: None, tiny_models: Path, tiny_dataset: Path, squeezenet_file: Path, tmp_path: Path
 ) -> None:
     save_weights(ContrastiveEmbedding(1, side=32, widths=(4, 8), dimension=8), tiny_models / "audit_embedding.pt", {})
     file = tmp_path / "benchmark.json"
     arguments = f"--models_dir {tiny_models} --output_file {file} --pairs 1 --baseline_pairs 1 --n_points 4"
-    main([*arguments.split(), "--dataset_dir", str(tiny_dataset), "--trunk_file", str(trunk_file)])
+    main([*arguments.split(), "--dataset_dir", str(tiny_dataset), "--squeezenet_file", str(squeezenet_file)])
     columns, *rows = json.loads(file.read_text(encoding="utf-8"))["quality"]
     nearest, copies = (columns.index(name) for name in ("LPIPS to the nearest real image", "copies, by the audit"))
     for row in rows[:4]:
@@ -152,7 +152,7 @@ def test_mistakes_in_options_do_not_wait_for_the_walks(
     options = ["--models_dir", str(tiny_models), "--output_file", str(tmp_path / "benchmark.json"), "--dataset_dir"]
     for mistaken, told in (
         (["nowhere"], "nowhere does not exist"),
-        ([str(tiny_dataset), "--trunk_file", "nowhere.pth"], "trunk_file nowhere.pth does not exist"),
+        ([str(tiny_dataset), "--squeezenet_file", "nowhere.pth"], "squeezenet_file nowhere.pth does not exist"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*options, *mistaken])

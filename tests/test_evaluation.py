@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.audit.distances import Step
+from bundle.auditing.distances import Step
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS
 from bundle.evaluation.engine import EvaluationEngine
@@ -104,7 +104,9 @@ def let_pass(folder: Path) -> None:
     save_weights(network, folder / "gate_class.pt", gate[1])
 
 
-def run(bundle_root: Path, dataset_dir: Path, output_dir: Path, trunk_file: Path, **options: Any) -> dict[str, Any]:
+def run(
+    bundle_root: Path, dataset_dir: Path, output_dir: Path, squeezenet_file: Path, **options: Any
+) -> dict[str, Any]:
     """Runs the command and returns content of results.json."""
     monai.bundle.run(
         run_id="evaluate",
@@ -112,7 +114,7 @@ def run(bundle_root: Path, dataset_dir: Path, output_dir: Path, trunk_file: Path
         bundle_root=str(bundle_root),
         dataset_dir=str(dataset_dir),
         output_dir=str(output_dir),
-        trunk_file=str(trunk_file),
+        squeezenet_file=str(squeezenet_file),
         device="cpu",
         **{**OPTIONS, **options},
     )
@@ -122,13 +124,13 @@ def run(bundle_root: Path, dataset_dir: Path, output_dir: Path, trunk_file: Path
 
 @pytest.fixture(scope="module")
 def evaluated(
-    bundle_root: Path, hospital: Path, trunk_file: Path, tmp_path_factory: pytest.TempPathFactory
+    bundle_root: Path, hospital: Path, squeezenet_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of a whole evaluation, and content of its results.json."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         do_little(monkeypatch)
         folder = tmp_path_factory.mktemp("evaluated")
-        return folder, run(bundle_root, hospital, folder, trunk_file)
+        return folder, run(bundle_root, hospital, folder, squeezenet_file)
 
 
 def test_every_arm_has_every_measure_of_both_seeds(evaluated: tuple[Path, dict[str, Any]]) -> None:
@@ -209,7 +211,7 @@ def test_killed_run_goes_on_and_says_the_same(
     evaluated: tuple[Path, dict[str, Any]],
     bundle_root: Path,
     hospital: Path,
-    trunk_file: Path,
+    squeezenet_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -226,15 +228,15 @@ def test_killed_run_goes_on_and_says_the_same(
     monkeypatch.setattr(Step, "run", note)
     killer = "figures_plan seed 0"
     with pytest.raises(RuntimeError) as error:
-        run(bundle_root, hospital, tmp_path, trunk_file, seeds=[0])
+        run(bundle_root, hospital, tmp_path, squeezenet_file, seeds=[0])
     assert isinstance(cause(error.value), Killed)
     assert not (tmp_path / "results.json").exists()
     first, killer = set(computed), ""
     computed.clear()
     # Another process has meanwhile done the other seed; the last one finds everything.
-    run(bundle_root, hospital, tmp_path, trunk_file, seeds=[1])
+    run(bundle_root, hospital, tmp_path, squeezenet_file, seeds=[1])
     assert not first & set(computed)
-    again = run(bundle_root, hospital, tmp_path, trunk_file)
+    again = run(bundle_root, hospital, tmp_path, squeezenet_file)
     assert not first & set(computed)
     assert len(computed) == len(set(computed))
     assert again == evaluated[1]
@@ -244,7 +246,7 @@ def test_killed_run_goes_on_and_says_the_same(
 
 
 def test_gate_that_lets_too_little_pass_leaves_its_arms_open(
-    bundle_root: Path, hospital: Path, trunk_file: Path, tmp_path: Path
+    bundle_root: Path, hospital: Path, squeezenet_file: Path, tmp_path: Path
 ) -> None:
     models = tmp_path / "models"
     shutil.copytree(bundle_root / "models" / "xray", models)
@@ -254,7 +256,7 @@ def test_gate_that_lets_too_little_pass_leaves_its_arms_open(
     blind.head.bias.copy_(torch.tensor([1.0, 0.0]))  # sees class 0 everywhere
     save_weights(network, models / "gate_class.pt", info)
     results = run(
-        bundle_root, hospital, tmp_path / "evaluated", trunk_file,
+        bundle_root, hospital, tmp_path / "evaluated", squeezenet_file,
         models_dir=str(models), seeds=[0], published_pairs=0, n_images=20,
     )  # fmt: skip
     for arm in ("linear_gate", "plan_gate"):
@@ -284,9 +286,9 @@ def test_class_without_images_is_named(hospital_data: ImageData, monkeypatch: py
         image_quotas(hospital_data, None)
 
 
-def test_impossible_options_are_refused_at_once(bundle_root: Path, tmp_path: Path, trunk_file: Path) -> None:
+def test_impossible_options_are_refused_at_once(bundle_root: Path, tmp_path: Path, squeezenet_file: Path) -> None:
     with pytest.raises(RuntimeError) as error:
-        run(bundle_root, tmp_path, tmp_path, trunk_file, seeds=[1, 1], n_shadows=5, long_points=2)
+        run(bundle_root, tmp_path, tmp_path, squeezenet_file, seeds=[1, 1], n_shadows=5, long_points=2)
     problems = cause(error.value)
     assert isinstance(problems, OptionError)
     assert len(problems.problems) == 3

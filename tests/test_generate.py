@@ -59,10 +59,10 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def cohort(toy_models: Path, tmp_path_factory: pytest.TempPathFactory, trunk_file: Path) -> Path:
+def cohort(toy_models: Path, tmp_path_factory: pytest.TempPathFactory, squeezenet_file: Path) -> Path:
     """A finished run's folder."""
     output_dir = tmp_path_factory.mktemp("run")
-    generate(toy_models, output_dir, trunk_file=str(trunk_file))
+    generate(toy_models, output_dir, squeezenet_file=str(squeezenet_file))
     return output_dir
 
 
@@ -299,9 +299,9 @@ def test_impossible_options_name_the_nearest(
 
 
 def test_distance_to_the_nearest_training_image_is_drawn(
-    tiny_models: Path, tiny_dataset: Path, trunk_file: Path, tmp_path: Path
+    tiny_models: Path, tiny_dataset: Path, squeezenet_file: Path, tmp_path: Path
 ) -> None:
-    options = {"dataset_dir": str(tiny_dataset), "trunk_file": str(trunk_file), "n_images": 2}
+    options = {"dataset_dir": str(tiny_dataset), "squeezenet_file": str(squeezenet_file), "n_images": 2}
     generate(tiny_models, tmp_path / "run", **options)
     with Image.open(tmp_path / "run" / "private" / "nearest.png") as picture:
         assert picture.width > 100

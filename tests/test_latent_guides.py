@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from bundle.latent.prior import LatentPrior
-from bundle.networks.guides import Guide
+from bundle.networks.classifiers import Guide
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
 from bundle.networks.weights import load_weights
-from bundle.training.latent_guides import LatentGuideTrainer
+from bundle.training.latent_guide_trainer import LatentGuideTrainer
 from bundle.walk import distillation as latent_guides
 from bundle.walk.distillation import agreement, trajectories, visited_latents
 from bundle.walk.guides import ImageGuides, LatentGuides

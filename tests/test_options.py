@@ -95,6 +95,11 @@ def test_an_unknown_option_is_refused_before_anything_runs(
     assert not (tmp_path / "witness").exists()
 
 
+def test_a_former_name_is_told_with_the_one_of_today(config_file: Path) -> None:
+    message = refusal(config_file, trunk_file="weights.pth")
+    assert message == "--trunk_file is called --squeezenet_file now."
+
+
 def test_ids_of_every_overlay_are_known(config_file: Path, tmp_path: Path) -> None:
     overlay = config_file.parent / "overlay.json"
     overlay.write_text(json.dumps({"extra": 1, "seed": 5}))

@@ -57,12 +57,12 @@ def overlay(tmp_path_factory: pytest.TempPathFactory, slides: Path) -> Path:
 
 
 def test_a_kind_of_image_of_ones_own_goes_through_every_command(
-    slides: Path, overlay: Path, trunk_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slides: Path, overlay: Path, squeezenet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     do_little(monkeypatch)
     for module in ("assessment", "controls", "distances"):
-        monkeypatch.setattr(f"bundle.audit.{module}.DRAWS", 40)
-    monkeypatch.setattr("bundle.audit.assessment.HALVES", 4)
+        monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 40)
+    monkeypatch.setattr("bundle.auditing.assessment.HALVES", 4)
     home = tmp_path / "cells"
     models = home / "models"
 
@@ -72,7 +72,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
 
     real: dict[str, Any] = {"dataset_dir": str(slides)}
     trained: dict[str, Any] = {**real, "output_dir": str(home)}
-    trunk: dict[str, Any] = {"trunk_file": str(trunk_file)}
+    trunk: dict[str, Any] = {"squeezenet_file": str(squeezenet_file)}
     run("check_data", "check_data", trained)
     kimg = {"total_kimg": 0.064, "epoch_kimg": 0.032, "measure_kimg": 0.032}
     run("run", "train_gan", {**trained, **trunk, **kimg, "discriminator": "residual"})

@@ -39,28 +39,28 @@ def data(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageD
     return open_dataset(tiny_dataset, tmp_path_factory.mktemp("data"), resolution=32)
 
 
-def rows_of(generator: Generator, data: ImageData, output_dir: Path, trunk_file: Path) -> list[dict[str, Any]]:
+def rows_of(generator: Generator, data: ImageData, output_dir: Path, squeezenet_file: Path) -> list[dict[str, Any]]:
     """Scores a generator."""
-    score_models(ModelSet({"generator": generator}, {"generator": {}}), data, str(output_dir), 2, str(trunk_file))
+    score_models(ModelSet({"generator": generator}, {"generator": {}}), data, str(output_dir), 2, str(squeezenet_file))
     rows: list[dict[str, Any]] = json.loads((output_dir / "scores.json").read_text(encoding="utf-8"))["rows"]
     return rows
 
 
-def test_copies_are_found(data: ImageData, tmp_path: Path, trunk_file: Path) -> None:
+def test_copies_are_found(data: ImageData, tmp_path: Path, squeezenet_file: Path) -> None:
     generator = Generator(32, channel_base=128, channel_max=8)
     generator.synthesis = Replay(data.tensors("train")[0])  # type: ignore[assignment]
-    near = [row for row in rows_of(generator, data, tmp_path, trunk_file) if row["measure"].startswith("LPIPS")]
+    near = [row for row in rows_of(generator, data, tmp_path, squeezenet_file) if row["measure"].startswith("LPIPS")]
     assert len(near) == 2
     assert not any(row["met"] for row in near)
     assert all(row["mean"] < 1e-4 < row["bar"] for row in near)
 
 
-def test_memory_is_told_from_crowding(data: ImageData, tmp_path: Path, trunk_file: Path) -> None:
+def test_memory_is_told_from_crowding(data: ImageData, tmp_path: Path, squeezenet_file: Path) -> None:
     """Copies of training images are nearer to these than to as many held-out ones; noise is as far from both."""
     generator = Generator(32, channel_base=128, channel_max=8).eval()
-    rows_of(generator, data, tmp_path / "noise", trunk_file)
+    rows_of(generator, data, tmp_path / "noise", squeezenet_file)
     generator.synthesis = Replay(data.tensors("train")[0])  # type: ignore[assignment]
-    rows_of(generator, data, tmp_path / "copies", trunk_file)
+    rows_of(generator, data, tmp_path / "copies", squeezenet_file)
     noise, copies = (
         json.loads((tmp_path / name / "scores.json").read_text(encoding="utf-8"))["near_at_equal_n"]
         for name in ("noise", "copies")
@@ -80,10 +80,10 @@ def test_training_and_held_out_images_are_compared_at_equal_numbers_of_each_clas
 
 
 def test_noise_is_told_from_images_of_the_class(
-    data: ImageData, tmp_path: Path, trunk_file: Path, capsys: pytest.CaptureFixture[str]
+    data: ImageData, tmp_path: Path, squeezenet_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    rows = rows_of(Generator(32, channel_base=128, channel_max=8).eval(), data, tmp_path, trunk_file)
+    rows = rows_of(Generator(32, channel_base=128, channel_max=8).eval(), data, tmp_path, squeezenet_file)
     kid = [row for row in rows if row["measure"].startswith("KID")]
     assert [row["class"] for row in kid] == ["normal", "tuberculosis"]
     assert not any(row["met"] for row in kid)
@@ -122,7 +122,7 @@ class Shades(nn.Module):
         return (w[:, :1, None, None] + 0.05 * torch.randn(len(w), 1, 32, 32)).clamp(-1.0, 1.0)
 
 
-def test_grades_of_samples_must_rise(tmp_path: Path, trunk_file: Path) -> None:
+def test_grades_of_samples_must_rise(tmp_path: Path, squeezenet_file: Path) -> None:
     folder = tmp_path / "data"
     for grade, level in enumerate((50, 128, 200)):
         (folder / "abc"[grade]).mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_grades_of_samples_must_rise(tmp_path: Path, trunk_file: Path) -> None:
         values = torch.tensor(levels)[:, None]
         generator.mapping.forward = lambda z, label: values[label].expand(-1, 8)  # type: ignore[method-assign]
         networks = {"generator": generator, "gate_class": Brightness()}
-        score_models(ModelSet(networks, {"generator": {}}), data, str(tmp_path), 2, str(trunk_file))
+        score_models(ModelSet(networks, {"generator": {}}), data, str(tmp_path), 2, str(squeezenet_file))
         rows = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["rows"]
         assert [row["class"] for row in rows if row["measure"] == "mean grade by gate_class"] == ["b", "c"]
         return [row["met"] for row in rows if row["measure"] == "mean grade by gate_class"]

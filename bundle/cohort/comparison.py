@@ -11,10 +11,10 @@ import lpips
 import torch
 from torch import Tensor, nn
 
-from bundle.gate.gate import Verdict
+from bundle.gate.gate import GateDecision
 from bundle.markup import markdown_table
 from bundle.metrics.lpips import mean_pairwise, nearest
-from bundle.networks.guides import Classifier
+from bundle.networks.classifiers import Classifier
 from bundle.walk.objective import identity_divergence
 
 __all__ = ["KINDS", "compare_paths", "comparison_table"]
@@ -26,7 +26,7 @@ KINDS = ("linear", "PLAN")
 def compare_paths(
     paths: Iterable[tuple[int, Tensor, Tensor]],
     identity_guide: nn.Module,
-    gate: Callable[[Tensor, int], Verdict],
+    gate: Callable[[Tensor, int], GateDecision],
     distance: lpips.LPIPS | None = None,
     reals: Tensor | None = None,
 ) -> dict[str, dict[str, float]]:

@@ -59,7 +59,7 @@ def generate(
     gate: Gate,
     output_dir: str,
     data: ImageData | None = None,
-    trunk_file: str | None = None,
+    squeezenet_file: str | None = None,
 ) -> None:
     """Makes a cohort, goes on with a broken-off one, or verifies a complete one.
 
@@ -73,7 +73,7 @@ def generate(
         gate: what judged the points.
         output_dir: gets ``cohort/`` and ``private/``.
         data: real training images, for the private figure of the distance to the nearest.
-        trunk_file: LPIPS's trunk for that figure; None lets torchvision find it.
+        squeezenet_file: LPIPS's trunk for that figure; None lets torchvision find it.
 
     Raises:
         CohortError: the folder holds another run's cohort, or a damaged one, or hardly anything passes the gate.
@@ -91,7 +91,7 @@ def generate(
             if idist.get_rank() == 0:
                 _verify(cohort, ledger.settings)
             return
-        _make(evaluator, ledger, models, gate, cohort, data, trunk_file)
+        _make(evaluator, ledger, models, gate, cohort, data, squeezenet_file)
 
 
 def _verify(cohort: Path, settings: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ def _make(
     gate: Gate,
     cohort: Path,
     data: ImageData | None,
-    trunk_file: str | None,
+    squeezenet_file: str | None,
 ) -> None:
     is_first = idist.get_rank() == 0
     private = cohort.parent / "private"
@@ -125,7 +125,7 @@ def _make(
     if next(ledger.due(), None) is not None:
         evaluator.run()
     if is_first:
-        look_at_paths(ledger, models, gate, private, data, trunk_file)
+        look_at_paths(ledger, models, gate, private, data, squeezenet_file)
     manifest = _manifest(ledger, models)
     licence = str(models.infos["generator"].get("licence", "Not stated by whoever trained the networks."))
     images = ((label, image) for label in ledger.quotas for image in ledger.images(label))

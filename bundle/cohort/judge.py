@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bundle.cohort.ledger import WalkLedger
 from bundle.gate.drawing import draw_and_judge
-from bundle.gate.gate import Verdict
+from bundle.gate.gate import GateDecision
 from bundle.networks.stylegan2 import Generator
 
 __all__ = ["JudgePathd"]
@@ -27,7 +27,7 @@ class JudgePathd(Transform):
         ledger: gets the outcome.
     """
 
-    def __init__(self, generator: Generator, gate: Callable[[Tensor, int], Verdict], ledger: WalkLedger) -> None:
+    def __init__(self, generator: Generator, gate: Callable[[Tensor, int], GateDecision], ledger: WalkLedger) -> None:
         self.generator = generator
         self.gate = gate
         self.ledger = ledger
@@ -40,7 +40,7 @@ class JudgePathd(Transform):
             "image": pixels,
             "w": path["w"],
             "w_linear": path["w_linear"],
-            "course": path["course"],
+            "loss_history": path["loss_history"],
             **vars(verdict),
         }
         self.ledger.add(label, index, {key: value.detach().cpu().clone() for key, value in record.items()})

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bundle.files import content_digest, private_folder, save_tensors, sweep_temporary, write_json
-from bundle.gate.gate import Verdict
+from bundle.gate.gate import GateDecision
 
 __all__ = ["CohortError", "WalkLedger", "differing_keys"]
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 # Blocks that are walked for a class beyond what it would take if every point passed, times this, before giving up.
 PATIENCE = 10
 # What the gate says of each point.
-VERDICT = tuple(field.name for field in dataclasses.fields(Verdict))
+VERDICT = tuple(field.name for field in dataclasses.fields(GateDecision))
 # Blocks that a process is dealt at most before all meet again: a plan of any length takes little memory.
 DEALT = 64
 # What of a pair's file is more than its outcome: it binds the outcome to the run and to its place in it.
@@ -199,7 +199,7 @@ class WalkLedger:
         Args:
             label: class of the pair.
             index: number within the class.
-            record: ``image`` uint8 [N, H, W(, 3)], ``w`` and ``w_linear`` [N, w_dim], ``course`` [steps], and the
+            record: ``image`` uint8 [N, H, W(, 3)], ``w`` and ``w_linear`` [N, w_dim], ``loss_history`` [steps], and the
                 gate's ``passed``, ``recognised`` and ``mislabelled`` [N].
 
         Raises:

@@ -32,12 +32,12 @@ COMPARED_PAIRS = 8
 
 
 def look_at_paths(
-    ledger: WalkLedger, models: ModelSet, gate: Gate, folder: Path, data: ImageData | None, trunk_file: str | None
+    ledger: WalkLedger, models: ModelSet, gate: Gate, folder: Path, data: ImageData | None, squeezenet_file: str | None
 ) -> None:
     """Draws and measures walked paths beside straight ones, in the private folder."""
     compared: list[tuple[int, Tensor, Tensor]] = []
     pictured: list[tuple[str, Tensor, Tensor]] = []
-    courses: list[tuple[str, Tensor]] = []
+    loss_histories: list[tuple[str, Tensor]] = []
     for label in ledger.quotas:
         for index, record in zip(range(COMPARED_PAIRS), ledger.records(label), strict=False):
             linear, plan = map(from_uint8, (synthesise(models.generator, record["w_linear"]), record["image"]))
@@ -45,13 +45,13 @@ def look_at_paths(
             if index < PICTURED_PAIRS:
                 caption = f"{printable(models.class_names[label])} {index}"
                 pictured.append((caption, linear, plan))
-                courses.append((caption, record["course"]))
+                loss_histories.append((caption, record["loss_history"]))
     save_png(path_picture(pictured), folder / "paths.png")
-    save_course(courses, folder / "losses.png")
+    save_course(loss_histories, folder / "losses.png")
     distance = None
-    if data is not None or trunk_file is not None:  # else nobody has asked for what may need a download
+    if data is not None or squeezenet_file is not None:  # else nobody has asked for what may need a download
         try:
-            distance = lpips_model(trunk_file)
+            distance = lpips_model(squeezenet_file)
         except TrunkUnavailable as error:
             logger.warning("Neither the paths' variety nor the distance to the nearest image is measured: %s", error)
     reals = None if data is None else data.tensors(("train", "extra"))[0]

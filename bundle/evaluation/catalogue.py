@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from bundle.audit.catalogue import MEASURES as AUDIT_MEASURES
-from bundle.audit.catalogue import Measure
+from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
+from bundle.auditing.catalogue import Measure
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 

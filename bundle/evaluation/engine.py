@@ -16,12 +16,12 @@ from ignite.engine import Engine
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundle.audit.assessment import HALVES, measure
-from bundle.audit.catalogue import MEASURES as AUDIT_MEASURES
-from bundle.audit.distances import Distances, Reference, Step, Tensors, reference_key
-from bundle.audit.engine import AuditProgress
-from bundle.audit.images import RealData
-from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, half_samples, mean, patient_draws, share
+from bundle.auditing.assessment import HALVES, measure
+from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
+from bundle.auditing.distances import Distances, Reference, Step, Tensors, reference_key
+from bundle.auditing.engine import AuditProgress
+from bundle.auditing.images import RealData
+from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, half_samples, mean, patient_draws, share
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS, POOLS, Pool, select
 from bundle.evaluation.membership import (
@@ -77,7 +77,7 @@ class EvaluationEngine(Engine):
         seeds: of end points, classifiers and attacks.
         n_shadows: shadow models of a seed; even, at least 4.
         settings: of the classifiers' training.
-        trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
         device: where to compute.
         handlers: further Ignite handlers.
 
@@ -99,7 +99,7 @@ class EvaluationEngine(Engine):
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
         n_shadows: int = 16,
         settings: ClassifierSettings | None = None,
-        trunk_file: str | os.PathLike[str] | None = None,
+        squeezenet_file: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
         handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -125,7 +125,7 @@ class EvaluationEngine(Engine):
         self.pools = [name for name in POOLS if source.published_pairs or POOLS[name].walk != "published"]
         self.long_arms = {name: arm for name, arm in LONG_ARMS.items() if source.published_pairs or not arm.common}
         self.arms = {**ARMS, **self.long_arms}
-        real_key = {"format": FORMAT, **reference_key(self.real, infos, trunk_file)}
+        real_key = {"format": FORMAT, **reference_key(self.real, infos, squeezenet_file)}
         key = {
             **real_key,
             "source": source.settings,
@@ -137,7 +137,7 @@ class EvaluationEngine(Engine):
         home = self.output_dir / "private" / "evaluation"
         self.folder = home / content_digest(key)
         real_home = home / f"real-{content_digest(real_key)}"
-        self.reference = Reference(self.real.sides, networks, real_home, DRAW_SEED, trunk_file, device)
+        self.reference = Reference(self.real.sides, networks, real_home, DRAW_SEED, squeezenet_file, device)
         self.test_draws = patient_draws(self.test.patients, DRAWS, DRAW_SEED)
         self.infos = infos
         self.results: dict[str, Any] = {}
@@ -150,13 +150,13 @@ class EvaluationEngine(Engine):
         """Takes all steps."""
         return super().run(self.steps, max_epochs=1, epoch_length=len(self.steps))
 
-    def figures(self, arm: str, seed: int) -> dict[str, Figure]:
+    def figures(self, arm: str, seed: int) -> dict[str, Estimate]:
         """Returns the figures of an arm and seed that have been taken."""
         return _read_figures(self.folder / f"{seed}" / f"figures_{arm}.pt")
 
-    def strangers(self) -> dict[str, dict[str, Figure]]:
+    def strangers(self) -> dict[str, dict[str, Estimate]]:
         """Returns the audit's figures of ``test`` and ``training`` images, by column."""
-        columns: dict[str, dict[str, Figure]] = {"test": {}, "training": {}}
+        columns: dict[str, dict[str, Estimate]] = {"test": {}, "training": {}}
         for name, value in _read_figures(self.folder / f"{self.seeds[0]}" / "strangers.pt").items():
             column, _, key = name.partition(" ")
             columns[column][key] = value
@@ -331,13 +331,13 @@ class EvaluationEngine(Engine):
         return {"logits": classify(network, self.judged, self.settings)}
 
     def _trained(self, pixels: Tensor, labels: Tensor, seed: int) -> nn.Module:
-        options: dict[str, Any] = {"device": self.device, "trunk_file": self.reference.trunk_file}
+        options: dict[str, Any] = {"device": self.device, "squeezenet_file": self.reference.squeezenet_file}
         return train_classifier(pixels, labels, len(self.quotas), self.settings, seed, **options)
 
     def _halves(self, seed: int) -> Tensor:
         return random_halves(self.judged_patients, self.n_shadows, stream_seed(seed, HALF))
 
-    # Figures
+    # Estimates
 
     def _reason(self, seed: int, arm: str) -> str:
         """Says why an arm cannot be compared; empty where it can."""
@@ -356,13 +356,13 @@ class EvaluationEngine(Engine):
         """All figures of an arm and seed, as they are kept."""
         reason = self._reason(seed, arm)
         if reason:
-            return _packed({"": Figure(reason=reason)})
+            return _packed({"": Estimate(reason=reason)})
         figures = self._path_figures(seed, arm) if arm in self.long_arms else self._classifier_figures(seed, arm)
         if self.arms[arm].pool:
             figures |= self._cohort_figures(seed, arm)
         return _packed(figures)
 
-    def _classifier_figures(self, seed: int, arm: str) -> dict[str, Figure]:
+    def _classifier_figures(self, seed: int, arm: str) -> dict[str, Estimate]:
         train, test = self.train, self.test
         logits = self._read(seed, f"classifier_{arm}")["logits"]
         n = len(train.pixels)
@@ -378,7 +378,7 @@ class EvaluationEngine(Engine):
         }
         shadows = [self._read(seed, f"shadow_{number:02d}")["logits"] for number in range(self.n_shadows)]
         if any(not len(shadow) for shadow in shadows):
-            absent = Figure(reason="a half of the real images shows not every class: too few for shadow models")
+            absent = Estimate(reason="a half of the real images shows not every class: too few for shadow models")
             return figures | {"lira_auc": absent, "lira_tpr": absent}
         scores = likelihood_ratios(
             confidence(logits, self.judged_labels),
@@ -403,7 +403,7 @@ class EvaluationEngine(Engine):
         part.within_step().run()
         return part
 
-    def _cohort_figures(self, seed: int, arm: str) -> dict[str, Figure]:
+    def _cohort_figures(self, seed: int, arm: str) -> dict[str, Estimate]:
         part, pool, chosen = self._part_of(seed, arm), self._pool(seed, arm), self._chosen(seed, arm)
         found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
         figures = {key: columns["cohort"] for key, columns in found.items() if key in AUDIT_MEASURES}
@@ -419,7 +419,7 @@ class EvaluationEngine(Engine):
         columns = ("test", "training")
         return _packed({f"{column} {key}": found[key][column] for key in found for column in columns})
 
-    def _distribution(self, part: Distances) -> dict[str, Figure]:
+    def _distribution(self, part: Distances) -> dict[str, Estimate]:
         """KID and Fréchet distance of all images of an arm, with intervals of halves of pairs and of patients."""
         train = self.reference.features["train"][self.real.own]
         mine = part.rows["features"]
@@ -435,10 +435,10 @@ class EvaluationEngine(Engine):
                 replicates.append(statistic(mine[own], train[others]))
             value = statistic(mine, train)
             # A half differs from the whole as the whole does from another draw; a bias of small sets is taken out.
-            figures[name] = figure(value, np.array(replicates) - np.mean(replicates) + value, len(mine))
+            figures[name] = estimate(value, np.array(replicates) - np.mean(replicates) + value, len(mine))
         return figures
 
-    def _path_figures(self, seed: int, arm: str) -> dict[str, Figure]:
+    def _path_figures(self, seed: int, arm: str) -> dict[str, Estimate]:
         kind = self.arms[arm]
         paths = self.curves(kind.pool, seed)
         chosen = paths["pairs"] < (self.source.published_pairs if kind.common else len(paths["pairs"]))
@@ -447,7 +447,7 @@ class EvaluationEngine(Engine):
         figures = {}
         for key, name in (("smoothness", "smoothness"), ("variety", "path_variety")):
             values = paths[key][chosen].double()
-            figures[name] = figure(mean(values), bootstrap(values, draws, mean), len(values))
+            figures[name] = estimate(mean(values), bootstrap(values, draws, mean), len(values))
         return figures
 
     def _conclude(self) -> Tensors:
@@ -462,7 +462,7 @@ def _half_of_groups(groups: Tensor, n_groups: int | None, random: np.random.Gene
     return torch.isin(groups, present[: max(1, len(present) // 2)]).nonzero()[:, 0]
 
 
-def _packed(figures: Mapping[str, Figure]) -> Any:
+def _packed(figures: Mapping[str, Estimate]) -> Any:
     return {
         key: {
             "numbers": [value.value, value.low, value.high],
@@ -474,10 +474,10 @@ def _packed(figures: Mapping[str, Figure]) -> Any:
     }
 
 
-def _read_figures(path: Path) -> dict[str, Figure]:
+def _read_figures(path: Path) -> dict[str, Estimate]:
     content = load_tensors(path)
     return {
-        key: Figure(
+        key: Estimate(
             **dict(zip(("value", "low", "high"), entry["numbers"], strict=True)),
             n=entry["n"],
             reason=entry["reason"],

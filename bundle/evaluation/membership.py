@@ -14,8 +14,8 @@ from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
-from bundle.audit.measures import area_under_curve, true_positive_rate
-from bundle.audit.resampling import DRAWS, Figure, figure, patient_draws
+from bundle.auditing.measures import area_under_curve, true_positive_rate
+from bundle.auditing.resampling import DRAWS, Estimate, estimate, patient_draws
 
 __all__ = [
     "LEAST_FOR_ATTACK",
@@ -109,7 +109,7 @@ def likelihood_ratios(target: Tensor, shadows: Tensor, trained_on: Tensor) -> Te
 
 def ratio_figures(
     members: Tensor, others: Tensor, member_patients: Tensor, other_patients: Tensor
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Returns ``lira_auc`` and ``lira_tpr``, members found at 1 % false alarms, from the scores of an attack.
 
     Args:
@@ -121,24 +121,24 @@ def ratio_figures(
     size = min(len(members), len(others))
     if size < LEAST_FOR_ATTACK:
         reason = f"an attack is tried on at least {LEAST_FOR_ATTACK} members and as many others; there are {size}"
-        return {name: Figure(n=size, reason=reason) for name in ("lira_auc", "lira_tpr")}
+        return {name: Estimate(n=size, reason=reason) for name in ("lira_auc", "lira_tpr")}
     draws = [patient_draws(patients, DRAWS, n) for n, patients in enumerate((member_patients, other_patients))]
     pairs = [(members[torch.from_numpy(a)], others[torch.from_numpy(b)]) for a, b in zip(*draws, strict=True)]
     n = len(members) + len(others)
     figures = {
-        "lira_auc": figure(area_under_curve(members, others), np.array([area_under_curve(*p) for p in pairs]), n)
+        "lira_auc": estimate(area_under_curve(members, others), np.array([area_under_curve(*p) for p in pairs]), n)
     }
     if len(others) < LEAST_FOR_RATE:
-        figures["lira_tpr"] = Figure(n=n, reason=f"1 % of {len(others)} test images is less than one image")
+        figures["lira_tpr"] = Estimate(n=n, reason=f"1 % of {len(others)} test images is less than one image")
     else:
         replicates = np.array([true_positive_rate(*pair) for pair in pairs])
-        figures["lira_tpr"] = figure(true_positive_rate(members, others), replicates, n)
+        figures["lira_tpr"] = estimate(true_positive_rate(members, others), replicates, n)
     return figures
 
 
 def attack_by_outputs(
     logits: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], patients: tuple[Tensor, Tensor], seed: int
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Attacks a classifier by what it answers: the paper's MIA, 50 % where nothing is betrayed.
 
     Whoever attacks knows of four fifths of the patients whether they are members, learns from them what the
@@ -165,7 +165,7 @@ def attack_by_outputs(
     size = len(chosen[0])
     if size < LEAST_FOR_ATTACK:
         reason = f"an attack is tried on at least {LEAST_FOR_ATTACK} members and as many others; there are {size}"
-        return {"mia_accuracy": Figure(n=size, reason=reason)}
+        return {"mia_accuracy": Estimate(n=size, reason=reason)}
     parts = [[values[side][index] for side, index in enumerate(chosen)] for values in (logits, labels, patients)]
     owners = joined_patients(*parts[2])
     features = _answers(torch.cat(parts[0]), torch.cat(parts[1]))
@@ -178,7 +178,7 @@ def attack_by_outputs(
     sides = [right[:size], right[size:]]
     draws = [patient_draws(parts[2][side], DRAWS, side) for side in range(2)]
     replicates = [(sides[0][a].mean() + sides[1][b].mean()) / 2 for a, b in zip(*draws, strict=True)]
-    return {"mia_accuracy": figure(right.mean(), np.array(replicates), 2 * size)}
+    return {"mia_accuracy": estimate(right.mean(), np.array(replicates), 2 * size)}
 
 
 def _answers(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:

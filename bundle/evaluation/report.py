@@ -13,11 +13,11 @@ import torch
 from markupsafe import Markup
 from matplotlib.figure import Figure as Chart
 
-from bundle.audit.catalogue import FIDELITY, PRIVACY
-from bundle.audit.resampling import Figure
+from bundle.auditing.catalogue import FIDELITY, PRIVACY
+from bundle.auditing.resampling import Estimate
 from bundle.evaluation.arms import ARMS
 from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER
-from bundle.evaluation.seeds import Summary, difference, over_seeds, ratio
+from bundle.evaluation.summaries import Summary, difference, over_seeds, ratio
 from bundle.figures.evaluations import arms_chart, distance_chart, save_chart
 from bundle.figures.svg import as_svg
 from bundle.files import atomic_write, write_json
@@ -108,7 +108,7 @@ def write_evaluation(engine: EvaluationEngine) -> dict[str, Any]:
     return results
 
 
-def _summaries(seeds: Sequence[Mapping[str, Figure]], keys: Iterable[str]) -> dict[str, Summary]:
+def _summaries(seeds: Sequence[Mapping[str, Estimate]], keys: Iterable[str]) -> dict[str, Summary]:
     failed = next((found[""].reason for found in seeds if "" in found), "")
     if failed:
         return {key: Summary(reason=failed) for key in keys}
@@ -119,7 +119,7 @@ def _content(summaries: Mapping[str, Summary]) -> dict[str, Any]:
     return {key: summary.content() for key, summary in summaries.items()}
 
 
-def _comparison(figures: Mapping[str, Sequence[Mapping[str, Figure]]], first: str, second: str) -> dict[str, Any]:
+def _comparison(figures: Mapping[str, Sequence[Mapping[str, Estimate]]], first: str, second: str) -> dict[str, Any]:
     sides = [figures[arm] for arm in (first, second)]
     shared = [key for key in MEASURES if all(key in found for side in sides for found in side)]
     kinds: dict[str, tuple[Callable[..., Summary], list[str]]] = {
@@ -136,7 +136,7 @@ def _comparison(figures: Mapping[str, Sequence[Mapping[str, Figure]]], first: st
     }
 
 
-def _against(seeds: Sequence[Mapping[str, Figure]], test: Mapping[str, Figure]) -> dict[str, Any]:
+def _against(seeds: Sequence[Mapping[str, Estimate]], test: Mapping[str, Estimate]) -> dict[str, Any]:
     """Differences from test images in the place of the cohort."""
     keys = [key for key in PRIVACY if all(key in found for found in seeds) and key in test and not test[key].reason]
     return {key: difference([found[key] for found in seeds], [test[key]] * len(seeds)).content() for key in keys}

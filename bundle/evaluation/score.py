@@ -39,7 +39,7 @@ RECOGNITION = 0.9
 
 
 def score_models(
-    models: ModelSet, data: ImageData, output_dir: str, n_seeds: int = 5, trunk_file: str | None = None
+    models: ModelSet, data: ImageData, output_dir: str, n_seeds: int = 5, squeezenet_file: str | None = None
 ) -> None:
     """Measures a generator and its identity guide against their bars and prints the table.
 
@@ -58,17 +58,17 @@ def score_models(
         data: the images that they were trained on.
         output_dir: gets ``scores.json`` and ``samples.png``, the first samples of each class.
         n_seeds: number of seeds.
-        trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
 
     Raises:
         TrunkUnavailable: there are none.
     """
     generator = models.generator
-    lpips = lpips_model(trunk_file)
+    lpips = lpips_model(squeezenet_file)
     train, train_label, train_identity = data.tensors(("train", "extra"))
     test, test_label, _ = data.tensors("test")
     names = data.class_names
-    features = squeezenet_features(train, trunk_file)
+    features = squeezenet_features(train, squeezenet_file)
     test_nearest = nearest(test, train, lpips)
     val, val_label, _ = data.tensors("val")
     held_out, held_out_label = torch.cat([val, test]), torch.cat([val_label, test_label])
@@ -94,7 +94,7 @@ def score_models(
             samples = sample_images(generator, z, torch.full((len(real),), label))
             if seed == 0:
                 pictured.append(samples[:PICTURED])
-            measured["kid"].append(kid(squeezenet_features(samples, trunk_file), features[train_label == label]))
+            measured["kid"].append(kid(squeezenet_features(samples, squeezenet_file), features[train_label == label]))
             measured["variety"].append(mean_pairwise(samples, lpips) / variety)
             if grader is not None:
                 grades[-1].append(_expected_grade(grader, samples))
@@ -160,7 +160,9 @@ def score_models(
             rows.append(_recognised(f"phi_id names training images: {change}", value))
         rows.append(_recognised("phi_id names training images: mean of these changes", recognition["top1_unseen_mean"]))
     save_png(image_grid(torch.cat(pictured), columns=PICTURED // 2), Path(output_dir) / "samples.png")
-    blurred = {f"{sigma:g}": kid(squeezenet_features(_blur(train, sigma), trunk_file), features) for sigma in BLURS}
+    blurred = {
+        f"{sigma:g}": kid(squeezenet_features(_blur(train, sigma), squeezenet_file), features) for sigma in BLURS
+    }
     result = {"features": FEATURES, "n_seeds": n_seeds, "rows": rows, "kid_of_blurred_training_images": blurred}
     result["near_at_equal_n"] = memory
     write_json(Path(output_dir) / "scores.json", result)

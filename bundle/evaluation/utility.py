@@ -26,8 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from bundle.audit.measures import area_under_curve
-from bundle.audit.resampling import Figure, figure, mean
+from bundle.auditing.measures import area_under_curve
+from bundle.auditing.resampling import Estimate, estimate, mean
 from bundle.data import Modality
 from bundle.data.shortcut import random_trunk_features, whole_image_statistics
 from bundle.figures import from_uint8
@@ -111,7 +111,7 @@ def train_classifier(
     settings: ClassifierSettings,
     seed: int,
     device: str | torch.device = "cpu",
-    trunk_file: str | os.PathLike[str] | None = None,
+    squeezenet_file: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Trains a ResNet-18 (He et al., CVPR 2016) or `ImageNetClassifier`, on images that are changed at random.
 
@@ -125,7 +125,7 @@ def train_classifier(
         settings: of the training.
         seed: of weights, order, changes and dropout.
         device: where to train.
-        trunk_file: weights of SqueezeNet 1.1, if the settings start from them; None lets torchvision find them.
+        squeezenet_file: weights of SqueezeNet 1.1, if the settings start from them; None lets torchvision find them.
 
     Returns:
         For `classify`: images [B, C, H, W] as it prepares them to logits [B, num_classes], in evaluation mode.
@@ -154,7 +154,7 @@ def train_classifier(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, WEIGHTS))
-        network = _network(images.shape[1], num_classes, settings.pretrained, trunk_file)
+        network = _network(images.shape[1], num_classes, settings.pretrained, squeezenet_file)
     network = network.to(memory_format=torch.channels_last).to(device)
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     optimizer = torch.optim.AdamW(network.parameters(), **options, fused=True)
@@ -184,10 +184,12 @@ def train_classifier(
     return network.eval()
 
 
-def _network(channels: int, num_classes: int, pretrained: bool, trunk_file: str | os.PathLike[str] | None) -> nn.Module:
+def _network(
+    channels: int, num_classes: int, pretrained: bool, squeezenet_file: str | os.PathLike[str] | None
+) -> nn.Module:
     if pretrained:
         network = ImageNetClassifier(channels, num_classes, "squeezenet1_1")
-        network.load_imagenet(trunk_file)
+        network.load_imagenet(squeezenet_file)
         return network
     # MONAI's own stem keeps twice as many rows and columns: four times the time.
     return resnet18(
@@ -228,7 +230,7 @@ def classify(network: nn.Module, pixels: Tensor, settings: ClassifierSettings) -
 
 def accuracy_figures(
     logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], ordered: bool = False, prefix: str = ""
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Returns accuracy, balanced accuracy and AUC, with intervals of patients drawn anew; of grades also kappa.
 
     Args:
@@ -269,9 +271,9 @@ def accuracy_figures(
     figures = {}
     for name, value, drawn in zip(names, values, replicates, strict=True):
         if np.isnan(value):
-            figures[prefix + name] = Figure(n=len(labels), reason=reasons[name])
+            figures[prefix + name] = Estimate(n=len(labels), reason=reasons[name])
         else:
-            figures[prefix + name] = figure(value, np.where(np.isnan(drawn), value, drawn), len(labels))
+            figures[prefix + name] = estimate(value, np.where(np.isnan(drawn), value, drawn), len(labels))
     return figures
 
 
@@ -282,7 +284,7 @@ def _others(logits: Tensor, value: int) -> Tensor:
 
 def label_figures(
     logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], ordered: bool = False
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Returns how far images show what their labels say, to a classifier of real images (GAN-test).
 
     Shmelkov et al., "How good is my GAN?", ECCV 2018, section 3.
@@ -308,8 +310,8 @@ def label_figures(
             return float(means.diff().min())  # NaN, where a draw lacks a grade
 
         value, replicates = rise(slice(None)), np.array([rise(draw) for draw in draws])
-        lacks = Figure(n=len(labels), reason="some grades have no image")
-        figures["grade_rise"] = lacks if np.isnan(value) else figure(value, replicates, len(labels))
+        lacks = Estimate(n=len(labels), reason="some grades have no image")
+        figures["grade_rise"] = lacks if np.isnan(value) else estimate(value, replicates, len(labels))
     return figures
 
 
@@ -321,7 +323,7 @@ def shortcut_figures(
     draws: list[NDArray[np.int64]],
     seed: int,
     ordered: bool = False,
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Tries on test images what was fitted to other images without seeing any anatomy.
 
     Args:

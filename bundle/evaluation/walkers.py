@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bundle.gate.drawing import draw_and_judge
-from bundle.gate.gate import Gate, Verdict
+from bundle.gate.gate import Gate, GateDecision
 from bundle.latent.pairs import pair_latents, pairs_per_block
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet
@@ -84,7 +84,7 @@ class Judged:
     pairs: list[list[int]]
     w: list[list[Tensor]]
     pixels: list[list[Tensor]]
-    verdicts: list[list[Verdict]]
+    verdicts: list[list[GateDecision]]
     steps: list[int] = field(default_factory=list)
     walking: Clock = field(default_factory=Clock)
     judging: Clock = field(default_factory=Clock)
@@ -137,7 +137,7 @@ class Walker:
             z = pair_latents(block, label, generator.z_dim, generator.num_classes, self.seed)
             with self.judged.walking.running():
                 path = self.inferer(z, generator, torch.full((len(block),), label))
-            self.judged.steps += [path["course"].shape[1]] * len(block)
+            self.judged.steps += [path["loss_history"].shape[1]] * len(block)
             for pair, w in zip(block, path["w"], strict=True):
                 with self.judged.judging.running():
                     pixels, verdict = draw_and_judge(generator, self.gate, w, label)

@@ -34,17 +34,17 @@ def path_picture(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
     return image_grid(images, columns=len(pairs[0][1]), labels=labels)
 
 
-def save_course(courses: Sequence[tuple[str, Tensor]], path: str | os.PathLike[str]) -> None:
+def save_course(loss_histories: Sequence[tuple[str, Tensor]], path: str | os.PathLike[str]) -> None:
     """Draws the loss of some walks over their steps.
 
     Args:
-        courses: caption and loss [steps] of each.
+        loss_histories: caption and loss [steps] of each.
         path: the PNG file.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for caption, course in courses:
-        axes.plot(range(1, len(course) + 1), course.tolist(), label=caption)
+    for caption, loss_history in loss_histories:
+        axes.plot(range(1, len(loss_history) + 1), loss_history.tolist(), label=caption)
     axes.set(xlabel="step", ylabel="loss of the path", yscale="log")
     axes.legend(fontsize="small")
     _save(figure, path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bundle.figures import from_uint8, to_uint8
-from bundle.gate.gate import Verdict
+from bundle.gate.gate import GateDecision
 from bundle.networks.stylegan2 import Generator
 
 __all__ = ["draw_and_judge", "synthesise"]
@@ -37,8 +37,8 @@ def synthesise(generator: Generator, w: Tensor) -> Tensor:
 
 
 def draw_and_judge(
-    generator: Generator, gate: Callable[[Tensor, int], Verdict], w: Tensor, label: int
-) -> tuple[Tensor, Verdict]:
+    generator: Generator, gate: Callable[[Tensor, int], GateDecision], w: Tensor, label: int
+) -> tuple[Tensor, GateDecision]:
     """Draws points, rounds them to what would be released, and asks the gate about that.
 
     Args:

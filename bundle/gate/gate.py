@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from bundle.networks.model_set import ModelSet
 
-__all__ = ["Gate", "Verdict", "gate_threshold", "open_gate"]
+__all__ = ["Gate", "GateDecision", "gate_threshold", "open_gate"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateDecision:
     """The gate's word on images, each a bool tensor [N].
 
     Attributes:
@@ -49,7 +49,7 @@ class Gate:
         self.threshold = threshold
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, label: int) -> Verdict:
+    def __call__(self, images: Tensor, label: int) -> GateDecision:
         """Judges the images of one path, in fp32.
 
         Args:
@@ -60,7 +60,7 @@ class Gate:
         # "Not below" where "above" would do for numbers: NaN compares as false and must not open the gate.
         recognised = ~(self.gate_identity(images).softmax(dim=1).amax(dim=1) <= self.threshold)
         mislabelled = self.gate_class(images).argmax(dim=1) != label
-        return Verdict(~recognised & ~mislabelled, recognised, mislabelled)
+        return GateDecision(~recognised & ~mislabelled, recognised, mislabelled)
 
 
 def gate_threshold(models: ModelSet) -> float:

@@ -22,13 +22,13 @@ _SIDE = 224
 _WEIGHTS = SqueezeNet1_1_Weights.IMAGENET1K_V1
 
 
-def squeezenet_trunk(trunk_file: str | os.PathLike[str] | None = None) -> nn.Sequential:
+def squeezenet_trunk(squeezenet_file: str | os.PathLike[str] | None = None) -> nn.Sequential:
     """Builds torchvision's SqueezeNet 1.1 without its classifier (Iandola et al., arXiv 1602.07360).
 
     The global random state is left as it was, so that measuring in the middle of a training changes nothing in it.
 
     Args:
-        trunk_file: weights as torchvision publishes them (``features.*`` keys; others are passed over). Without it,
+        squeezenet_file: weights as torchvision publishes them (``features.*`` keys; others are ignored). Without it,
             torchvision downloads them or takes them from its own cache.
 
     Returns:
@@ -39,19 +39,19 @@ def squeezenet_trunk(trunk_file: str | os.PathLike[str] | None = None) -> nn.Seq
     """
     with torch.random.fork_rng(devices=[]):
         trunk = squeezenet1_1(weights=None).features
-    state = imagenet_weights(_WEIGHTS, trunk_file)
+    state = imagenet_weights(_WEIGHTS, squeezenet_file)
     prefix = "features."
     state = {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
     try:
         trunk.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise unsuitable(_WEIGHTS, trunk_file, "trunk_file") from error
+        raise unsuitable(_WEIGHTS, squeezenet_file, "squeezenet_file") from error
     return trunk.eval().requires_grad_(False)
 
 
 def squeezenet_features(
     images: Tensor,
-    trunk_file: str | os.PathLike[str] | None = None,
+    squeezenet_file: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
 ) -> Tensor:
@@ -62,7 +62,7 @@ def squeezenet_features(
 
     Args:
         images: ``[N, C, H, W]`` in [-1, 1]; C is 3, or 1, which is repeated.
-        trunk_file: see `squeezenet_trunk`.
+        squeezenet_file: see `squeezenet_trunk`.
         batch_size: images in memory at 224 px at a time.
         device: where to compute; by default where the images are.
 
@@ -76,7 +76,7 @@ def squeezenet_features(
     images = as_rgb(images)
     device = images.device if device is None else torch.device(device)
     # Measured on a CPU: 2.4 times as fast as the default memory format.
-    trunk = squeezenet_trunk(trunk_file).to(device).to(memory_format=torch.channels_last)
+    trunk = squeezenet_trunk(squeezenet_file).to(device).to(memory_format=torch.channels_last)
     features = torch.empty(len(images), 512)
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):

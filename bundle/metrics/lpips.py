@@ -25,13 +25,13 @@ _BATCH = 32
 _MEMORY = 512 * 2**20
 
 
-def lpips_model(trunk_file: str | os.PathLike[str] | None = None) -> lpips.LPIPS:
+def lpips_model(squeezenet_file: str | os.PathLike[str] | None = None) -> lpips.LPIPS:
     """Builds LPIPS 0.1 with the SqueezeNet trunk (Zhang et al., arXiv 1801.03924).
 
     The linear layers come with the lpips package. The global random state is left as it was.
 
     Args:
-        trunk_file: see `bundle.metrics.features.squeezenet_trunk`.
+        squeezenet_file: see `bundle.metrics.features.squeezenet_trunk`.
 
     Returns:
         The model, in evaluation mode, taking no gradients. It wants images in [-1, 1].
@@ -41,7 +41,7 @@ def lpips_model(trunk_file: str | os.PathLike[str] | None = None) -> lpips.LPIPS
     """
     import lpips
 
-    trunk = squeezenet_trunk(trunk_file).state_dict()
+    trunk = squeezenet_trunk(squeezenet_file).state_dict()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # The package builds its trunk through arguments that torchvision deprecates; nothing a user can do about it.
         warnings.simplefilter("ignore", UserWarning)

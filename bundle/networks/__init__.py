@@ -3,8 +3,8 @@
 """Networks and their weights on disk."""
 
 # Importing the modules registers their classes, which weight files name.
+from bundle.networks import classifiers as classifiers
 from bundle.networks import embeddings as embeddings
-from bundle.networks import guides as guides
 from bundle.networks import imagenet_classifier as imagenet_classifier
 from bundle.networks import latent_guides as latent_guides
 from bundle.networks import projected as projected

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, WeightsEnum, resnet18, squeezenet1_1
 
-from bundle.networks.guides import Classifier
+from bundle.networks.classifiers import Classifier
 from bundle.networks.pretrained import imagenet_normalised, imagenet_weights, unsuitable
 from bundle.networks.weights import register_network
 
@@ -52,9 +52,9 @@ TRUNKS = {
         ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3"),
         256,
         ResNet18_Weights.IMAGENET1K_V1,
-        "projection_file",
+        "resnet18_file",
     ),
-    "squeezenet1_1": _Trunk(squeezenet1_1, ("features",), 512, SqueezeNet1_1_Weights.IMAGENET1K_V1, "trunk_file"),
+    "squeezenet1_1": _Trunk(squeezenet1_1, ("features",), 512, SqueezeNet1_1_Weights.IMAGENET1K_V1, "squeezenet_file"),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bundle.networks.guides import Classifier, Guide, NobodyHead
+from bundle.networks.classifiers import Classifier, Guide, NobodyHead
 from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.networks.weights import register_network
 
@@ -22,7 +22,7 @@ LATENT_GUIDES: dict[str, tuple[str, int]] = {
 }
 
 
-class _Trunk(nn.Module):
+class _SharedTrunk(nn.Module):
     """Perceptron on latents brought to mean 0 and deviation 1; like the means of a ReLU's output, never below 0."""
 
     mean: Tensor
@@ -57,12 +57,12 @@ class LatentGuide(Classifier):
         depth: number of hidden layers.
     """
 
-    trunk: _Trunk
+    trunk: _SharedTrunk
 
     def __init__(
         self, w_dim: int, features: int, num_classes: int, identity: bool = False, width: int = 1024, depth: int = 4
     ) -> None:
-        super().__init__(_Trunk(w_dim, width, depth, features), features, num_classes, identity)
+        super().__init__(_SharedTrunk(w_dim, width, depth, features), features, num_classes, identity)
         self.arguments = {
             "w_dim": w_dim,
             "features": features,

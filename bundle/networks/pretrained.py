@@ -22,7 +22,7 @@ class TrunkUnavailable(RuntimeError):
 
 
 def imagenet_weights(
-    weights: WeightsEnum, file: str | os.PathLike[str] | None = None, option: str = "trunk_file"
+    weights: WeightsEnum, file: str | os.PathLike[str] | None = None, option: str = "squeezenet_file"
 ) -> dict[str, Tensor]:
     """Returns a state dict as torchvision publishes it.
 

@@ -28,7 +28,7 @@ from bundle.networks.weights import register_network
 __all__ = ["STAGES", "ProjectedDiscriminator", "ResNetStages"]
 
 _WEIGHTS = ResNet18_Weights.IMAGENET1K_V1
-_OPTION = "projection_file"  # that names a file of the weights
+_OPTION = "resnet18_file"  # that names a file of the weights
 _SIDES = (64, 128, 256, 512)
 #: Channels of ResNet-18's first three stages, at 1/4, 1/8 and 1/16 of the image's side.
 STAGES = (64, 128, 256)

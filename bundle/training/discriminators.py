@@ -27,7 +27,7 @@ def new_discriminator(
     resolution: int,
     image_channels: int,
     num_classes: int,
-    projection_file: str | os.PathLike[str] | None = None,
+    resnet18_file: str | os.PathLike[str] | None = None,
     init_from: str | os.PathLike[str] | None = None,
 ) -> Discriminator | ProjectedDiscriminator:
     """Builds a discriminator with random weights; what is frozen in a projected one is filled.
@@ -38,20 +38,20 @@ def new_discriminator(
         resolution: of the images in pixels.
         image_channels: 1 (grey) or 3 (RGB).
         num_classes: number of labels.
-        projection_file: torchvision's ``resnet18`` weights; None lets torchvision download them.
+        resnet18_file: torchvision's ``resnet18`` weights; None lets torchvision download them.
         init_from: the ``generator.pt`` that the training will start from.
 
     Raises:
         TrunkUnavailable: a projected discriminator is wanted, and the ImageNet weights are not to be had.
         WeightsError: ``init_from`` has no discriminator beside it.
     """
-    fallback = kind == "auto" and init_from is None and projection_file is None
+    fallback = kind == "auto" and init_from is None and resnet18_file is None
     if kind == "auto":
         kind = "projected" if init_from is None else _kind_of(discriminator_beside(Path(init_from)))
     if kind == "projected":
         projected = ProjectedDiscriminator(image_channels, num_classes)
         try:
-            projected.load_imagenet(projection_file)
+            projected.load_imagenet(resnet18_file)
             return projected
         except TrunkUnavailable as error:
             if not fallback:

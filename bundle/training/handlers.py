@@ -270,7 +270,7 @@ class BestGenerator:
         interval_kimg: thousands of images between two measurements.
         n_samples: images generated for one.
         seed: of their latents.
-        trunk_file: the feature network's weights; None lets torchvision find them.
+        squeezenet_file: the feature network's weights; None lets torchvision find them.
         calibrate: False leaves the spread of the latents as it is.
     """
 
@@ -283,7 +283,7 @@ class BestGenerator:
         interval_kimg: float,
         n_samples: int = 512,
         seed: int = 0,
-        trunk_file: str | os.PathLike[str] | None = None,
+        squeezenet_file: str | os.PathLike[str] | None = None,
         calibrate: bool = True,
     ) -> None:
         self.reals = reals
@@ -293,7 +293,7 @@ class BestGenerator:
         self.interval_kimg = interval_kimg
         self.n_samples = n_samples
         self.seed = seed
-        self.trunk_file = trunk_file
+        self.squeezenet_file = squeezenet_file
         self.calibrate = calibrate
         self.best_kid: float | None = None
         self.history: list[dict[str, float]] = []
@@ -410,7 +410,7 @@ class BestGenerator:
             self._save(engine, generator, {**scores, "features": FEATURES, "spread": spread})
 
     def _calibrate(self, generator: Generator, device: torch.device) -> None:
-        model = lpips_model(self.trunk_file)
+        model = lpips_model(self.squeezenet_file)
 
         def measure(images: Tensor) -> float:
             return mean_pairwise(images, model, device)
@@ -426,9 +426,9 @@ class BestGenerator:
     def _distances(self, engine: StyleGAN2Trainer, generator: Generator) -> dict[str, float]:
         device = engine.state.device
         if self._features is None:
-            self._features = squeezenet_features(self.reals, self.trunk_file, device=device)
+            self._features = squeezenet_features(self.reals, self.squeezenet_file, device=device)
         latents = fixed_latents(self.n_samples, generator.z_dim, generator.num_classes, self.seed + 1)
-        features = squeezenet_features(sample_images(generator, *latents), self.trunk_file, device=device)
+        features = squeezenet_features(sample_images(generator, *latents), self.squeezenet_file, device=device)
         return {
             "kid_val": kid(features, self._features),
             "frechet_val": frechet_distance(features, self._features),

@@ -28,7 +28,7 @@ from bundle.latent.prior import LatentPrior
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
 from bundle.networks.model_set import ModelSet
 from bundle.networks.weights import load_weights
-from bundle.training.latent_guides import LabelledLatents, LatentGuideTrainer, ask_guides, draw_latents
+from bundle.training.latent_guide_trainer import LabelledLatents, LatentGuideTrainer, ask_guides, draw_latents
 from bundle.training.seeds import stream_seed
 from bundle.walk.guides import Guides, ImageGuides, LatentGuides
 from bundle.walk.inferer import PlanWalkInferer

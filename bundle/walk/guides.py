@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bundle.networks.guides import Classifier
+from bundle.networks.classifiers import Classifier
 from bundle.networks.model_set import ModelSet
 from bundle.networks.precision import bf16_autocast
 from bundle.networks.stylegan2 import Generator
@@ -29,7 +29,7 @@ class Guides(Protocol):
     def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Maps w [M, w_dim] to phi_id's logits [M, K] and phi_class's [M, classes], fp32, both differentiable.
 
-        phi_id's are those of the closed set, the softmax of the paper: see `bundle.networks.guides.Classifier`.
+        phi_id's are those of the closed set, the softmax of the paper: see `bundle.networks.classifiers.Classifier`.
         """
 
 

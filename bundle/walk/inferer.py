@@ -65,7 +65,7 @@ class PlanWalkInferer(Inferer):
             **kwargs: none; part of the interface.
 
         Returns:
-            ``w`` and ``w_linear`` [P, N, w_dim]: the points of the walked and of the straight path; ``course``
+            ``w`` and ``w_linear`` [P, N, w_dim]: the points of the walked and of the straight path; ``loss_history``
             [P, steps]: the loss; ``terms``: the objective's terms at the last step, each [P].
         """
         with torch.no_grad():
@@ -84,6 +84,6 @@ class PlanWalkInferer(Inferer):
         return {
             "w": path.w,
             "w_linear": straight_path(ends[:, 0], ends[:, 1], self.n_points),
-            "course": path.course,
+            "loss_history": path.loss_history,
             "terms": path.terms,
         }

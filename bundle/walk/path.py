@@ -48,12 +48,12 @@ class Path:
 
     Attributes:
         w: points, ends included, [P, N, w_dim].
-        course: loss of each path at each step, [P, steps].
+        loss_history: loss of each path at each step, [P, steps].
         terms: weighted terms of the objective at the last step, each [P].
     """
 
     w: Tensor
-    course: Tensor
+    loss_history: Tensor
     terms: dict[str, Tensor]
 
 
@@ -100,7 +100,7 @@ def walk(
     w = straight_path(w_a, w_b, n_points)
     inner = w[:, 1:-1].clone().requires_grad_(True)
     optimizer = torch.optim.Adam([inner], lr=settings.learning_rate, betas=(0.9, 0.999))
-    course: list[Tensor] = []
+    loss_history: list[Tensor] = []
     terms: dict[str, Tensor] = {}
     for step in range(settings.steps):
         if settings.cosine:
@@ -115,12 +115,12 @@ def walk(
             on_step(inner.detach())
         inner.grad = gradient
         optimizer.step()
-        course.append(terms["loss"].detach())
-        if settings.tolerance > 0 and _settled(course, settings.tolerance):
+        loss_history.append(terms["loss"].detach())
+        if settings.tolerance > 0 and _settled(loss_history, settings.tolerance):
             break
     return Path(
         w=torch.cat([w[:, :1], inner.detach(), w[:, -1:]], dim=1),
-        course=torch.stack(course, dim=1) if course else w.new_zeros(len(w), 0),
+        loss_history=torch.stack(loss_history, dim=1) if loss_history else w.new_zeros(len(w), 0),
         terms={name: value.detach() for name, value in terms.items()},
     )
 
@@ -136,8 +136,10 @@ def _ask(guides: Guides, inner: Tensor) -> tuple[Tensor, Tensor]:
     return identity, classes
 
 
-def _settled(course: list[Tensor], tolerance: float) -> bool:
-    if len(course) < 2 * WINDOW:
+def _settled(loss_history: list[Tensor], tolerance: float) -> bool:
+    if len(loss_history) < 2 * WINDOW:
         return False
-    now, before = (torch.stack(part).mean(dim=0) for part in (course[-WINDOW:], course[-2 * WINDOW : -WINDOW]))
+    now, before = (
+        torch.stack(part).mean(dim=0) for part in (loss_history[-WINDOW:], loss_history[-2 * WINDOW : -WINDOW])
+    )
     return bool(((before - now).abs() <= tolerance * before.abs()).all())

@@ -41,7 +41,7 @@ from bundle.training.seeds import stream_seed
 from bundle.walk.distillation import TRIAL, agreement
 from bundle.walk.guides import ImageGuides
 from bundle.walk.objective import make_objective
-from scripts.tools.walk_quality import RealImages, quality, quality_table, student_figures
+from scripts.tools.walk_quality import ReferenceImages, quality, quality_table, student_figures
 
 __all__ = ["cost_table", "main", "measure_memory", "peak_memory"]
 
@@ -70,7 +70,7 @@ def measure_memory(arm: str, models_dir: str, n_points: int) -> float:
     walker.inferer.settings = dataclasses.replace(walker.inferer.settings, steps=min(3, walker.inferer.settings.steps))
     walker.walk(range(walker.block), 0)
     status = Path("/proc/self/status")
-    if status.exists():  # the kernel's other figure, getrusage's, begins with what the parent process held
+    if status.exists():  # the kernel's other estimate, getrusage's, begins with what the parent process held
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--models_dir", default="models/xray", help="the networks (%(default)s)")
     parser.add_argument("--dataset_dir", nargs="+", help="real images: adds distances to them, and copies")
-    parser.add_argument("--trunk_file", default=None, help="of LPIPS; left out, torchvision downloads it")
+    parser.add_argument("--squeezenet_file", default=None, help="of LPIPS; left out, torchvision downloads it")
     parser.add_argument("--pairs", type=int, default=16, help="paths of each class (%(default)s)")
     parser.add_argument(
         "--baseline_pairs", type=int, default=2, help="the same of the published algorithm (%(default)s)"
@@ -155,7 +155,7 @@ def run(options: argparse.Namespace) -> None:
         network, _ = load_weights(Path(options.models_dir) / "audit_embedding.pt")
         assert isinstance(network, ContrastiveEmbedding)
         embedding = network
-    real_images = None if data is None else RealImages(data, options.trunk_file, embedding)
+    real_images = None if data is None else ReferenceImages(data, options.squeezenet_file, embedding)
     latent = walkers["latent"]
     for walker in walkers.values():  # what is computed for the first time takes longer
         _warm_up(walker)

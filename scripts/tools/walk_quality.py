@@ -11,7 +11,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, mean, patient_draws, share
+from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws, share
 from bundle.data import ImageData
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.evaluation.walkers import Arm, Walker
@@ -25,21 +25,21 @@ from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.walk.guides import ImageGuides, LatentGuides
 from bundle.walk.objective import Objective, identity_divergence
 
-__all__ = ["MEASURES", "RealImages", "difference", "path_figure", "quality", "quality_table", "student_figures"]
+__all__ = ["MEASURES", "ReferenceImages", "difference", "path_figure", "quality", "quality_table", "student_figures"]
 
 
-class RealImages:
+class ReferenceImages:
     """Holds images against the real ones behind a generator.
 
     Args:
         data: the real images.
-        trunk_file: of LPIPS.
+        squeezenet_file: of LPIPS.
         embedding: of the audit; None leaves copies out.
     """
 
-    def __init__(self, data: ImageData, trunk_file: str | None, embedding: ContrastiveEmbedding | None) -> None:
+    def __init__(self, data: ImageData, squeezenet_file: str | None, embedding: ContrastiveEmbedding | None) -> None:
         self.reals = data.tensors(IDENTITY_SPLITS)[0]
-        self.distance = lpips_model(trunk_file)
+        self.distance = lpips_model(squeezenet_file)
         self.embedding = embedding
         if embedding is not None:
             self.gallery = predict(embedding, self.reals)
@@ -56,7 +56,7 @@ class RealImages:
 
 @torch.no_grad()
 def quality(
-    walker: Walker, guides: ImageGuides, prior: LatentPrior, objective: Objective, real_images: RealImages | None
+    walker: Walker, guides: ImageGuides, prior: LatentPrior, objective: Objective, real_images: ReferenceImages | None
 ) -> dict[str, Tensor]:
     """Judges an arm's inner points, each value a tensor [P, N - 2] of all paths, class by class.
 
@@ -122,21 +122,21 @@ MEASURES: tuple[tuple[str, str, bool], ...] = (
 )
 
 
-def path_figure(values: Tensor, is_share: bool) -> Figure:
+def path_figure(values: Tensor, is_share: bool) -> Estimate:
     """Mean of values [P], or [P, n], with the interval of paths drawn anew."""
     paths = torch.arange(len(values)).repeat_interleave(values[0].numel())
     draws = patient_draws(paths, DRAWS, seed=0)
     flat = values.flatten()
-    return share(flat.bool(), draws) if is_share else figure(mean(flat), bootstrap(flat, draws, mean), len(flat))
+    return share(flat.bool(), draws) if is_share else estimate(mean(flat), bootstrap(flat, draws, mean), len(flat))
 
 
-def difference(first: Tensor, second: Tensor) -> Figure:
+def difference(first: Tensor, second: Tensor) -> Estimate:
     """Mean over paths of first less second, [P] or [P, n] of the same pairs, with its interval."""
     per_path = (first - second).flatten(1).mean(dim=1) if first.ndim > 1 else first - second
     return path_figure(per_path, is_share=False)
 
 
-def _text(value: Figure, is_share: bool) -> str:
+def _text(value: Estimate, is_share: bool) -> str:
     factor, unit = (100.0, " %") if is_share else (1.0, "")
     middle, low, high = (three_digits(factor * number) for number in (value.value, value.low, value.high))
     return f"{middle}{unit} [{low}, {high}]"

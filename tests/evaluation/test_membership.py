@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle.audit.measures import area_under_curve
+from bundle.auditing.measures import area_under_curve
 from bundle.evaluation.membership import (
     attack_by_outputs,
     confidence,

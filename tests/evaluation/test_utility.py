@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 from torch import Tensor
 
-from bundle.audit.resampling import patient_draws
+from bundle.auditing.resampling import patient_draws
 from bundle.data import get_modality
 from bundle.evaluation.utility import (
     ClassifierSettings,
@@ -50,25 +50,25 @@ def test_classifier_learns_and_is_tried_on_other_images(channels: int) -> None:
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_seed_decides_and_nothing_else(pretrained: bool, trunk_file: Path) -> None:
+def test_seed_decides_and_nothing_else(pretrained: bool, squeezenet_file: Path) -> None:
     pixels, labels = discs(40, 0, channels=3, side=32)
     settings = ClassifierSettings(epochs=1, batch_size=16, side=24, pretrained=pretrained)
     logits = []
     for seed in (0, 0, 1):
         torch.rand(7)  # whatever was drawn before
-        network = train_classifier(pixels, labels, 2, settings, seed, trunk_file=trunk_file)
+        network = train_classifier(pixels, labels, 2, settings, seed, squeezenet_file=squeezenet_file)
         logits.append(classify(network, pixels, settings))
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2])
 
 
-def test_classifiers_of_a_modality_that_asks_for_it_start_from_imagenet_weights(trunk_file: Path) -> None:
+def test_classifiers_of_a_modality_that_asks_for_it_start_from_imagenet_weights(squeezenet_file: Path) -> None:
     assert classifier_settings(get_modality("xray"), 7) == ClassifierSettings(epochs=7)
     settings = classifier_settings(get_modality("fundus"), 1)
     assert (settings.epochs, settings.pretrained) == (1, True)
     pixels, labels = discs(32, 0, channels=3, side=32)
-    network = train_classifier(pixels, labels, 2, settings, seed=0, trunk_file=trunk_file)
-    kernel = torch.load(trunk_file, weights_only=True)["features.0.weight"]
+    network = train_classifier(pixels, labels, 2, settings, seed=0, squeezenet_file=squeezenet_file)
+    kernel = torch.load(squeezenet_file, weights_only=True)["features.0.weight"]
     found = network.state_dict()["trunk.features.0.weight"]
     assert 0 < float((found - kernel).abs().max()) < 0.01  # one epoch away
     assert classify(network, pixels, settings).shape == (32, 2)
@@ -102,10 +102,10 @@ def test_accuracy_figures(num_classes: int) -> None:
     assert found["accuracy"].value == pytest.approx(float((named == labels.numpy()).mean()))
     assert found["balanced_accuracy"].value == pytest.approx(balanced_accuracy_score(labels, named))
     assert found["auc"].value == pytest.approx(roc_auc_score(labels, score, multi_class="ovr"))
-    assert all(figure.low < figure.value < figure.high for figure in found.values())
+    assert all(estimate.low < estimate.value < estimate.high for estimate in found.values())
     assert "kappa" not in found
     graded = accuracy_figures(logits, labels, patient_draws(torch.arange(120), 200, 0), ordered=True)
-    assert {key: figure for key, figure in graded.items() if key != "kappa"} == found
+    assert {key: estimate for key, estimate in graded.items() if key != "kappa"} == found
     assert graded["kappa"].value == pytest.approx(cohen_kappa_score(labels, named, weights="quadratic"))
     assert graded["kappa"].low < graded["kappa"].value < graded["kappa"].high
 

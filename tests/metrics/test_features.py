@@ -12,30 +12,30 @@ from torchvision.transforms.functional import normalize, resize
 from bundle.metrics import TrunkUnavailable, squeezenet_features, squeezenet_trunk
 
 
-def test_equal_torchvisions_network_and_transforms(trunk_file: Path) -> None:
+def test_equal_torchvisions_network_and_transforms(squeezenet_file: Path) -> None:
     images = torch.rand(3, 3, 48, 40) * 2 - 1
     network = squeezenet1_1(weights=None)
-    network.load_state_dict(torch.load(trunk_file, weights_only=True))
+    network.load_state_dict(torch.load(squeezenet_file, weights_only=True))
     prepared = normalize(
         resize((images + 1) / 2, [224, 224], antialias=True), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     )
     with torch.no_grad():
         expected = network.eval().features(prepared).mean(dim=(2, 3))
-    features = squeezenet_features(images, trunk_file, batch_size=2)
+    features = squeezenet_features(images, squeezenet_file, batch_size=2)
     assert features.shape == (3, 512)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
     assert float(features.std()) > 0
 
 
-def test_grey_is_repeated_and_batches_do_not_matter(trunk_file: Path) -> None:
+def test_grey_is_repeated_and_batches_do_not_matter(squeezenet_file: Path) -> None:
     grey = torch.rand(5, 1, 32, 32) * 2 - 1
-    features = squeezenet_features(grey, trunk_file, batch_size=5)
-    torch.testing.assert_close(features, squeezenet_features(grey.repeat(1, 3, 1, 1), trunk_file, batch_size=2))
+    features = squeezenet_features(grey, squeezenet_file, batch_size=5)
+    torch.testing.assert_close(features, squeezenet_features(grey.repeat(1, 3, 1, 1), squeezenet_file, batch_size=2))
 
 
-def test_leaves_the_global_random_state(trunk_file: Path) -> None:
+def test_leaves_the_global_random_state(squeezenet_file: Path) -> None:
     before = torch.random.get_rng_state()
-    squeezenet_features(torch.zeros(1, 1, 32, 32), trunk_file)
+    squeezenet_features(torch.zeros(1, 1, 32, 32), squeezenet_file)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -56,10 +56,10 @@ def test_without_internet_both_cures_are_named(monkeypatch: pytest.MonkeyPatch) 
         raise OSError("no route to host")
 
     monkeypatch.setattr(SqueezeNet1_1_Weights, "get_state_dict", offline)
-    with pytest.raises(TrunkUnavailable, match=r"internet.*trunk_file"):
+    with pytest.raises(TrunkUnavailable, match=r"internet.*squeezenet_file"):
         squeezenet_trunk()
 
 
-def test_refuses_other_shapes(trunk_file: Path) -> None:
+def test_refuses_other_shapes(squeezenet_file: Path) -> None:
     with pytest.raises(ValueError, match="1 or 3 channels"):
-        squeezenet_features(torch.zeros(4, 2, 32, 32), trunk_file)
+        squeezenet_features(torch.zeros(4, 2, 32, 32), squeezenet_file)

@@ -12,8 +12,8 @@ from bundle.metrics import lpips_model, mean_pairwise, nearest, pairwise, pairwi
 
 
 @pytest.fixture(scope="module")
-def model(trunk_file: Path) -> lpips.LPIPS:
-    return lpips_model(trunk_file)
+def model(squeezenet_file: Path) -> lpips.LPIPS:
+    return lpips_model(squeezenet_file)
 
 
 def draw(n: int, channels: int, side: int, seed: int) -> torch.Tensor:
@@ -35,8 +35,8 @@ def test_pairwise_equals_the_lpips_package(model: lpips.LPIPS, channels: int, si
     torch.testing.assert_close(pairwise(x, y, model), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_trunk_of_the_model_is_that_of_the_file(model: lpips.LPIPS, trunk_file: Path) -> None:
-    weights = torch.load(trunk_file, weights_only=True)
+def test_the_trunk_of_the_model_is_that_of_the_file(model: lpips.LPIPS, squeezenet_file: Path) -> None:
+    weights = torch.load(squeezenet_file, weights_only=True)
     torch.testing.assert_close(model.net.slice3[2].expand3x3.weight, weights["features.7.expand3x3.weight"])
 
 

@@ -23,8 +23,8 @@ def trunk(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def file(trunk: str, resnet_file: Path, trunk_file: Path) -> Path:
-    return {"resnet18": resnet_file, "squeezenet1_1": trunk_file}[trunk]
+def file(trunk: str, resnet_file: Path, squeezenet_file: Path) -> Path:
+    return {"resnet18": resnet_file, "squeezenet1_1": squeezenet_file}[trunk]
 
 
 def test_features_are_those_of_torchvisions_network(trunk: str, file: Path) -> None:
@@ -79,7 +79,7 @@ def test_weights_are_kept_and_need_no_other_file(trunk: str, file: Path, tmp_pat
         torch.testing.assert_close(again.eval()(images), network(images), rtol=0.02, atol=0.02)
 
 
-def test_weights_of_another_network_are_refused(trunk: str, resnet_file: Path, trunk_file: Path) -> None:
-    other = {"resnet18": trunk_file, "squeezenet1_1": resnet_file}[trunk]
+def test_weights_of_another_network_are_refused(trunk: str, resnet_file: Path, squeezenet_file: Path) -> None:
+    other = {"resnet18": squeezenet_file, "squeezenet1_1": resnet_file}[trunk]
     with pytest.raises(TrunkUnavailable, match=f"{TRUNKS[trunk].option} .* does not hold"):
         ImageNetClassifier(3, 5, trunk).load_imagenet(other)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.networks.guides import GateClassifier, Guide
+from bundle.networks.classifiers import GateClassifier, Guide
 from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
 from bundle.networks.weights import load_weights, save_weights

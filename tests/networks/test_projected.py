@@ -137,7 +137,7 @@ def broken(state: dict[str, Tensor], how: str) -> dict[str, Tensor]:
 def test_a_file_of_other_weights_is_named_with_the_cure(tmp_path: Path, resnet_file: Path, how: str) -> None:
     path = tmp_path / "other.pth"
     torch.save(broken(torch.load(resnet_file, weights_only=True), how), path)
-    with pytest.raises(TrunkUnavailable, match=r"projection_file .*other\.pth does not hold ResNet18.*Name the file"):
+    with pytest.raises(TrunkUnavailable, match=r"resnet18_file .*other\.pth does not hold ResNet18.*Name the file"):
         ProjectedDiscriminator().load_imagenet(path)
 
 
@@ -146,5 +146,5 @@ def test_without_internet_both_cures_are_named(monkeypatch: pytest.MonkeyPatch) 
         raise OSError("no route to host")
 
     monkeypatch.setattr(ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(TrunkUnavailable, match=r"internet.*projection_file"):
+    with pytest.raises(TrunkUnavailable, match=r"internet.*resnet18_file"):
         ProjectedDiscriminator().load_imagenet()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bundle.files import sha256_file
-from bundle.networks.guides import GateClassifier
+from bundle.networks.classifiers import GateClassifier
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.networks.weights import (
     NETWORKS,

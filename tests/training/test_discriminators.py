@@ -48,13 +48,13 @@ def test_residual_has_the_resolution_and_the_channels() -> None:
 def test_auto_falls_back_aloud(offline: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert isinstance(new_discriminator("auto", 32, 1, 2), Discriminator)
-    assert "projection_file" in caplog.text
+    assert "resnet18_file" in caplog.text
     assert "--discriminator residual" in caplog.text
 
 
 @pytest.mark.parametrize(("kind", "file"), [("projected", None), ("auto", "absent.pth")])
 def test_what_was_asked_for_is_never_replaced(offline: None, kind: str, file: str | None) -> None:
-    with pytest.raises(TrunkUnavailable, match="projection_file"):
+    with pytest.raises(TrunkUnavailable, match="resnet18_file"):
         new_discriminator(kind, 32, 1, 2, file)
 
 
@@ -67,7 +67,7 @@ def test_auto_takes_the_kind_that_the_weights_have(
 
 
 def test_weights_for_a_projected_one_do_not_make_auto_fall_back(tmp_path: Path, offline: None) -> None:
-    with pytest.raises(TrunkUnavailable, match="projection_file"):
+    with pytest.raises(TrunkUnavailable, match="resnet18_file"):
         new_discriminator("auto", 32, 1, 2, None, save_gan(tmp_path, ProjectedDiscriminator()))
 
 

@@ -301,12 +301,12 @@ def best(models_dir: Path, **options: Any) -> BestGenerator:
 @pytest.fixture
 def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """No calibration, and no LPIPS for it."""
-    monkeypatch.setattr(handlers, "lpips_model", lambda trunk_file: None)
+    monkeypatch.setattr(handlers, "lpips_model", lambda squeezenet_file: None)
     monkeypatch.setattr(handlers, "mean_pairwise", lambda images, model, device: 0.0)
     monkeypatch.setattr(handlers, "calibrate_spread", lambda *arguments, **options: None)
 
 
-def pooled(images: Tensor, trunk_file: Any = None, **kwargs: Any) -> Tensor:
+def pooled(images: Tensor, squeezenet_file: Any = None, **kwargs: Any) -> Tensor:
     """In place of SqueezeNet's features."""
     return F.adaptive_avg_pool2d(images, 2).flatten(1)
 
@@ -342,20 +342,20 @@ def test_best_weights_are_kept(new_trainer: NewTrainer, tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("as_it_is")
-def test_measures_are_those_of_the_metrics(new_trainer: NewTrainer, tmp_path: Path, trunk_file: Path) -> None:
+def test_measures_are_those_of_the_metrics(new_trainer: NewTrainer, tmp_path: Path, squeezenet_file: Path) -> None:
     """Through the real feature network, with random weights."""
     trainer = new_trainer(max_epochs=1)
-    handler = best(tmp_path, n_samples=4, trunk_file=trunk_file)
+    handler = best(tmp_path, n_samples=4, squeezenet_file=squeezenet_file)
     handler.attach(trainer)
     trainer.run()
     z, label = fixed_latents(4, 4, 2, seed=1)
     images = trainer.average.synthesis(trainer.average.mapping(z, label))
-    features = [handlers.squeezenet_features(x, trunk_file) for x in (images, handler.reals)]
+    features = [handlers.squeezenet_features(x, squeezenet_file) for x in (images, handler.reals)]
     assert handler.best_kid == pytest.approx(handlers.kid(*features), rel=1e-4, abs=1e-6)
 
 
 def test_what_is_kept_varies_as_training_images_and_training_does_not_notice(
-    new_trainer: NewTrainer, tmp_path: Path, trunk_file: Path, monkeypatch: pytest.MonkeyPatch
+    new_trainer: NewTrainer, tmp_path: Path, squeezenet_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the real LPIPS, on a trunk with random weights."""
     targets: list[float] = []
@@ -367,10 +367,10 @@ def test_what_is_kept_varies_as_training_images_and_training_does_not_notice(
 
     monkeypatch.setattr(handlers, "calibrate_spread", remember)
     trainer = new_trainer(max_epochs=1)
-    handler = best(tmp_path, n_samples=4, trunk_file=trunk_file)
+    handler = best(tmp_path, n_samples=4, squeezenet_file=squeezenet_file)
     handler.attach(trainer)
     trainer.run()
-    model = lpips_model(trunk_file)
+    model = lpips_model(squeezenet_file)
     train = torch.stack([handler.train[index]["image"] for index in range(6)])
     wanted = [mean_pairwise(train[value::2], model) for value in range(2)]
     assert targets == pytest.approx(wanted)
@@ -381,9 +381,9 @@ def test_what_is_kept_varies_as_training_images_and_training_does_not_notice(
     assert bool((trainer.average.mapping.spread == 1.0).all())
 
 
-def test_the_spread_is_left_alone_on_demand(new_trainer: NewTrainer, tmp_path: Path, trunk_file: Path) -> None:
+def test_the_spread_is_left_alone_on_demand(new_trainer: NewTrainer, tmp_path: Path, squeezenet_file: Path) -> None:
     trainer = new_trainer(max_epochs=1)
-    best(tmp_path, n_samples=4, trunk_file=trunk_file, calibrate=False).attach(trainer)
+    best(tmp_path, n_samples=4, squeezenet_file=squeezenet_file, calibrate=False).attach(trainer)
     trainer.run()
     assert load_weights(tmp_path / "generator.pt")[1]["scores"]["spread"] == [1.0, 1.0]
 
@@ -409,7 +409,7 @@ def test_without_a_trunk_the_latest_weights_are_kept_with_one_warning(
     new_trainer: NewTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unavailable(*arguments: Any, **options: Any) -> Tensor:
-        raise TrunkUnavailable("name it with trunk_file")
+        raise TrunkUnavailable("name it with squeezenet_file")
 
     monkeypatch.setattr(handlers, "lpips_model", unavailable)
     trainer = new_trainer()
@@ -417,7 +417,7 @@ def test_without_a_trunk_the_latest_weights_are_kept_with_one_warning(
     with caplog.at_level(logging.WARNING, logger=handlers.__name__):
         trainer.run()
     assert len(caplog.records) == 1
-    assert "the latest weights are kept instead of the best: name it with trunk_file" in caplog.text
+    assert "the latest weights are kept instead of the best: name it with squeezenet_file" in caplog.text
     generator, info = load_weights(tmp_path / "generator.pt")
     assert info["images_seen"] == 24
     assert info["scores"] == {}

@@ -347,7 +347,7 @@ def train(dataset_dir: Path, output_dir: Path, **options: Any) -> None:
     )
 
 
-def pooled(images: Tensor, trunk_file: Any = None, **kwargs: Any) -> Tensor:
+def pooled(images: Tensor, squeezenet_file: Any = None, **kwargs: Any) -> Tensor:
     """In place of SqueezeNet's features."""
     return F.adaptive_avg_pool2d(images, 4).flatten(1)
 
@@ -364,7 +364,7 @@ def small_measures() -> Iterator[None]:
     latents = handlers.fixed_latents
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handlers, "squeezenet_features", pooled)
-        patch.setattr(handlers, "lpips_model", lambda trunk_file: None)
+        patch.setattr(handlers, "lpips_model", lambda squeezenet_file: None)
         patch.setattr(handlers, "mean_pairwise", lambda images, model, device: float(images.flatten(1).var(0).mean()))
         patch.setattr(handlers, "fixed_latents", lambda n, *arguments: latents(8, *arguments))
         yield
@@ -374,7 +374,7 @@ def small_measures() -> Iterator[None]:
 def kind(request: pytest.FixtureRequest, resnet_file: Path) -> dict[str, str]:
     """The options of each discriminator."""
     options = {"discriminator": str(request.param)}
-    return {**options, "projection_file": str(resnet_file)} if request.param == "projected" else options
+    return {**options, "resnet18_file": str(resnet_file)} if request.param == "projected" else options
 
 
 @pytest.fixture(scope="module")

@@ -82,16 +82,16 @@ def test_ends_are_held_and_the_loss_falls(
     settings = dataclasses.replace(SETTINGS[name], steps=15, tolerance=0.0, learning_rate=0.005)
     path = walked(models, prior, ends, settings, OBJECTIVES[name](), asked=guides(models, name == "published"))
     assert path.w.shape == (3, 6, 8)
-    assert path.course.shape == (3, 15)
+    assert path.loss_history.shape == (3, 15)
     assert torch.equal(path.w[:, 0], ends[0])
     assert torch.equal(path.w[:, -1], ends[1])
     moved = (path.w - straight_path(*ends, 6))[:, 1:-1].norm(dim=2)
     assert float(moved.min()) > 0.0
-    start, end = path.course[:, 0], path.course[:, -1]
+    start, end = path.loss_history[:, 0], path.loss_history[:, -1]
     assert bool((end < 1.05 * start).all())  # a path that starts at rest may tremble
     assert float(end.sum()) < 0.95 * float(start.sum())
     assert not path.w.requires_grad
-    torch.testing.assert_close(path.terms["loss"], path.course[:, -1])
+    torch.testing.assert_close(path.terms["loss"], path.loss_history[:, -1])
 
 
 def test_frozen_networks_take_no_gradients(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
@@ -116,7 +116,7 @@ def guides_in_parts(models: ModelSet) -> ImageGuides:
 def test_parts_give_what_the_whole_gives(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
     whole = walked(models, prior, ends)
     parts = walked(models, prior, ends, asked=guides_in_parts(models))
-    torch.testing.assert_close(parts.course, whole.course, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.loss_history, whole.loss_history, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts.w, whole.w, rtol=1e-3, atol=1e-3)
 
 
@@ -135,7 +135,7 @@ def test_parts_bound_the_points_in_the_networks(
 
 def test_paths_do_not_influence_each_other(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
     together, alone = walked(models, prior, ends), walked(models, prior, ends, paths=slice(1, 2))
-    torch.testing.assert_close(alone.course, together.course[1:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.loss_history, together.loss_history[1:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone.w, together.w[1:2], rtol=1e-3, atol=1e-3)
 
 
@@ -145,8 +145,11 @@ def test_same_walk_same_bits(models: ModelSet, prior: LatentPrior, ends: tuple[T
 
 def test_settled_walk_stops_early(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
     still = WalkSettings(steps=40, learning_rate=0.0, cosine=False, tolerance=1e-3)
-    assert walked(models, prior, ends, still).course.shape == (3, 20)
-    assert walked(models, prior, ends, dataclasses.replace(still, tolerance=0.0, steps=22)).course.shape == (3, 22)
+    assert walked(models, prior, ends, still).loss_history.shape == (3, 20)
+    assert walked(models, prior, ends, dataclasses.replace(still, tolerance=0.0, steps=22)).loss_history.shape == (
+        3,
+        22,
+    )
 
 
 class Bowl(nn.Module):
@@ -251,7 +254,7 @@ def test_inferer_walks_from_z(models: ModelSet, prior: LatentPrior, monkeypatch:
     torch.testing.assert_close(result["w"][:, 0], w_a)
     torch.testing.assert_close(result["w"][:, -1], w_b)
     torch.testing.assert_close(result["w_linear"], straight_path(w_a, w_b, 5))
-    assert result["course"].shape == (3, 5)
+    assert result["loss_history"].shape == (3, 5)
     assert set(result["terms"]) == {"identity", "distance", "class", "even", "prior", "loss"}
 
 

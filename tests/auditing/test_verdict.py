@@ -7,20 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bundle.audit.assessment import Assessment
-from bundle.audit.controls import Control
-from bundle.audit.images import RealImages
-from bundle.audit.orientations import Disguises
-from bundle.audit.resampling import Figure
-from bundle.audit.verdict import COPIES, PASSED, UNUSABLE, pixel_copies, verdict_of
+from bundle.auditing.assessment import Assessment
+from bundle.auditing.controls import Control
+from bundle.auditing.images import RealImages
+from bundle.auditing.orientations import Disguises
+from bundle.auditing.resampling import Estimate
+from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE, pixel_copies, verdict_of
 
-RATES = {"cohort": Figure(0.06, 0.02, 0.1, 100), "test": Figure(0.05, 0.03, 0.08, 230)}
+RATES = {"cohort": Estimate(0.06, 0.02, 0.1, 100), "test": Estimate(0.05, 0.03, 0.08, 230)}
 GOOD = Assessment(
     controls=[
-        Control("planted_exact", "exact copies, found", Figure(1.0, 0.99, 1.0, 400), "at least 95%", True),
-        Control("planted, mirrored", "copies mirrored", Figure(0.2, 0.1, 0.3, 400), "", None),
+        Control("planted_exact", "exact copies, found", Estimate(1.0, 0.99, 1.0, 400), "at least 95%", True),
+        Control("planted, mirrored", "copies mirrored", Estimate(0.2, 0.1, 0.3, 400), "", None),
     ],
-    figures={"copy_rate": RATES, "kid": {"cohort": Figure(90.0, 60.0, 120.0, 100)}},
+    figures={"copy_rate": RATES, "kid": {"cohort": Estimate(90.0, 60.0, 120.0, 100)}},
     per_class={},
     excess=-0.02,
     nearer=3,  # by the embedding alone
@@ -69,7 +69,7 @@ def test_what_chance_alone_would_do_is_told() -> None:
 
 
 def test_failed_control_comes_before_all_findings() -> None:
-    failed = Control("planted_exact", "exact copies, found", Figure(0.5, 0.4, 0.6, 400), "at least 95%", False)
+    failed = Control("planted_exact", "exact copies, found", Estimate(0.5, 0.4, 0.6, 400), "at least 95%", False)
     found = replace(GOOD, controls=[failed, *GOOD.controls], nearer_by_both=1)
     verdict = verdict_of(found, NONE, 100, 230)
     assert verdict.code == UNUSABLE

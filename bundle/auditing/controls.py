@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bundle.audit.distances import EMBEDDING, VERIFIER, Distances, Side
-from bundle.audit.measures import exceeds
-from bundle.audit.resampling import DRAWS, Figure, bootstrap, figure, mean, patient_draws, share
+from bundle.auditing.distances import EMBEDDING, VERIFIER, Distances, Side
+from bundle.auditing.measures import exceeds
+from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws, share
 from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
 
 __all__ = ["ALTERED_FOUND", "EXACT_FOUND", "Control", "try_instrument"]
@@ -29,20 +29,20 @@ class Control:
     Attributes:
         key: its name in results.json.
         title: its name in the report.
-        figure: the share that was found, or taken for copies.
+        estimate: the share that was found, or taken for copies.
         required: in words.
         passed: None where it is shown and decides nothing by itself.
     """
 
     key: str
     title: str
-    figure: Figure
+    estimate: Estimate
     required: str
     passed: bool | None
 
 
 def try_instrument(
-    distances: Distances, test: Side, rates: dict[str, Figure], threshold: float, seed: int
+    distances: Distances, test: Side, rates: dict[str, Estimate], threshold: float, seed: int
 ) -> list[Control]:
     """Seeks planted copies of training images, exact and altered, and takes real images for cohorts.
 
@@ -65,7 +65,7 @@ def try_instrument(
     found = {name: exceeds(planted[f"{name}_alike"], threshold) for name in ("exact", *PLANTED_CHANGES)}
     exact = share(found["exact"], draws)
     every = torch.stack([found[name] for name in PLANTED_CHANGES], dim=1).double()
-    altered = figure(mean(every), bootstrap(every, draws, mean), every.numel())
+    altered = estimate(mean(every), bootstrap(every, draws, mean), every.numel())
     strangers, everyone = rates["test"], rates["training"]
     exact_needed, altered_needed = f"at least {EXACT_FOUND:.0%}", f"at least {ALTERED_FOUND:.0%}"
     not_above = f"the set rate, {SET_RATE:.0%}: not above it by more than chance (one-sided 95 %)"
@@ -98,7 +98,7 @@ def try_instrument(
     }
     for key, (title, marks) in shown.items():
         marked = torch.stack(marks, dim=1).double()
-        found_share = figure(mean(marked), bootstrap(marked, draws, mean), marked.numel())
+        found_share = estimate(mean(marked), bootstrap(marked, draws, mean), marked.numel())
         controls.append(Control(key, title, found_share, "", None))
     return controls
 

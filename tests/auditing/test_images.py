@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.audit.images import RealData, RealImages, choose_preprocessing, open_cohort, read_pixels
+from bundle.auditing.images import RealData, RealImages, choose_preprocessing, open_cohort, read_pixels
 from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality, open_dataset
 from tests.hospital import CohortMaker, blobs

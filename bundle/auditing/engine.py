@@ -18,14 +18,14 @@ from ignite.engine import Engine, Events
 from torch import nn
 from tqdm import tqdm
 
-from bundle.audit.assessment import Assessment, Figures, assess
-from bundle.audit.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
-from bundle.audit.distances import Distances, Reference, Step, Tensors, reference_key
-from bundle.audit.images import Cohort, RealData, choose_preprocessing, read_pixels
-from bundle.audit.orientations import AS_IT_LIES, Disguises, seek_disguises
-from bundle.audit.report import write_private, write_report
-from bundle.audit.resampling import LEAST, rounded
-from bundle.audit.verdict import Verdict, pixel_copies, verdict_of
+from bundle.auditing.assessment import Assessment, Estimates, assess
+from bundle.auditing.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
+from bundle.auditing.distances import Distances, Reference, Step, Tensors, reference_key
+from bundle.auditing.images import Cohort, RealData, choose_preprocessing, read_pixels
+from bundle.auditing.orientations import AS_IT_LIES, Disguises, seek_disguises
+from bundle.auditing.report import write_private, write_report
+from bundle.auditing.resampling import LEAST, rounded
+from bundle.auditing.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
 from bundle.data.records import Record
 from bundle.files import content_digest, write_json
@@ -96,8 +96,8 @@ class AuditEngine(Engine):
         infos: content of each one's JSON.
         output_dir: gets ``report.html``, ``results.json`` and ``private/``.
         seed: of all draws.
-        cohort_preprocessing: one of `bundle.audit.images.PREPROCESSING`.
-        trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        cohort_preprocessing: one of `bundle.auditing.images.PREPROCESSING`.
+        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
         changed: what the report says of the configuration besides, see `bundle.options.check_options`.
         device: where to compute.
         handlers: further Ignite handlers.
@@ -120,7 +120,7 @@ class AuditEngine(Engine):
         output_dir: str | os.PathLike[str],
         seed: int = 0,
         cohort_preprocessing: str = "auto",
-        trunk_file: str | os.PathLike[str] | None = None,
+        squeezenet_file: str | os.PathLike[str] | None = None,
         changed: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         handlers: Sequence[Any] | None = None,
@@ -137,7 +137,7 @@ class AuditEngine(Engine):
         self.real = RealData(data)
 
         def unlike(*sides: torch.Tensor) -> float:
-            x, y = (squeezenet_features(side, trunk_file, device=device) for side in sides)
+            x, y = (squeezenet_features(side, squeezenet_file, device=device) for side in sides)
             return kid(x, y) if min(len(x), len(y)) > 1 else float(torch.cdist(x, y).mean())
 
         preset, self.treatment = choose_preprocessing(cohort, data, cohort_preprocessing, unlike)
@@ -146,14 +146,14 @@ class AuditEngine(Engine):
         key = {
             "format": FORMAT,
             "cohort": [cohort.digests, preset.preprocessing, cohort.holds, cohort.not_judged],
-            "reference": reference_key(self.real, infos, trunk_file),
+            "reference": reference_key(self.real, infos, squeezenet_file),
             "seed": seed,
             **self.changed,
         }
         self.audit_id = content_digest(key)
         self._check_output_dir()
         folder = self.output_dir / "private" / "audit" / self.audit_id
-        reference = Reference(self.real.sides, networks, folder / "real", seed, trunk_file, device)
+        reference = Reference(self.real.sides, networks, folder / "real", seed, squeezenet_file, device)
         self.distances = Distances(self.pixels, reference, folder, seed)
         conclusion = Step("conclusion", CONCLUSION_MS, self._conclude)
         self.steps = [*reference.steps(), reference.altered_step(), *self.distances.steps(), conclusion]
@@ -224,7 +224,7 @@ class AuditEngine(Engine):
                     "title": control.title,
                     "required": control.required,
                     "passed": control.passed,
-                    **control.figure.content(),
+                    **control.estimate.content(),
                 }
                 for control in found.controls
             ],
@@ -263,7 +263,7 @@ class AuditEngine(Engine):
         }
 
 
-def _rows(measures: dict[str, Measure], figures: Figures) -> list[dict[str, Any]]:
+def _rows(measures: dict[str, Measure], figures: Estimates) -> list[dict[str, Any]]:
     return [
         {
             "key": key,
@@ -284,6 +284,6 @@ def _metrics(found: Assessment, verdict: Verdict) -> dict[str, float]:
                 metrics[f"{key}/{column}"] = value.value
     for control in found.controls:
         name = "".join(letter if letter.isalnum() or letter in "_-. " else " " for letter in control.key)
-        if not control.figure.withheld:
-            metrics[f"control/{name}"] = control.figure.value
+        if not control.estimate.withheld:
+            metrics[f"control/{name}"] = control.estimate.value
     return metrics

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.audit.resampling import LEAST, Figure, bootstrap, figure, half_samples, patient_draws, share
+from bundle.auditing.resampling import LEAST, Estimate, bootstrap, estimate, half_samples, patient_draws, share
 
 
 def test_patients_are_drawn_with_all_their_images() -> None:
@@ -33,7 +33,7 @@ def test_images_of_one_patient_widen_the_interval() -> None:
 def test_interval_of_a_mean_is_about_that_of_the_normal_distribution() -> None:
     values = torch.from_numpy(np.random.default_rng(0).normal(0, 1, 400))
     draws = patient_draws(torch.arange(400), 1000, 1)
-    found = figure(float(values.mean()), bootstrap(values, draws, lambda drawn: float(drawn.mean())), 400)
+    found = estimate(float(values.mean()), bootstrap(values, draws, lambda drawn: float(drawn.mean())), 400)
     assert found.high - found.low == pytest.approx(2 * 1.96 / 20, rel=0.15)
     assert found.low < found.value < found.high
 
@@ -55,12 +55,12 @@ def test_halves_share_no_patient_and_nobody_is_twice_in_one() -> None:
 
 
 def test_figures_are_written_with_four_digits_or_a_reason() -> None:
-    assert Figure(0.123456, 0.1, 0.2, LEAST).content() == {"value": 0.1235, "low": 0.1, "high": 0.2, "n": LEAST}
-    assert Figure(reason="too few", n=3).content() == {"not_estimable": "too few", "n": 3}
+    assert Estimate(0.123456, 0.1, 0.2, LEAST).content() == {"value": 0.1235, "low": 0.1, "high": 0.2, "n": LEAST}
+    assert Estimate(reason="too few", n=3).content() == {"not_estimable": "too few", "n": 3}
 
 
 def test_a_figure_of_few_images_is_withheld() -> None:
-    content = Figure(0.1146, 0.1146, 0.1146, LEAST - 1).content()
+    content = Estimate(0.1146, 0.1146, 0.1146, LEAST - 1).content()
     assert content.keys() == {"not_estimable", "n"}
     assert "fewer than 20 images would tell of single ones; there are 19" in content["not_estimable"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.audit.resampling import LEVEL, Figure, rounded
+from bundle.auditing.resampling import LEVEL, Estimate, rounded
 
 __all__ = ["Summary", "compare", "difference", "over_seeds", "ratio"]
 
@@ -49,7 +49,7 @@ class Summary:
         return {**values, **spread, "seeds": [rounded(value) for value in self.seeds], "n": self.n}
 
 
-def over_seeds(figures: Sequence[Figure]) -> Summary:
+def over_seeds(figures: Sequence[Estimate]) -> Summary:
     """Sums up one measure of one arm.
 
     Args:
@@ -58,17 +58,17 @@ def over_seeds(figures: Sequence[Figure]) -> Summary:
     return compare(figures, figures, lambda mine, _: mine)
 
 
-def difference(mine: Sequence[Figure], other: Sequence[Figure]) -> Summary:
+def difference(mine: Sequence[Estimate], other: Sequence[Estimate]) -> Summary:
     """Mean of one arm less that of another, draw by draw and seed by seed."""
     return compare(mine, other, np.subtract)
 
 
-def ratio(mine: Sequence[Figure], other: Sequence[Figure]) -> Summary:
+def ratio(mine: Sequence[Estimate], other: Sequence[Estimate]) -> Summary:
     """Mean of one arm by that of another, draw by draw and seed by seed."""
     return compare(mine, other, np.divide)
 
 
-def compare(mine: Sequence[Figure], other: Sequence[Figure], how: Binary) -> Summary:
+def compare(mine: Sequence[Estimate], other: Sequence[Estimate], how: Binary) -> Summary:
     """Compares the means of two arms over the same seeds.
 
     In each draw, the seeds are drawn with replacement as well, so that the interval holds both what other patients (or
@@ -79,13 +79,13 @@ def compare(mine: Sequence[Figure], other: Sequence[Figure], how: Binary) -> Sum
         other: of the second, in the same order.
         how: what is taken of the two means.
     """
-    reason = next((figure.reason for figure in (*mine, *other) if figure.reason), "")
+    reason = next((estimate.reason for estimate in (*mine, *other) if estimate.reason), "")
     n = mine[0].n
     if reason:
         return Summary(n=n, reason=reason)
     random = np.random.default_rng(0)
-    values = [np.array([figure.value for figure in side]) for side in (mine, other)]
-    drawn = [np.stack([figure.replicates for figure in side]) for side in (mine, other)]
+    values = [np.array([estimate.value for estimate in side]) for side in (mine, other)]
+    drawn = [np.stack([estimate.replicates for estimate in side]) for side in (mine, other)]
     n_draws = drawn[0].shape[1]
     seeds = random.integers(len(mine), size=(len(mine), n_draws))
     columns = np.arange(n_draws)
@@ -95,6 +95,6 @@ def compare(mine: Sequence[Figure], other: Sequence[Figure], how: Binary) -> Sum
         value = float(how(*(np.array(side.mean()) for side in values)))
     low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if mine is other and len(set(replicates.tolist())) == 1:  # none or all in every draw, which is no certainty
-        low, high = min(figure.low for figure in mine), max(figure.high for figure in mine)
+        low, high = min(estimate.low for estimate in mine), max(estimate.high for estimate in mine)
     spread = float(single.std(ddof=1)) if len(mine) > 1 else np.nan
     return Summary(value, spread, float(low), float(high), tuple(map(float, single)), n)

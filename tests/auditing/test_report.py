@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from bundle.audit.distances import EMBEDDING
-from bundle.audit.report import write_private
+from bundle.auditing.distances import EMBEDDING
+from bundle.auditing.report import write_private
 from bundle.data.records import Record
 
 

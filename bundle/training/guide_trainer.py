@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from bundle.data import ImageData
 from bundle.metrics.agreement import quadratic_kappa
 from bundle.metrics.recognition import highest_probability, predict, recognition_scores
-from bundle.networks.guides import Classifier, GateClassifier, Guide, NobodyHead
+from bundle.networks.classifiers import Classifier, GateClassifier, Guide, NobodyHead
 from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
 from bundle.training.info import weights_info

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from bundle.audit.assessment import HALVES
-from bundle.audit.distances import EMBEDDING, Distances
-from bundle.audit.images import Cohort
+from bundle.auditing.assessment import HALVES
+from bundle.auditing.distances import EMBEDDING, Distances
+from bundle.auditing.images import Cohort
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import alikeness_chart
 from bundle.files import atomic_write, private_folder

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From distances to figures: every measure of the cohort beside the same of test images and of training images.
 
-Test images show what a figure is where nobody is given away, training images what it is where everybody is.
+Test images show what an estimate is where nobody is given away, training images what it is where everybody is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bundle.audit.catalogue import FIDELITY
-from bundle.audit.controls import Control, try_instrument
-from bundle.audit.distances import EMBEDDING, VERIFIER, Distances, Side
-from bundle.audit.measures import (
+from bundle.auditing.catalogue import FIDELITY
+from bundle.auditing.controls import Control, try_instrument
+from bundle.auditing.distances import EMBEDDING, VERIFIER, Distances, Side
+from bundle.auditing.measures import (
     adversarial_accuracy,
     area_under_curve,
     authentic,
@@ -29,17 +29,27 @@ from bundle.audit.measures import (
     true_positive_rate,
     variety,
 )
-from bundle.audit.orientations import Disguises
-from bundle.audit.resampling import DRAWS, LEAST, Figure, bootstrap, figure, half_samples, mean, patient_draws, share
+from bundle.auditing.orientations import Disguises
+from bundle.auditing.resampling import (
+    DRAWS,
+    LEAST,
+    Estimate,
+    bootstrap,
+    estimate,
+    half_samples,
+    mean,
+    patient_draws,
+    share,
+)
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.distribution import frechet_distance, kid
 
-__all__ = ["COLUMNS", "HALVES", "Assessment", "Figures", "assess", "measure"]
+__all__ = ["COLUMNS", "HALVES", "Assessment", "Estimates", "assess", "measure"]
 
-#: Whose figure it is: the cohort's, that of images that are nobody's copy, that of images that all are.
+#: Whose estimate it is: the cohort's, that of images that are nobody's copy, that of images that all are.
 COLUMNS = ("cohort", "test", "training")
-#: Figures by measure and column.
-Figures = dict[str, dict[str, Figure]]
+#: Estimates by measure and column.
+Estimates = dict[str, dict[str, Estimate]]
 
 # Images of a percentile, at least: of fewer, the 5th would lie beside a single image's own distance.
 LEAST_FOR_PERCENTILE = 50
@@ -55,7 +65,7 @@ class Assessment:
 
     Attributes:
         controls: trials of the instrument.
-        figures: of every measure, by the names of `bundle.audit.catalogue`.
+        figures: of every measure, by the names of `bundle.auditing.catalogue`.
         per_class: the same of those that have a meaning within a class, by class name, where labels are known.
         excess: one-sided 95 % lower bound of the cohort's copy rate less the test images'.
         nearer: synthetic images that are more alike a training image than every test image is, by the embedding.
@@ -68,8 +78,8 @@ class Assessment:
     """
 
     controls: list[Control]
-    figures: Figures
-    per_class: dict[str, Figures]
+    figures: Estimates
+    per_class: dict[str, Estimates]
     excess: float
     nearer: int
     nearer_by_both: int
@@ -118,8 +128,8 @@ def assess(
     )
 
 
-def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Figures:
-    """Computes every measure of `bundle.audit.catalogue` in every column.
+def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Estimates:
+    """Computes every measure of `bundle.auditing.catalogue` in every column.
 
     Args:
         distances: all steps of it have been run.
@@ -138,19 +148,19 @@ def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Figures:
     }
 
 
-def _percentile(values: Tensor, side: Side) -> Figure:
+def _percentile(values: Tensor, side: Side) -> Estimate:
     if len(values) < LEAST_FOR_PERCENTILE:
         reason = f"a 5th percentile needs at least {LEAST_FOR_PERCENTILE} images; there are {len(values)}"
-        return Figure(reason=reason, n=len(values))
-    return figure(low_percentile(values), bootstrap(values, side.draws, low_percentile), len(values))
+        return Estimate(reason=reason, n=len(values))
+    return estimate(low_percentile(values), bootstrap(values, side.draws, low_percentile), len(values))
 
 
-def _too_few(size: int) -> Figure:
+def _too_few(size: int) -> Estimate:
     reason = f"sets of at least {LEAST} images are compared; only {size} can be had on every side"
-    return Figure(reason=reason, n=size)
+    return Estimate(reason=reason, n=size)
 
 
-def _of_images(sides: dict[str, Side], threshold: float) -> Figures:
+def _of_images(sides: dict[str, Side], threshold: float) -> Estimates:
     """Measures of single images, summed up."""
     return {
         "copy_rate": {name: share(exceeds(side.alike, threshold), side.draws) for name, side in sides.items()},
@@ -160,25 +170,25 @@ def _of_images(sides: dict[str, Side], threshold: float) -> Figures:
             for name, side in sides.items()
         },
         "mml": {
-            name: figure(mean(side.lpips), bootstrap(side.lpips, side.draws, mean), len(side.lpips))
+            name: estimate(mean(side.lpips), bootstrap(side.lpips, side.draws, mean), len(side.lpips))
             for name, side in sides.items()
         },
         "lpips_p5": {name: _percentile(side.lpips, side) for name, side in sides.items()},
     }
 
 
-def _authenticity(distances: Distances, sides: dict[str, Side]) -> Figures:
+def _authenticity(distances: Distances, sides: dict[str, Side]) -> Estimates:
     points = distances.reference.points[EMBEDDING]["train"]
     other = nearest_two(1.0 - points @ points.T, distances.real["train"].patients)[1]
     found = {name: share(authentic(side.first, side.index, other), side.draws) for name, side in sides.items()}
     return {"authenticity": found}
 
 
-def _reidentification(distances: Distances, sides: dict[str, Side]) -> Figures:
+def _reidentification(distances: Distances, sides: dict[str, Side]) -> Estimates:
     patients = distances.real["train"].patients
     threshold = copy_threshold(distances.reference.points[VERIFIER]["val_alike"])
     strangers = sides["test"]
-    auc = {"test": Figure(reason="test images are what the others are told from", n=len(strangers.verified))}
+    auc = {"test": Estimate(reason="test images are what the others are told from", n=len(strangers.verified))}
     for column in ("cohort", "training"):
         mine = sides[column]
         replicates = [
@@ -186,7 +196,7 @@ def _reidentification(distances: Distances, sides: dict[str, Side]) -> Figures:
             for a, b in zip(mine.draws, strangers.draws, strict=True)
         ]
         value = area_under_curve(mine.verified, strangers.verified)
-        auc[column] = figure(value, np.array(replicates), len(mine.verified))
+        auc[column] = estimate(value, np.array(replicates), len(mine.verified))
     others = {name: _other_images(side) for name, side in sides.items()}
     return {
         "other_images": others,
@@ -196,19 +206,19 @@ def _reidentification(distances: Distances, sides: dict[str, Side]) -> Figures:
     }
 
 
-def _other_images(side: Side) -> Figure:
+def _other_images(side: Side) -> Estimate:
     n = int((~side.others.isnan()).sum())
     if n < LEAST:
         reason = f"the nearest patient has several training images for {n} images only; {LEAST} are needed"
-        return Figure(reason=reason, n=n)
-    return figure(_known_mean(side.others), bootstrap(side.others, side.draws, _known_mean), n)
+        return Estimate(reason=reason, n=n)
+    return estimate(_known_mean(side.others), bootstrap(side.others, side.draws, _known_mean), n)
 
 
 def _known_mean(values: Tensor) -> float:
     return float(values.nanmean())
 
 
-def _of_sets(distances: Distances, seed: int) -> Figures:
+def _of_sets(distances: Distances, seed: int) -> Estimates:
     """Attacks on whole sets: on halves of the test patients, as many images in every set and every column."""
     names = ("aa_train", "aa_hold", "privacy_loss", "gan_leaks_auc")
     test = distances.real["test"]
@@ -243,14 +253,14 @@ def _of_sets(distances: Distances, seed: int) -> Figures:
     return _averaged(values, size)
 
 
-def _averaged(values: dict[str, dict[str, list[float]]], size: int) -> Figures:
+def _averaged(values: dict[str, dict[str, list[float]]], size: int) -> Estimates:
     return {
-        name: {column: figure(float(np.mean(found)), np.array(found), size) for column, found in columns.items()}
+        name: {column: estimate(float(np.mean(found)), np.array(found), size) for column, found in columns.items()}
         for name, columns in values.items()
     }
 
 
-def _whole_attack(distances: Distances, seed: int) -> Figures:
+def _whole_attack(distances: Distances, seed: int) -> Estimates:
     """GAN-Leaks with all synthetic images against all training images."""
     roles = ("train", "test")
     nearest = distances.rows["lpips"].amin(dim=0).split([len(distances.real[role].pixels) for role in roles])
@@ -265,19 +275,19 @@ def _whole_attack(distances: Distances, seed: int) -> Figures:
         if len(distances.cohort) < LEAST:
             mine = _too_few(len(distances.cohort))
         elif name == "tpr" and len(others) < LEAST_FOR_RATE:
-            mine = Figure(reason=f"1 % of {len(others)} test images is less than one image", n=len(others))
+            mine = Estimate(reason=f"1 % of {len(others)} test images is less than one image", n=len(others))
         else:
             replicates = np.array([statistic(*pair) for pair in pairs])
-            mine = figure(statistic(members, others), replicates, len(members) + len(others))
+            mine = estimate(statistic(members, others), replicates, len(members) + len(others))
         figures[f"gan_leaks_whole_{name}"] = {
             "cohort": mine,
-            "test": Figure(reason="test images are the attack's non-members", n=len(others)),
-            "training": Figure(reason="training images are the attack's members", n=len(members)),
+            "test": Estimate(reason="test images are the attack's non-members", n=len(others)),
+            "training": Estimate(reason="training images are the attack's members", n=len(members)),
         }
     return figures
 
 
-def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor], seed: int) -> Figures:
+def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor], seed: int) -> Estimates:
     """Measures of whole sets against training images, on halves by patient, as many images in every set.
 
     Args:
@@ -317,7 +327,7 @@ def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor]
     return _averaged(values, size)
 
 
-def _variety(distances: Distances, seed: int) -> dict[str, Figure]:
+def _variety(distances: Distances, seed: int) -> dict[str, Estimate]:
     matrix = distances.lpips_of_sample()
     sampled = distances.reference.train_sample
     n_train, n_test = len(sampled), len(distances.real["test"].pixels)
@@ -335,13 +345,13 @@ def _variety(distances: Distances, seed: int) -> dict[str, Figure]:
         # Halves, not draws with replacement: an image drawn twice would make a set look less various than it is.
         halves = [half_samples(patients, len(patients), np.random.default_rng((seed, n)))[0] for n in range(HALVES)]
         replicates = np.array([variety(inner[half][:, half]) for half in halves])
-        figures[column] = figure(variety(inner), replicates, len(patients))
+        figures[column] = estimate(variety(inner), replicates, len(patients))
     return figures
 
 
 def _class_figures(
     distances: Distances, sides: dict[str, Side], members: dict[str, Tensor], threshold: float, seed: int
-) -> Figures:
+) -> Estimates:
     whose = {"cohort": torch.arange(len(distances.cohort)), "test": distances.real["test"].patients}
     of_class = {column: sides[column].of(members[column], patients, seed) for column, patients in whose.items()}
     return {**_of_images(of_class, threshold), **_fidelity(distances, threshold, members, seed)}

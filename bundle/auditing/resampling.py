@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals: what another draw of patients would have made of a figure.
+"""Intervals: what another draw of patients would have made of an estimate.
 
 Whoever is drawn is a patient, with all images; synthetic images have no patients and are drawn one by one.
 """
@@ -18,9 +18,20 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-__all__ = ["DRAWS", "LEAST", "LEVEL", "Figure", "bootstrap", "figure", "half_samples", "mean", "patient_draws", "share"]
+__all__ = [
+    "DRAWS",
+    "LEAST",
+    "LEVEL",
+    "Estimate",
+    "bootstrap",
+    "estimate",
+    "half_samples",
+    "mean",
+    "patient_draws",
+    "share",
+]
 
-#: Images that a figure is taken from, at least, if it is to leave the house: a mean of one is that one's own distance.
+#: Fewest images that an estimate may be published of: the mean of a single image is that image's own distance.
 LEAST = 20
 #: Of the two-sided intervals.
 LEVEL = 0.95
@@ -29,11 +40,11 @@ DRAWS = 1000
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure with its interval, or the reason why there is none.
+class Estimate:
+    """An estimate with its interval, or the reason why there is none.
 
     Attributes:
-        value: the figure; NaN where it cannot be estimated.
+        value: the estimate; NaN where it cannot be estimated.
         low: lower end of the interval at `LEVEL`.
         high: upper end.
         n: images that it was taken from.
@@ -51,15 +62,15 @@ class Figure:
 
     @property
     def withheld(self) -> str:
-        """Why the figure is not to be told, because it cannot be estimated or would tell of single images; or empty."""
+        """Why the estimate is not published: it cannot be estimated, or would tell of single images; else empty."""
         if self.reason or self.n >= LEAST:
             return self.reason
-        return f"a figure of fewer than {LEAST} images would tell of single ones; there are {self.n}"
+        return f"an estimate of fewer than {LEAST} images would tell of single ones; there are {self.n}"
 
     def content(self) -> dict[str, Any]:
         """Returns plain values for JSON, of four digits: enough to read, too few to find a single distance by.
 
-        A figure of fewer than `LEAST` images is withheld.
+        An estimate of fewer than `LEAST` images is withheld.
         """
         if reason := self.withheld:
             return {"not_estimable": reason, "n": self.n}
@@ -112,23 +123,23 @@ def mean(values: Tensor) -> float:
     return float(values.mean())
 
 
-def figure(value: float, replicates: NDArray[np.float64], n: int) -> Figure:
-    """Puts a figure together with the percentile interval of its replicates; NaN are draws without a value."""
+def estimate(value: float, replicates: NDArray[np.float64], n: int) -> Estimate:
+    """Puts an estimate together with the percentile interval of its replicates; NaN are draws without a value."""
     low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Figure(float(value), float(low), float(high), n, replicates=replicates)
+    return Estimate(float(value), float(low), float(high), n, replicates=replicates)
 
 
-def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Figure:
+def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Estimate:
     """Share of the images that are marked, [N] boolean.
 
     Where none or all are, every draw says the same: the interval then is the exact binomial one (Clopper and Pearson).
     """
     value = mean(marked.double())
     if 0 < value < 1:
-        return figure(value, bootstrap(marked.double(), draws, mean), len(marked))
+        return estimate(value, bootstrap(marked.double(), draws, mean), len(marked))
     exact = binomtest(int(marked.sum()), len(marked)).proportion_ci(LEVEL, method="exact")
     same = np.full(len(draws), value)
-    return Figure(value, float(exact.low), float(exact.high), len(marked), replicates=same)
+    return Estimate(value, float(exact.low), float(exact.high), len(marked), replicates=same)
 
 
 def half_samples(patients: Tensor, size: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.networks.guides import Guide
+from bundle.networks.classifiers import Guide
 from bundle.networks.latent_guides import LatentGuide
 from bundle.networks.model_set import ModelSet, load_models
 from bundle.networks.sampling import sample_z
 from bundle.networks.weights import load_weights
-from bundle.training.latent_guides import LabelledLatents, LatentGuideTrainer, ask_guides, draw_latents
+from bundle.training.latent_guide_trainer import LabelledLatents, LatentGuideTrainer, ask_guides, draw_latents
 from bundle.training.network_trainer import TrainingError
 from tests.training.conftest import KillAt, Killed
 
@@ -69,7 +69,7 @@ def test_guides_see_the_generators_images(models: ModelSet, latents: Tensor, fea
 
 
 def test_what_was_asked_is_not_asked_again(models: ModelSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bundle.training.latent_guides.SHARD", 20)
+    monkeypatch.setattr("bundle.training.latent_guide_trainer.SHARD", 20)
     teachers = {name: models.networks[teacher] for name, teacher in TEACHERS.items()}
     w, _ = draw_latents(models.generator, range(50), seed=4)
     whole = ask_guides(models.generator, teachers, w, tmp_path, "asking")

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.audit.resampling import Figure, bootstrap, figure, mean, patient_draws, share
-from bundle.evaluation.seeds import difference, over_seeds, ratio
+from bundle.auditing.resampling import Estimate, bootstrap, estimate, mean, patient_draws, share
+from bundle.evaluation.summaries import difference, over_seeds, ratio
 
 N, SEEDS, DRAWS = 200, 5, 1000
 
 
-def figures(values: torch.Tensor) -> list[Figure]:
+def figures(values: torch.Tensor) -> list[Estimate]:
     """Means [SEEDS] of values [SEEDS, N], with replicates of the same patients."""
     draws = patient_draws(torch.arange(N), DRAWS, 0)
-    return [figure(mean(row), bootstrap(row, draws, mean), N) for row in values]
+    return [estimate(mean(row), bootstrap(row, draws, mean), N) for row in values]
 
 
 def drawn(seed: int) -> torch.Tensor:
@@ -73,5 +73,5 @@ def test_none_in_any_seed_is_not_certainty() -> None:
 
 
 def test_what_one_seed_cannot_estimate_is_not_estimated() -> None:
-    found = over_seeds([*figures(drawn(0)), Figure(n=3, reason="there are 3 images")])
+    found = over_seeds([*figures(drawn(0)), Estimate(n=3, reason="there are 3 images")])
     assert found.content() == {"not_estimable": "there are 3 images", "n": N}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bundle.audit.orientations import AS_IT_LIES, ORIENTATIONS, Disguises, seek_disguises
+from bundle.auditing.orientations import AS_IT_LIES, ORIENTATIONS, Disguises, seek_disguises
 from bundle.figures import from_uint8, to_uint8
 
 DISGUISES = [name for name in ORIENTATIONS if name not in AS_IT_LIES]

@@ -18,10 +18,10 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
-from bundle.audit.distances import Step, Steps
-from bundle.audit.engine import AuditEngine, AuditProgress
-from bundle.audit.images import open_cohort
-from bundle.audit.verdict import COPIES, PASSED, UNUSABLE
+from bundle.auditing.distances import Step, Steps
+from bundle.auditing.engine import AuditEngine, AuditProgress
+from bundle.auditing.images import open_cohort
+from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality
 from tests.hospital import SURNAME, CohortMaker, Networks, real_image
@@ -36,10 +36,12 @@ def strangers(n: int) -> list[np.ndarray]:
 
 
 @pytest.fixture
-def new_audit(hospital: Path, hospital_data: ImageData, networks: Networks, trunk_file: Path, tmp_path: Path) -> Audit:
+def new_audit(
+    hospital: Path, hospital_data: ImageData, networks: Networks, squeezenet_file: Path, tmp_path: Path
+) -> Audit:
     def build(folder: Path, output_dir: Path = tmp_path / "audit", **options: Any) -> AuditEngine:
         cohort = open_cohort(folder, hospital, get_modality("xray"))
-        settings = {"cohort_preprocessing": "none", "trunk_file": trunk_file, **options}
+        settings = {"cohort_preprocessing": "none", "squeezenet_file": squeezenet_file, **options}
         return AuditEngine(cohort, hospital_data, *networks, output_dir, **settings)
 
     return build
@@ -49,8 +51,8 @@ def new_audit(hospital: Path, hospital_data: ImageData, networks: Networks, trun
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals of a tenth of the draws: wide enough for what these tests ask, in a tenth of the time."""
     for module in ("assessment", "controls", "distances"):
-        monkeypatch.setattr(f"bundle.audit.{module}.DRAWS", 100)
-    monkeypatch.setattr("bundle.audit.assessment.HALVES", 20)
+        monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 100)
+    monkeypatch.setattr("bundle.auditing.assessment.HALVES", 20)
 
 
 def rows(engine: AuditEngine) -> dict[str, dict[str, dict[str, Any]]]:
@@ -172,7 +174,7 @@ def test_report_and_results_hold_aggregates_only(
         assert str(tmp_path) not in text
         assert not re.search(r"\d{4}\.png", text)
         assert not any(digest[:16] in text for digest in hospital_data.digests(("train", "val", "test")))
-    # No figure is any single image's distance, whatever its digits.
+    # No estimate is any single image's distance, whatever its digits.
     reference, rows_of = engine.distances.reference, engine.distances.rows
     points, verifier = reference.points["audit_embedding"], reference.points["audit_verifier"]
     singles = [rows_of["alike"], points["test_alike"], points["val_alike"]]

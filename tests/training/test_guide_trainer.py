@@ -24,11 +24,11 @@ from bundle.metrics.recognition import (
     predict,
     recognition_threshold,
 )
-from bundle.networks.guides import Guide, NobodyHead
+from bundle.networks.classifiers import Guide, NobodyHead
 from bundle.networks.weights import UnsealedError, load_weights
 from bundle.training.classifier_augment import GUIDE_CHANGES
 from bundle.training.gradients import DivergedError
-from bundle.training.guides import (
+from bundle.training.guide_trainer import (
     ROLES,
     GuideTrainer,
     ShuffledBatchSampler,
@@ -77,12 +77,12 @@ def make_trainer(data: ImageData, output_dir: Path, name: str = "gate_identity",
 
 @pytest.mark.parametrize("name", sorted(ROLES))
 def test_classifiers_of_diagnoses_start_from_imagenet_weights_where_the_modality_says_so(
-    name: str, dataset_dir: Path, resnet_file: Path, trunk_file: Path, tmp_path: Path
+    name: str, dataset_dir: Path, resnet_file: Path, squeezenet_file: Path, tmp_path: Path
 ) -> None:
     modality = replace(get_modality("xray"), pretrained=True)
     data = open_dataset(dataset_dir, tmp_path, modality, resolution=32)
     role = ROLES[name]
-    file = {"resnet18": resnet_file, "squeezenet1_1": trunk_file, "": None}[role.trunk]
+    file = {"resnet18": resnet_file, "squeezenet1_1": squeezenet_file, "": None}[role.trunk]
     network = new_classifier(name, data, 0, file)
     if role.identity:
         assert isinstance(network, role.network)

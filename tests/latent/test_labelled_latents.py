@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bundle.latent.sampling import labelled_latents
+from bundle.latent.labelled_latents import labelled_latents
 from bundle.networks.sampling import sample_z
 
 

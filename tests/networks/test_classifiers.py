@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.networks.guides import GateClassifier, Guide, NobodyHead
+from bundle.networks.classifiers import GateClassifier, Guide, NobodyHead
 from bundle.networks.weights import load_weights, save_weights
 
 

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundle.audit.images import RealData, RealImages
-from bundle.audit.measures import nearest_two, other_images_auc
-from bundle.audit.resampling import DRAWS, patient_draws
+from bundle.auditing.images import RealData, RealImages
+from bundle.auditing.measures import nearest_two, other_images_auc
+from bundle.auditing.resampling import DRAWS, patient_draws
 from bundle.figures import from_uint8, to_uint8
 from bundle.files import load_tensors, save_tensors, sha256_file
 from bundle.metrics.copies import PLANTED_CHANGES
@@ -122,7 +122,7 @@ class Side:
         verified: the verifier's highest logit.
         verified_index: of the training image that has it.
         others: how well the verifier tells other images of the nearest patient from those of all others
-            (`bundle.audit.measures.other_images_auc`); NaN where there are none.
+            (`bundle.auditing.measures.other_images_auc`); NaN where there are none.
         draws: of patients with replacement, as indices into the set.
     """
 
@@ -153,19 +153,19 @@ class Side:
 
 
 def reference_key(
-    real: RealData, infos: Mapping[str, Mapping[str, Any]], trunk_file: str | os.PathLike[str] | None
+    real: RealData, infos: Mapping[str, Mapping[str, Any]], squeezenet_file: str | os.PathLike[str] | None
 ) -> dict[str, Any]:
     """Returns plain values that change with whatever a `Reference` depends on besides its seed.
 
     Args:
         real: images.
         infos: content of the JSON of each network.
-        trunk_file: weights of SqueezeNet 1.1.
+        squeezenet_file: weights of SqueezeNet 1.1.
     """
     return {
         **real.key(),
         "networks": {name: info["sha256"] for name, info in infos.items()},
-        "trunk": sha256_file(trunk_file) if trunk_file else None,
+        "trunk": sha256_file(squeezenet_file) if squeezenet_file else None,
     }
 
 
@@ -177,7 +177,7 @@ class Reference(Steps):
         networks: ``audit_embedding`` and ``audit_verifier``.
         folder: keeps the steps.
         seed: of the training images that are drawn for the trial and for whatever takes distances among them.
-        trunk_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
         device: where to compute.
 
     Attributes:
@@ -191,13 +191,13 @@ class Reference(Steps):
         networks: Mapping[str, nn.Module],
         folder: str | os.PathLike[str],
         seed: int,
-        trunk_file: str | os.PathLike[str] | None = None,
+        squeezenet_file: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         super().__init__(folder)
         self.real = real
         self.networks = networks
-        self.trunk_file = trunk_file
+        self.squeezenet_file = squeezenet_file
         self.device = torch.device(device)
         random = torch.Generator().manual_seed(seed)
         n_test, n_train = len(real["test"].pixels), len(real["train"].pixels)
@@ -252,19 +252,19 @@ class Reference(Steps):
     def measure_features(self, pixels: Tensor) -> Tensor:
         """Returns the features [N, D] of uint8 pixels."""
         parts = pixels.split(BLOCK)
-        return torch.cat([squeezenet_features(from_uint8(p), self.trunk_file, device=self.device) for p in parts])
+        return torch.cat([squeezenet_features(from_uint8(p), self.squeezenet_file, device=self.device) for p in parts])
 
     def measure_lpips(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Returns LPIPS [N, M] between uint8 pixels of two sets, or [N, N] within one."""
         if self._lpips is None:
-            self._lpips = lpips_model(self.trunk_file)
+            self._lpips = lpips_model(self.squeezenet_file)
         options: dict[str, Any] = {"model": self._lpips, "memory": MEMORY, "device": self.device}
         if y is None:
             return pairwise_within(from_uint8(x), **options)
         return pairwise(from_uint8(x), from_uint8(y), **options)
 
     def others(self, seen: Tensor, index: Tensor) -> Tensor:
-        """Returns `bundle.audit.measures.other_images_auc` [N] of images by the verifier.
+        """Returns `bundle.auditing.measures.other_images_auc` [N] of images by the verifier.
 
         Args:
             seen: what the verifier makes of them.
@@ -322,7 +322,7 @@ class Distances(Steps):
         seed: of the images that are drawn for whatever takes all distances among them.
         groups: [N], from 0, which images stand or fall together where others are drawn, as those of one path do; None
             for each one by itself.
-        n_groups: how many numbers there are, see `bundle.audit.resampling.patient_draws`.
+        n_groups: how many numbers there are, see `bundle.auditing.resampling.patient_draws`.
 
     Attributes:
         sample: indices [n] of the synthetic images among which all distances are known, as many as test images.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bundle.audit.assessment import Assessment
-from bundle.audit.images import RealImages
+from bundle.auditing.assessment import Assessment
+from bundle.auditing.images import RealImages
 
 __all__ = ["COPIES", "PASSED", "UNUSABLE", "Verdict", "pixel_copies", "verdict_of"]
 
@@ -94,7 +94,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
     if failed:
         # An instrument that finds too little says nothing by finding nothing; copies pixel for pixel need none.
         failures = [
-            f"Control failed: {control.title}: {control.figure.value:.1%}, required {control.required}."
+            f"Control failed: {control.title}: {control.estimate.value:.1%}, required {control.required}."
             for control in failed
         ]
         title = "THE FIGURES CANNOT BE USED: the instrument failed its own trial"

@@ -13,7 +13,7 @@ import monai.bundle
 from monai.bundle import ConfigParser
 from torch import nn
 
-from bundle.audit.images import LEAST_SIDE, Cohort
+from bundle.auditing.images import LEAST_SIDE, Cohort
 from bundle.data import DatasetDir, ImageData, Modality, open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.data.splits import splits_home

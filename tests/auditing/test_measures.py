@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from bundle.audit.measures import (
+from bundle.auditing.measures import (
     adversarial_accuracy,
     area_under_curve,
     authentic,
