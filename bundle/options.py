@@ -55,10 +55,12 @@ class Options(BaseModel):
     A subclass declares the type and the bounds of each; the defaults stand in the command's configuration.
 
     Attributes:
-        former_names: names that options had in earlier releases, and the ones that they have now.
+        former_options: options of earlier releases that are gone, each with what to write in its place.
+        recorded: parts of the configuration, other than options, that the outcome describes in any case.
     """
 
-    former_names: ClassVar[Mapping[str, str]] = {}
+    former_options: ClassVar[Mapping[str, str]] = {}
+    recorded: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -228,8 +230,8 @@ def _unknown_options(call: Mapping[str, Any], options: type[Options]) -> Iterato
     config = ConfigParser(ConfigParser.load_config_files(call["config_file"]))
     files = call["config_file"] if isinstance(call["config_file"], str) else ", ".join(map(str, call["config_file"]))
     for name in call:
-        if name in options.former_names:
-            yield f"--{name} is called --{options.former_names[name]} now."
+        if name in options.former_options:
+            yield f"--{name} is no longer an option of {files}: {options.former_options[name]}"
         elif name not in own and name not in config:
             nearest = closest(name, [*names, *own], cutoff=0.6) or closest(name, _all_ids(config.get()))
             yield f"--{name} is not an option of {files}. Did you mean --{nearest}? It has: {', '.join(names)}."
@@ -260,7 +262,7 @@ def _changed_parts(call: Mapping[str, Any], options: type[Options]) -> dict[str,
     return {
         name.replace(ID_SEP_KEY, "#"): value if isinstance(value, bool | int | float | None) else _hash(value)
         for name, value in sorted(changed.items())
-        if name not in own
+        if name not in own and name.partition("#")[0].partition(ID_SEP_KEY)[0] not in options.recorded
     }
 
 

@@ -33,7 +33,6 @@ from bundle.option_types import (
 )
 from bundle.options import Options
 from bundle.training.discriminators import DISCRIMINATORS
-from bundle.walk.objective import OBJECTIVES
 
 __all__ = ["COMMANDS", "check_options"]
 
@@ -61,7 +60,10 @@ Shadows = Annotated[int, one_of(tuple(range(4, 257, 2)))]
 class Command(Options):
     """What every command takes."""
 
-    former_names: ClassVar = {"projection_file": "resnet18_file", "trunk_file": "squeezenet_file"}
+    former_options: ClassVar = {
+        "projection_file": "it is called --resnet18_file now.",
+        "trunk_file": "it is called --squeezenet_file now.",
+    }
 
     bundle_root: str
     modality: ModalityName
@@ -166,11 +168,16 @@ class TrainLatentGuides(Tracked):
 class Generate(Tracked):
     """configs/plan.json."""
 
+    former_options: ClassVar = {
+        **Tracked.former_options,
+        "objective": "for the published algorithm, name configs/published.json behind configs/plan.json.",
+    }
+    recorded = frozenset({"objective", "walk_settings"})
+
     n_images: Count
     n_points: Points
     seed: Seed
     classes: Any
-    objective: Annotated[str, one_of(tuple(OBJECTIVES))]
     guides: Annotated[str, one_of(("latent", "image"))]
     lambda_class: Unsigned
     lambda_prior: Unsigned

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,25 +12,29 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.evaluation import walkers
-from bundle.evaluation.walkers import ARMS, Clock, Judged, Walker, cost
+from bundle.evaluation.walkers import Clock, Judged, Walk, Walker, cost
 from bundle.gate.gate import GateDecision
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import save_weights
-from bundle.walk import distillation as latent_guides
-from bundle.walk.inferer import SETTINGS
+from bundle.walk import trajectories
+from bundle.walk.objective import BalancedObjective
 from scripts.tools import benchmark
-from scripts.tools.benchmark import main, peak_memory
+from scripts.tools.benchmark import compared_walks, main, peak_memory, shortened
 from scripts.tools.walk_quality import difference, path_figure, quality_table, student_figures
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Walks of three steps; nobody's memory is measured."""
-    for name, settings in SETTINGS.items():
-        monkeypatch.setitem(SETTINGS, name, dataclasses.replace(settings, steps=3))
+    whole = benchmark.compared_walks
+
+    def short_walks(objective: BalancedObjective) -> dict[str, Walk]:
+        return {name: shortened(walk, 3) for name, walk in whole(objective).items()}
+
+    monkeypatch.setattr(benchmark, "compared_walks", short_walks)
     monkeypatch.setattr(benchmark, "peak_memory", lambda arm, models_dir, n_points: 1234.5)
     monkeypatch.setattr(benchmark, "TRIALS", 2)
-    monkeypatch.setattr(latent_guides, "TRIAL_PAIRS", 2)
+    monkeypatch.setattr(trajectories, "TRIAL_PAIRS", 2)
 
 
 def judged(passed: list[list[int]], walking: Clock, judging: Clock) -> Judged:
@@ -85,7 +88,7 @@ def test_differences_are_of_the_pairs_that_both_walked() -> None:
         return {"pair": torch.tensor(pairs), "identity": torch.tensor(values).unsqueeze(1)}
 
     measured = {"published": arm([0, 1], [1.0, 2.0]), "latent": arm([0, 2, 1, 3], [3.0, 100.0, 4.0, 100.0])}
-    rows = quality_table(measured, ARMS)
+    rows = quality_table(measured, compared_walks(BalancedObjective()))
     assert rows[0] == ("walk", "identity KL, real phi_id")
     assert rows[-1] == ("latent guides less published algorithm, 2 common pairs", "2 [2, 2]")
 
@@ -97,8 +100,8 @@ def test_arms_walk_between_the_same_ends_and_are_compared(
     arguments = f"--models_dir {toy_models} --output_file {file} --pairs 3 --baseline_pairs 1 --n_points 4"
     main(arguments.split())
     printed = capsys.readouterr().out
-    for arm in ARMS.values():
-        assert f"| {arm.title} |" in printed
+    for walk in compared_walks(BalancedObjective()).values():
+        assert f"| {walk.title} |" in printed
     content = json.loads(file.read_text(encoding="utf-8"))
     columns, *rows = content["cost"]
     assert [row[columns.index("paths")] for row in rows] == ["6", "2", "6", "6"]

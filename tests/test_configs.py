@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 FILES = sorted(path for path in (ROOT / "configs").glob("*.json") if not path.name.startswith("metadata"))
 # Small files that change options of another one, behind which they are named.
-OVERLAYS = {"evaluate_quick": ("evaluate",), "memorise": ("train_gan",), "fundus": ()}
+OVERLAYS = {"evaluate_quick": ("evaluate",), "memorise": ("train_gan",), "published": ("plan",), "fundus": ()}
 CONFIGS = [path for path in FILES if path.stem not in OVERLAYS]
 # A modality goes behind every one of them.
 OVERLAYS["fundus"] = tuple(path.stem for path in CONFIGS)

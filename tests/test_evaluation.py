@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -26,7 +25,6 @@ from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
 from bundle.tracking import tracking_uri
-from bundle.walk.inferer import SETTINGS
 from tests.conftest import ROOT, cause
 from tests.hospital import SURNAME, Networks
 
@@ -39,17 +37,17 @@ OPTIONS: dict[str, Any] = {
     "long_points": 5,
     "long_pairs": 2,
     "published_pairs": 1,
+    "walk_settings#steps": 3,
+    "published_settings#steps": 3,
 }
 
 
 def do_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few draws and short walks."""
-    for module in ("audit.assessment", "audit.distances", "evaluation.engine", "evaluation.membership"):
+    """Few draws."""
+    for module in ("auditing.assessment", "auditing.distances", "evaluation.engine", "evaluation.membership"):
         monkeypatch.setattr(f"bundle.{module}.DRAWS", 40)
-    for module in ("audit.assessment", "evaluation.engine"):
+    for module in ("auditing.assessment", "evaluation.engine"):
         monkeypatch.setattr(f"bundle.{module}.HALVES", 4)
-    for name in SETTINGS:
-        monkeypatch.setitem(SETTINGS, name, dataclasses.replace(SETTINGS[name], steps=3))
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import hashlib
 import io
 import json
@@ -35,20 +34,20 @@ from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS
 from bundle.networks.weights import WeightsError, write_info
 from bundle.options import OptionError
-from bundle.walk.inferer import SETTINGS
 from tests.conftest import ROOT, cause
+
+PUBLISHED = [str(ROOT / "configs" / f"{name}.json") for name in ("plan", "published")]
 
 
 def generate(models_dir: Path, output_dir: Path, **options: Any) -> None:
     """Runs the configuration as the command line does."""
     monai.bundle.run(
         "generate",
-        config_file=str(ROOT / "configs" / "plan.json"),
         bundle_root=str(ROOT),
         models_dir=str(models_dir),
         output_dir=str(output_dir),
         device="cpu",
-        **{"n_images": 12, "n_points": 5, **options},
+        **{"config_file": str(ROOT / "configs" / "plan.json"), "n_images": 12, "n_points": 5, **options},
     )
 
 
@@ -217,11 +216,10 @@ def test_students_are_asked_where_they_are_there(cohort: Path, toy_models: Path,
     manifest = json.loads((cohort / "cohort" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["configuration"]["guides"] == "latent"
     assert {"latent_identity", "latent_class"} < manifest["configuration"]["models"].keys()
-    assert default_guides(str(toy_models), "balanced") == "latent"
-    assert default_guides(str(toy_models), "published") == "image"
+    assert default_guides(str(toy_models)) == "latent"
     shutil.copytree(toy_models, tmp_path / "models")
     (tmp_path / "models" / "latent_class.json").unlink()
-    assert default_guides(str(tmp_path / "models"), "balanced") == "image"
+    assert default_guides(str(tmp_path / "models")) == "image"
 
 
 DYING = """
@@ -266,11 +264,16 @@ def test_two_processes_write_the_cohort_of_one_though_one_of_them_dies(toy_model
     assert digest(tmp_path / "together" / "cohort") == digest(tmp_path / "alone" / "cohort")
 
 
-def test_published_objective_runs(toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # All 500 steps would tell no more.
-    monkeypatch.setitem(SETTINGS, "published", dataclasses.replace(SETTINGS["published"], steps=3))
-    generate(toy_models, tmp_path, n_images=2, objective="published")
+def test_published_objective_runs(toy_models: Path, tmp_path: Path) -> None:
+    few = {"n_images": 2, "walk_settings#steps": 3}  # all 500 steps would tell no more
+    generate(toy_models, tmp_path, config_file=PUBLISHED, **few)
     assert len(list((tmp_path / "cohort" / "images").iterdir())) == 2
+    manifest = json.loads((tmp_path / "cohort" / "manifest.json").read_text(encoding="utf-8"))
+    configuration = manifest["configuration"]
+    assert (configuration["objective"], configuration["guides"]) == ("published", "image")
+    assert "changed_configuration" not in configuration  # all that the overlay changes is recorded by name
+    assert configuration["weights"] == {"lambda_id": 0.1, "lambda_dist": 1.0, "lambda_class": 1.0, "chunk": 4}
+    assert configuration["walk"] == {"steps": 3, "learning_rate": 0.1, "cosine": False, "tolerance": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -279,13 +282,13 @@ def test_published_objective_runs(toy_models: Path, tmp_path: Path, monkeypatch:
         ({"sed": 7}, "seed"),
         ({"n_images": 0}, "1"),
         ({"n_points": 2}, "3"),
-        ({"objective": "publish"}, "published"),
+        ({"objective": "published"}, "name configs/published.json behind configs/plan.json"),
         ({"modality": "fundsu"}, "The nearest is fundus"),
         ({"classes": "tuberculose"}, "tuberculosis"),
         ({"classes": []}, "the list is empty"),
         ({"classes": 1.0}, "1.0 is not a class"),
         ({"guides": "latents"}, "latent"),
-        ({"guides": "latent", "objective": "published"}, "Leave guides out"),
+        ({"guides": "latent", "config_file": PUBLISHED}, "Leave guides out"),
     ],
 )
 def test_impossible_options_name_the_nearest(
@@ -427,10 +430,10 @@ def test_endless_cohort_says_what_it_takes_and_starts_at_once(
 
 
 def test_bar_moves_with_the_walk_and_is_full_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = WalkLedger(tmp_path, {"walk": {"steps": 100}}, {0: 64}, 10, 16)
+    ledger = WalkLedger(tmp_path, {"seed": 0}, {0: 64}, 10, 16)
     ledger.open()
     assert ledger.next_block() == (0, 0)
-    progress = GenerationProgress(ledger)
+    progress = GenerationProgress(ledger, steps=100)
     shown = []
 
     def walk(engine: Engine, block: int) -> None:

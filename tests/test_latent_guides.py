@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from bundle.latent.prior import LatentPrior
 from bundle.networks.classifiers import Guide
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
+from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import load_weights
 from bundle.training.latent_guide_trainer import LatentGuideTrainer
-from bundle.walk import distillation as latent_guides
-from bundle.walk.distillation import agreement, trajectories, visited_latents
+from bundle.walk import distillation
+from bundle.walk import trajectories as trajectories_
 from bundle.walk.guides import ImageGuides, LatentGuides
-from bundle.walk.inferer import SETTINGS
-from bundle.walk.objective import identity_divergence
+from bundle.walk.inferer import PlanWalkInferer
+from bundle.walk.objective import BalancedObjective, identity_divergence
+from bundle.walk.path import WalkSettings
+from bundle.walk.trajectories import NewWalk, agreement, trajectories, visited_latents
 from tests.conftest import ROOT, cause
 from tests.training.conftest import Killed
 
@@ -31,10 +35,10 @@ from tests.training.conftest import Killed
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few walks, a few latents and small students."""
-    monkeypatch.setattr(latent_guides, "PAIRS", 2)
-    monkeypatch.setattr(latent_guides, "POINTS", 4)
-    monkeypatch.setattr(latent_guides, "TRIAL_PAIRS", 2)
-    monkeypatch.setattr(latent_guides, "HELD_OUT_LATENTS", 32)
+    monkeypatch.setattr(trajectories_, "PAIRS", 2)
+    monkeypatch.setattr(trajectories_, "POINTS", 4)
+    monkeypatch.setattr(trajectories_, "TRIAL_PAIRS", 2)
+    monkeypatch.setattr(distillation, "HELD_OUT_LATENTS", 32)
     for name, (teacher, _) in LATENT_GUIDES.items():
         monkeypatch.setitem(LATENT_GUIDES, name, (teacher, 16))
 
@@ -51,8 +55,9 @@ def models(toy_models: Path) -> ModelSet:
 
 
 @pytest.fixture(scope="module")
-def prior(models: ModelSet) -> LatentPrior:
-    return LatentPrior(models.generator)
+def new_walk(models: ModelSet) -> NewWalk:
+    prior = LatentPrior(models.generator)
+    return partial(PlanWalkInferer, prior=prior, objective=BalancedObjective(), settings=WalkSettings())
 
 
 def train(models_dir: Path, output_dir: Path, **options: Any) -> None:
@@ -90,7 +95,7 @@ def test_finished_training_asks_nothing_again(
     small: None, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(models_dir, tmp_path)
-    monkeypatch.setattr(latent_guides, "ask_guides", lambda *_: pytest.fail("the guides were asked again"))
+    monkeypatch.setattr(distillation, "ask_guides", lambda *_: pytest.fail("the guides were asked again"))
     train(models_dir, tmp_path)
     assert "Nothing to train" in capsys.readouterr().out
     with pytest.raises(RuntimeError) as caught:
@@ -130,52 +135,52 @@ def test_killed_run_goes_on_to_the_same_students(
         assert all(torch.equal(value, again[key]) for key, value in whole.items())
 
 
-def test_trajectories_begin_on_the_line_and_end_on_the_path(models: ModelSet, prior: LatentPrior) -> None:
+def test_trajectories_begin_on_the_line_and_end_on_the_path(models: ModelSet, new_walk: NewWalk) -> None:
     guides = LatentGuides(models.networks["latent_identity"], models.networks["latent_class"], amp=False)
-    steps = trajectories(models, guides, prior, range(3), 1, seed=2, n_points=5)
-    assert 21 <= len(steps) <= SETTINGS["balanced"].steps + 1  # a walk may settle, after 20 steps at the soonest
+    steps = trajectories(new_walk, guides, models.generator, range(3), 1, seed=2, n_points=5)
+    assert 21 <= len(steps) <= WalkSettings().steps + 1  # a walk may settle, after 20 steps at the soonest
     assert steps.shape[1:] == (3, 3, 8)
     torch.testing.assert_close(steps[0, :, 0] - steps[0, :, 1], steps[0, :, 1] - steps[0, :, 2], rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         first, last = (identity_divergence(guides(points.flatten(0, 1))[0]).mean() for points in (steps[0], steps[-1]))
     assert float(last) < float(first)
-    again = trajectories(models, guides, prior, range(1, 3), 1, seed=2, n_points=5)
+    again = trajectories(new_walk, guides, models.generator, range(1, 3), 1, seed=2, n_points=5)
     # Fewer paths may settle sooner; until the soonest they go the same way.
     torch.testing.assert_close(again[:21], steps[:21, 1:], rtol=1e-3, atol=1e-3)
 
 
 def test_visited_latents_are_ends_of_walks_and_places_on_the_way(
-    small: None, models: ModelSet, prior: LatentPrior
+    small: None, models: ModelSet, new_walk: NewWalk
 ) -> None:
     guides = LatentGuides(models.networks["latent_identity"], models.networks["latent_class"])
-    w = visited_latents(models, guides, prior, 16, seed=6)
+    w = visited_latents(new_walk, guides, models.generator, 16, seed=6)
     assert w.shape == (16, 8)
     for label, part in enumerate(w.split(8)):
-        steps = trajectories(models, guides, prior, range(2), label, seed=6, n_points=4)
+        steps = trajectories(new_walk, guides, models.generator, range(2), label, seed=6, n_points=4)
         torch.testing.assert_close(part[:4], steps[-1].flatten(0, 1))
         distance = (part[4:].unsqueeze(0) - steps.flatten(1, 2)).norm(dim=2)
         assert float(distance.amin(dim=0).max()) < 1e-5
-    assert torch.equal(visited_latents(models, guides, prior, 16, seed=6), w)
+    assert torch.equal(visited_latents(new_walk, guides, models.generator, 16, seed=6), w)
 
 
-def test_guides_agree_with_themselves(small: None, models: ModelSet, prior: LatentPrior) -> None:
+def test_guides_agree_with_themselves(small: None, models: ModelSet, new_walk: NewWalk) -> None:
     networks = models.networks
     itself = ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], amp=False)
-    figures = agreement(models, itself, prior, seed=1)
+    figures = agreement(new_walk, itself, models, seed=1)
     assert figures["rank_correlation"] == pytest.approx(1.0, abs=0.01)
     assert figures["rank_correlation_class"] == pytest.approx(1.0, abs=0.01)
     assert figures["identity_divergence"] == pytest.approx(figures["identity_divergence_promised"], rel=0.05)
 
 
 def test_walks_of_one_class_may_settle_sooner(
-    small: None, models: ModelSet, prior: LatentPrior, monkeypatch: pytest.MonkeyPatch
+    small: None, models: ModelSet, new_walk: NewWalk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guides = ImageGuides(models.generator, models.networks["identity_guide"], models.networks["class_guide"])
-    whole = latent_guides.trajectories
+    whole = trajectories_.trajectories
 
-    def shorter(models: ModelSet, guides: ImageGuides, prior: LatentPrior, pairs: range, label: int, *rest: Any) -> Any:
-        steps = whole(models, guides, prior, pairs, label, *rest)
+    def shorter(walk: NewWalk, guides: ImageGuides, generator: Generator, pairs: range, label: int, *rest: Any) -> Any:
+        steps = whole(walk, guides, generator, pairs, label, *rest)
         return steps[: len(steps) - 8 * label]
 
-    monkeypatch.setattr(latent_guides, "trajectories", shorter)
-    assert agreement(models, guides, prior, seed=3)["rank_correlation"] > 0.9
+    monkeypatch.setattr(trajectories_, "trajectories", shorter)
+    assert agreement(new_walk, guides, models, seed=3)["rank_correlation"] > 0.9

@@ -97,7 +97,7 @@ def test_an_unknown_option_is_refused_before_anything_runs(
 
 def test_a_former_name_is_told_with_the_one_of_today(config_file: Path) -> None:
     message = refusal(config_file, trunk_file="weights.pth")
-    assert message == "--trunk_file is called --squeezenet_file now."
+    assert message == f"--trunk_file is no longer an option of {config_file}: it is called --squeezenet_file now."
 
 
 def test_ids_of_every_overlay_are_known(config_file: Path, tmp_path: Path) -> None:

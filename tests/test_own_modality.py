@@ -95,6 +95,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
         run("audit", "audit", {**made, **trunk, "cohort_dir": str(cohort), "output_dir": str(tmp_path / "audit")})
     assert (tmp_path / "audit" / "report.html").exists()
     little = {"n_images": 24, "n_points": 4, "long_points": 5, "long_pairs": 2, "max_epochs": 1}
+    little |= {"walk_settings#steps": 3}
     evaluation = tmp_path / "evaluation"
     run("evaluate", "evaluate evaluate_quick", {**made, **trunk, **little, "output_dir": str(evaluation)})
     results = json.loads((evaluation / "results.json").read_text(encoding="utf-8"))

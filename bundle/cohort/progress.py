@@ -23,10 +23,12 @@ class GenerationProgress:
 
     Args:
         ledger: says what is done.
+        steps: most steps of a walk.
     """
 
-    def __init__(self, ledger: WalkLedger) -> None:
+    def __init__(self, ledger: WalkLedger, steps: int) -> None:
         self.ledger = ledger
+        self.steps = steps
         self._bar: Any = None
         self._step = 0
         self._started = 0.0
@@ -45,9 +47,8 @@ class GenerationProgress:
         if self._bar is None:
             return
         self._step += 1
-        steps = self.ledger.settings["walk"]["steps"]
-        self._show(self.ledger.done()[0] + self.ledger.expected() * min(1.0, self._step / steps))
-        self._bar.set_postfix_str(f"step {self._step} of at most {steps}", refresh=False)
+        self._show(self.ledger.done()[0] + self.ledger.expected() * min(1.0, self._step / self.steps))
+        self._bar.set_postfix_str(f"step {self._step} of at most {self.steps}", refresh=False)
         self._bar.update(0)
 
     def _show(self, images: float) -> None:

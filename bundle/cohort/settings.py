@@ -7,44 +7,89 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bundle.cohort.ledger import CohortError, WalkLedger
-from bundle.data import MODALITIES, Modality
+from bundle.data import Modality
 from bundle.files import content_digest
 from bundle.latent.pairs import pairs_per_block
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet
-from bundle.walk.inferer import SETTINGS
-from bundle.walk.objective import make_objective
+from bundle.walk.objective import BalancedObjective, PublishedObjective
+from bundle.walk.path import WalkSettings
 
 __all__ = [
+    "CohortSettings",
+    "cohort_settings",
     "default_guides",
     "default_output_dir",
     "generation_networks",
-    "generation_settings",
     "plan_ledger",
-    "walk_weights",
 ]
 
 logger = logging.getLogger(__name__)
 
 
-def default_guides(models_dir: str, objective: str) -> str:
-    """Says what the walk asks about its points.
+@dataclass(frozen=True)
+class CohortSettings:
+    """Everything that the bits of a cohort depend on.
+
+    Attributes:
+        n_images: images of the cohort.
+        n_points: points of a path, ends included.
+        seed: of the end points.
+        classes: names of the classes, in the order of their labels.
+        objective: name of the walk's objective.
+        guides: what the walk asks about its points, ``latent`` or ``image``.
+        walk: how the objective is minimised.
+        weights: of the objective's terms.
+        threshold: highest identity probability that the gate lets pass.
+        block_size: pairs that are walked together.
+        device: kind of device that computes, ``cpu`` or ``cuda``.
+        torch: version of PyTorch.
+        threads: of PyTorch.
+        models: SHA-256 of each network's weights.
+        changed_configuration: other parts of the configuration that a call has changed, see
+            `bundle.options.check_options`.
+    """
+
+    n_images: int
+    n_points: int
+    seed: int
+    classes: list[str]
+    objective: str
+    guides: str
+    walk: WalkSettings
+    weights: dict[str, float]
+    threshold: float
+    block_size: int
+    device: str
+    torch: str
+    threads: int
+    models: dict[str, str]
+    changed_configuration: dict[str, Any] = field(default_factory=dict)
+
+    def content(self) -> dict[str, Any]:
+        """Returns plain values for JSON; ``changed_configuration`` is left out where nothing was changed."""
+        content = dataclasses.asdict(self)
+        if not self.changed_configuration:
+            del content["changed_configuration"]
+        return content
+
+
+def default_guides(models_dir: str) -> str:
+    """Chooses what the walk asks about its points.
 
     Args:
         models_dir: folder of the networks.
-        objective: name of the walk's objective.
 
     Returns:
-        ``latent`` where the guides' students are there, else ``image``; the published algorithm knows of none.
+        ``latent`` where the folder has latent guides, else ``image``.
     """
-    if objective == "published":
-        return "image"
     if all((Path(str(models_dir)) / f"{name}.json").is_file() for name in LATENT_GUIDES):
         return "latent"
     logger.warning(
@@ -55,89 +100,85 @@ def default_guides(models_dir: str, objective: str) -> str:
     return "image"
 
 
-def walk_weights(modality: str | Modality) -> dict[str, float]:
-    """Looks up what the modality's walks give other weights to than the objective itself, by the names of its fields.
-
-    Of a name that is no preset, `check_options` has yet to complain.
-    """
-    preset = MODALITIES.get(modality, Modality) if isinstance(modality, str) else modality
-    return {"lambda_class": preset.lambda_class, "lambda_prior": preset.lambda_prior}
-
-
 def generation_networks(guides: str) -> tuple[str, ...]:
     """Names the networks that a walk on these guides and the gate need."""
     return (*GENERATION_NETWORKS, *(LATENT_GUIDES if guides == "latent" else ()))
 
 
-def generation_settings(
+def cohort_settings(
     models: ModelSet,
     modality: str | Modality,
     n_images: int,
     n_points: int,
     seed: int,
     classes: str | int | Sequence[str | int] | None,
-    objective: str,
+    objective: BalancedObjective | PublishedObjective,
+    walk_settings: WalkSettings,
     guides: str,
-    weights: Mapping[str, float],
     threshold: float,
     device: str | torch.device,
-) -> dict[str, Any]:
-    """Lists everything that the bits of a cohort depend on.
+    changed: Mapping[str, Any],
+) -> CohortSettings:
+    """Completes and checks the options of a cohort.
 
     Args:
         models: networks.
         modality: whose weights are the default; must be that of the models.
-        n_images: images of the cohort.
-        n_points: points of a path.
-        seed: of the end points.
+        n_images: see `CohortSettings`.
+        n_points: see there.
+        seed: see there.
         classes: names or numbers of the classes wanted; None for all.
-        objective: name of the walk's objective.
-        guides: what the walk asks about its points, ``latent`` or ``image``.
-        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
-        threshold: highest identity probability that the gate lets pass.
+        objective: of the walk.
+        walk_settings: how it is minimised.
+        guides: ``latent`` or ``image``.
+        threshold: the gate's, see `CohortSettings`.
         device: where the walk is computed.
-
-    Returns:
-        Plain values.
+        changed: what `bundle.options.check_options` has returned.
 
     Raises:
         CohortError: the models are of another kind of image or know no such class, there are more classes than images,
             or the published algorithm is to walk on latent guides.
     """
     _check_modality(models, modality)
-    names = models.class_names
+    chosen = _class_names(models.class_names, classes)
+    if isinstance(objective, PublishedObjective) and guides == "latent":
+        raise CohortError("guides: the published algorithm walks on the guides themselves. Leave guides out.")
+    if n_images < len(chosen):
+        raise CohortError(
+            f"n_images: {n_images} images cannot show {len(chosen)} classes. Ask for more, or for fewer classes."
+        )
+    return CohortSettings(
+        n_images=n_images,
+        n_points=n_points,
+        seed=seed,
+        classes=chosen,
+        objective=objective.name,
+        guides=guides,
+        walk=walk_settings,
+        weights=dataclasses.asdict(objective),
+        threshold=threshold,
+        block_size=pairs_per_block(guides, n_points),
+        device=torch.device(device).type,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        models=models.sha256(),
+        **changed,
+    )
+
+
+def _class_names(names: Sequence[str], classes: str | int | Sequence[str | int] | None) -> list[str]:
+    """Returns the names of the classes wanted, each once, in the order of their labels."""
     several = isinstance(classes, list | tuple)
     wanted: list[Any] = list(names) if classes is None else list(classes) if several else [classes]  # type: ignore[arg-type]
     if not wanted:
         raise CohortError(f"classes: the list is empty. Name some of {', '.join(names)}, or leave classes out for all.")
-    chosen = []
+    chosen = set()
     for value in wanted:
         name = names[value] if type(value) is int and 0 <= value < len(names) else value
         if name not in names:
             raise CohortError(f"classes: {value!r} is not a class of these models, which know {', '.join(names)}.")
-        chosen.append(str(name))
-    if objective == "published" and guides == "latent":
-        raise CohortError("guides: the published algorithm walks on the guides themselves. Leave guides out.")
-    if n_images < len(set(chosen)):
-        raise CohortError(
-            f"n_images: {n_images} images cannot show {len(set(chosen))} classes. Ask for more, or for fewer classes."
-        )
-    return {
-        "n_images": n_images,
-        "n_points": n_points,
-        "seed": seed,
-        "classes": sorted(set(chosen), key=names.index),
-        "objective": objective,
-        "guides": guides,
-        "walk": dataclasses.asdict(SETTINGS[objective]),
-        "weights": dataclasses.asdict(make_objective(objective, weights)),
-        "threshold": threshold,
-        "block_size": pairs_per_block(guides, n_points),
-        "device": torch.device(device).type,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "models": models.sha256(),
-    }
+        chosen.add(str(name))
+    return sorted(chosen, key=list(names).index)
 
 
 def _check_modality(models: ModelSet, modality: str | Modality) -> None:
@@ -150,16 +191,16 @@ def _check_modality(models: ModelSet, modality: str | Modality) -> None:
         )
 
 
-def default_output_dir(modality: str, settings: dict[str, Any]) -> str:
+def default_output_dir(modality: str, settings: CohortSettings) -> str:
     """Names a folder after the options, so that other options never meet another run's cohort."""
-    return f"output/{modality}-{content_digest(settings, 10)}"
+    return f"output/{modality}-{content_digest(settings.content(), 10)}"
 
 
-def plan_ledger(output_dir: str, settings: dict[str, Any], class_names: Sequence[str]) -> WalkLedger:
+def plan_ledger(output_dir: str, settings: CohortSettings, class_names: Sequence[str]) -> WalkLedger:
     """Makes the ledger of a cohort; its images are shared out evenly among the classes."""
-    share, rest = divmod(settings["n_images"], len(settings["classes"]))
+    share, rest = divmod(settings.n_images, len(settings.classes))
     quotas = {
-        list(class_names).index(name): share + (position < rest) for position, name in enumerate(settings["classes"])
+        list(class_names).index(name): share + (position < rest) for position, name in enumerate(settings.classes)
     }
     folder = Path(output_dir) / "private" / "walk"
-    return WalkLedger(folder, settings, quotas, settings["n_points"], settings["block_size"])
+    return WalkLedger(folder, settings.content(), quotas, settings.n_points, settings.block_size)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,14 +14,14 @@ from torch import Tensor
 from bundle.cohort.settings import default_guides, generation_networks
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import POOLS, Pool
-from bundle.evaluation.walkers import Arm, Walker
+from bundle.evaluation.walkers import Walk, Walker, published_walk, straight_lines
 from bundle.gate.drawing import draw_and_judge
 from bundle.gate.gate import open_gate
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet, load_models
-from bundle.walk.inferer import SETTINGS
-from bundle.walk.objective import OBJECTIVES, make_objective
+from bundle.walk.objective import BalancedObjective, PublishedObjective
+from bundle.walk.path import WalkSettings
 
 __all__ = ["PoolMaker", "evaluation_models", "image_quotas"]
 
@@ -33,7 +33,7 @@ LEAST_SHARE, TRIED = 0.05, 4
 
 def evaluation_models(models_dir: str, device: str) -> ModelSet:
     """Loads what `generate` needs for its default walk, from one folder."""
-    return load_models(models_dir, device, generation_networks(default_guides(models_dir, "balanced")))
+    return load_models(models_dir, device, generation_networks(default_guides(models_dir)))
 
 
 def image_quotas(data: ImageData, n_images: int | None) -> dict[int, int]:
@@ -71,7 +71,10 @@ class PoolMaker:
         long_points: points of a long path.
         long_pairs: long paths of each class, straight and walked.
         published_pairs: those of them that the published algorithm walks as well.
-        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
+        objective: what PLAN minimises.
+        walk_settings: how it is minimised.
+        published_objective: what the published algorithm minimises.
+        published_settings: how it is minimised.
 
     Attributes:
         settings: all that the images depend on besides seed and pool, as plain values.
@@ -84,20 +87,28 @@ class PoolMaker:
         long_points: int,
         long_pairs: int,
         published_pairs: int,
-        weights: Mapping[str, float] | None = None,
+        objective: BalancedObjective,
+        walk_settings: WalkSettings,
+        published_objective: PublishedObjective,
+        published_settings: WalkSettings,
     ) -> None:
         self.models = models
         self.n_points, self.long_points = n_points, long_points
         self.long_pairs, self.published_pairs = long_pairs, published_pairs
-        self.weights = weights
         self.prior = LatentPrior(models.generator)
         self.gate = open_gate(models)
         self.guides = "latent" if "latent_identity" in models.networks else "image"
+        plan = Walk("PLAN", objective, walk_settings, self.guides)
+        published = published_walk(published_objective, published_settings)
+        self.walks = {"linear": straight_lines(plan), "plan": plan, "published": published}
         self.settings: dict[str, Any] = {
             "models": models.sha256(),
             "guides": self.guides,
-            "walk": {name: dataclasses.asdict(settings) for name, settings in SETTINGS.items()},
-            "objectives": {name: dataclasses.asdict(make_objective(name, weights)) for name in OBJECTIVES},
+            "walk": {way.objective.name: dataclasses.asdict(way.settings) for way in (plan, published)},
+            "objectives": {
+                "balanced": dataclasses.asdict(objective),
+                "published": dataclasses.asdict(published_objective),
+            },
             "n_points": n_points,
             "long_points": long_points,
             "least_share": [LEAST_SHARE, TRIED],
@@ -157,7 +168,8 @@ class PoolMaker:
             verdicts = [verdict]
             numbers = torch.tensor(pairs).repeat_interleave(2)
         else:
-            walker = self._walker(kind.walk, self.long_points if kind.long else self.n_points, seed)
+            n_points = self.long_points if kind.long else self.n_points
+            walker = Walker(self.models, self.prior, self.gate, self.walks[kind.walk], n_points, seed)
             walker.walk(pairs, label)
             judged = walker.judged
             pixels, verdicts = torch.cat(judged.pixels[label]), judged.verdicts[label]
@@ -174,11 +186,3 @@ class PoolMaker:
             joined("recognised"),
             joined("mislabelled"),
         )
-
-    def _walker(self, walk: str, n_points: int, seed: int) -> Walker:
-        arms = {
-            "linear": Arm("straight line", "balanced", self.guides, steps=0),
-            "plan": Arm("PLAN", "balanced", self.guides),
-            "published": Arm("published algorithm", "published", "image", alone=True),
-        }
-        return Walker(self.models, self.prior, self.gate, arms[walk], n_points, seed, self.weights)

@@ -1,12 +1,12 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to walk, each timed: what the benchmark compares."""
+"""Ways to walk, each timed: what evaluation and benchmark compare."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,35 +20,39 @@ from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet
 from bundle.walk.guides import Guides, walk_guides
 from bundle.walk.inferer import PlanWalkInferer
+from bundle.walk.objective import Objective, PublishedObjective
+from bundle.walk.path import WalkSettings
 
-__all__ = ["ARMS", "Arm", "Clock", "Judged", "Walker", "cost"]
+__all__ = ["Clock", "Judged", "Walk", "Walker", "cost", "published_walk", "straight_lines"]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Walk:
     """A way to walk.
 
     Attributes:
-        title: in the table.
-        objective: see `bundle.walk.objective.OBJECTIVES`.
+        title: in tables.
+        objective: what each path minimises.
+        settings: how it is minimised.
         guides: ``image`` or ``latent``.
         alone: walk one path at a time, not as many together as `generate` does.
-        steps: most steps; None for as many as the objective is given.
     """
 
     title: str
-    objective: str
+    objective: Objective
+    settings: WalkSettings
     guides: str
     alone: bool = False
-    steps: int | None = None
 
 
-ARMS: dict[str, Arm] = {
-    "linear": Arm("straight line", "balanced", "latent", steps=0),
-    "published": Arm("published algorithm", "published", "image", alone=True),
-    "image": Arm("batched, image space", "balanced", "image"),
-    "latent": Arm("latent guides", "balanced", "latent"),
-}
+def straight_lines(plan: Walk) -> Walk:
+    """Returns the straight lines between the same end points: a walk of no step."""
+    return dataclasses.replace(plan, title="straight line", settings=dataclasses.replace(plan.settings, steps=0))
+
+
+def published_walk(objective: PublishedObjective, settings: WalkSettings) -> Walk:
+    """Returns the authors' algorithm: path by path, on the guides themselves."""
+    return Walk("published algorithm", objective, settings, "image", alone=True)
 
 
 @dataclass
@@ -69,7 +73,7 @@ class Clock:
 
 @dataclass
 class Judged:
-    """What an arm has walked, drawn and judged.
+    """What a walker has walked, drawn and judged.
 
     Attributes:
         pairs: numbers of the paths, by class.
@@ -91,37 +95,25 @@ class Judged:
 
 
 class Walker:
-    """Walks, draws and judges by one arm.
+    """Walks, draws and judges in one way.
 
     Args:
         models: networks.
-        prior: of the generator's mapping network.
+        prior: distance from the generator's mapping network.
         gate: judges.
-        arm: how to walk.
+        way: how to walk.
         n_points: points of a path.
         seed: of the end points.
-        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
     """
 
-    def __init__(
-        self,
-        models: ModelSet,
-        prior: LatentPrior,
-        gate: Gate,
-        arm: Arm,
-        n_points: int,
-        seed: int,
-        weights: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, models: ModelSet, prior: LatentPrior, gate: Gate, way: Walk, n_points: int, seed: int) -> None:
         self.models = models
         self.gate = gate
-        self.arm = arm
+        self.way = way
         self.seed = seed
-        self.guides: Guides = walk_guides(models, arm.guides, arm.objective)
-        self.inferer = PlanWalkInferer(self.guides, prior, n_points, arm.objective, weights)
-        if arm.steps is not None:
-            self.inferer.settings = dataclasses.replace(self.inferer.settings, steps=arm.steps)
-        self.block = 1 if arm.alone else pairs_per_block(arm.guides, n_points)
+        self.guides: Guides = walk_guides(models, way.guides, way.objective.clamped_gradient)
+        self.inferer = PlanWalkInferer(self.guides, prior, way.objective, way.settings, n_points)
+        self.block = 1 if way.alone else pairs_per_block(way.guides, n_points)
         self.reset()
 
     def reset(self) -> None:

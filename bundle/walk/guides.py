@@ -103,17 +103,15 @@ class LatentGuides(nn.Module):
             return self.identity.closed_set(w), self.classes(w).float()
 
 
-def walk_guides(models: ModelSet, guides: str, objective: str) -> Guides:
+def walk_guides(models: ModelSet, guides: str, clamped_gradient: bool = False) -> Guides:
     """Puts together what the walk asks about its points.
 
     Args:
         models: networks, those of `generation_networks` at least.
         guides: ``latent`` or ``image``.
-        objective: name of the walk's objective; ``published`` has no gradient where a pixel is saturated.
+        clamped_gradient: see `ImageGuides`.
     """
     networks = models.networks
     if guides == "latent":
         return LatentGuides(networks["latent_identity"], networks["latent_class"])
-    return ImageGuides(
-        models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient=objective == "published"
-    )
+    return ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +14,10 @@ from torch import Tensor
 from bundle.latent.prior import LatentPrior
 from bundle.networks.stylegan2 import Generator
 from bundle.walk.guides import Guides
-from bundle.walk.objective import Objective, make_objective
+from bundle.walk.objective import Objective
 from bundle.walk.path import WalkSettings, straight_path, walk
 
-__all__ = ["SETTINGS", "PlanWalkInferer"]
-
-#: How the walk descends on an objective: for ``published`` as the authors do.
-SETTINGS = {
-    "balanced": WalkSettings(steps=100, learning_rate=0.085, cosine=True, tolerance=1e-3),
-    "published": WalkSettings(steps=500, learning_rate=0.1, cosine=False, tolerance=0.0),
-}
+__all__ = ["PlanWalkInferer"]
 
 
 class PlanWalkInferer(Inferer):
@@ -31,10 +25,10 @@ class PlanWalkInferer(Inferer):
 
     Args:
         guides: what is asked about each point.
-        prior: of the generator's mapping network.
+        prior: distance from the generator's mapping network.
+        objective: what each path minimises.
+        settings: how it is minimised.
         n_points: points of a path, both ends included.
-        objective: name of an objective, see `bundle.walk.objective.OBJECTIVES`.
-        weights: of the objective's terms, see `bundle.walk.objective.make_objective`.
         on_step: called in each step of a walk, see `bundle.walk.path.walk`.
     """
 
@@ -42,17 +36,17 @@ class PlanWalkInferer(Inferer):
         self,
         guides: Guides,
         prior: LatentPrior,
+        objective: Objective,
+        settings: WalkSettings,
         n_points: int = 10,
-        objective: str = "balanced",
-        weights: Mapping[str, float] | None = None,
         on_step: Callable[[Tensor], None] | None = None,
     ) -> None:
         super().__init__()
         self.guides = guides
         self.prior = prior
+        self.objective = objective
+        self.settings = settings
         self.n_points = n_points
-        self.objective: Objective = make_objective(objective, weights)
-        self.settings = SETTINGS[objective]
         self.on_step = on_step
 
     def __call__(self, inputs: Tensor, network: Generator, label: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -17,22 +17,19 @@ Shapes: P paths of N points, of which n = N - 2 inner points w_1 .. w_n move and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "OBJECTIVES",
     "BalancedObjective",
     "Objective",
     "PublishedObjective",
     "class_cross_entropy",
     "identity_divergence",
-    "make_objective",
     "step_lengths",
 ]
 
@@ -70,7 +67,15 @@ def step_lengths(w: Tensor) -> Tensor:
 
 
 class Objective(Protocol):
-    """What the walk minimises: one number per path, from its points and from what the guides say of the inner ones."""
+    """What the walk minimises: one number per path, from its points and from what the guides say of the inner ones.
+
+    Attributes:
+        name: short name for manifests and tables.
+        clamped_gradient: whether saturated pixels have no gradient, see `bundle.walk.guides.ImageGuides`.
+    """
+
+    name: ClassVar[str]
+    clamped_gradient: ClassVar[bool]
 
     def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
         """Returns the weighted terms by name and their sum as ``loss``, each [P].
@@ -97,6 +102,9 @@ class PublishedObjective:
         lambda_class: weight of L_class.
         chunk: inner points in a chunk.
     """
+
+    name: ClassVar[str] = "published"
+    clamped_gradient: ClassVar[bool] = True
 
     lambda_id: float = 0.1
     lambda_dist: float = 1.0
@@ -137,6 +145,9 @@ class BalancedObjective:
         lambda_prior: weight of L_prior.
     """
 
+    name: ClassVar[str] = "balanced"
+    clamped_gradient: ClassVar[bool] = False
+
     lambda_id: float = 5.0
     lambda_dist: float = 0.02
     lambda_class: float = 5.0
@@ -156,20 +167,3 @@ class BalancedObjective:
             "prior": self.lambda_prior * (prior - 1.0).clamp_min(0.0).mean(dim=1),
         }
         return {**terms, "loss": torch.stack(list(terms.values())).sum(dim=0)}
-
-
-#: Objectives by name; `make_objective` makes one.
-OBJECTIVES: dict[str, type[BalancedObjective] | type[PublishedObjective]] = {
-    "balanced": BalancedObjective,
-    "published": PublishedObjective,
-}
-
-
-def make_objective(name: str, weights: Mapping[str, float] | None = None) -> BalancedObjective | PublishedObjective:
-    """Makes one of `OBJECTIVES`.
-
-    Args:
-        name: its key.
-        weights: of the balanced objective's terms, those that differ from its own; the published loss stays as it is.
-    """
-    return BalancedObjective(**(weights or {})) if name == "balanced" else OBJECTIVES[name]()

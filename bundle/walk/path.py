@@ -18,7 +18,7 @@ from bundle.latent.prior import LatentPrior
 from bundle.walk.guides import Guides
 from bundle.walk.objective import Objective
 
-__all__ = ["Path", "WalkSettings", "straight_path", "walk"]
+__all__ = ["PUBLISHED_SETTINGS", "Path", "WalkSettings", "straight_path", "walk"]
 
 # Steps over which the loss is averaged before it is called settled.
 WINDOW = 10
@@ -26,7 +26,7 @@ WINDOW = 10
 
 @dataclass(frozen=True)
 class WalkSettings:
-    """How the walk descends.
+    """How the walk descends; the defaults are PLAN's.
 
     Attributes:
         steps: most steps of Adam(0.9, 0.999).
@@ -36,10 +36,14 @@ class WalkSettings:
             the block; 0 never stops early.
     """
 
-    steps: int
-    learning_rate: float
-    cosine: bool
-    tolerance: float
+    steps: int = 100
+    learning_rate: float = 0.085
+    cosine: bool = True
+    tolerance: float = 1e-3
+
+
+#: The authors' settings, for comparison.
+PUBLISHED_SETTINGS = WalkSettings(steps=500, learning_rate=0.1, cosine=False, tolerance=0.0)
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,17 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from bundle.allocator import keep_freed_memory
-from bundle.cohort.settings import generation_networks, walk_weights
+from bundle.cohort.settings import generation_networks
 from bundle.command_line import plain_errors
-from bundle.evaluation.walkers import ARMS, Walker, cost
+from bundle.data import get_modality
+from bundle.evaluation.walkers import Walk, Walker, cost, published_walk, straight_lines
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
@@ -38,12 +40,15 @@ from bundle.networks.model_set import load_models
 from bundle.networks.training_data import open_training_data
 from bundle.networks.weights import load_weights
 from bundle.training.seeds import stream_seed
-from bundle.walk.distillation import TRIAL, agreement
+from bundle.walk.distillation import TRIAL
 from bundle.walk.guides import ImageGuides
-from bundle.walk.objective import make_objective
+from bundle.walk.inferer import PlanWalkInferer
+from bundle.walk.objective import BalancedObjective, PublishedObjective
+from bundle.walk.path import PUBLISHED_SETTINGS, WalkSettings
+from bundle.walk.trajectories import agreement
 from scripts.tools.walk_quality import ReferenceImages, quality, quality_table, student_figures
 
-__all__ = ["cost_table", "main", "measure_memory", "peak_memory"]
+__all__ = ["WALKS", "compared_walks", "cost_table", "main", "measure_memory", "peak_memory"]
 
 # Cohorts over which the distillation is spread.
 COHORTS = (100, 1000, 10_000)
@@ -53,21 +58,36 @@ TURN = 16
 TRIALS = 5
 # Weights of the objective that a modality may set, as `generate` takes them.
 WEIGHTS = ("lambda_class", "lambda_prior")
+#: Names of the walks that are compared.
+WALKS = ("linear", "published", "image", "latent")
 
 
-def peak_memory(arm: str, models_dir: str, n_points: int) -> float:
-    """Most memory, in MiB, of a process that does nothing but load the networks and walk a block by an arm."""
-    command = [sys.executable, "-m", "scripts.tools.benchmark", "--memory_of", arm, "--models_dir", models_dir]
+def compared_walks(objective: BalancedObjective) -> dict[str, Walk]:
+    """Returns each of `WALKS`, PLAN's on this objective."""
+    latent = Walk("latent guides", objective, WalkSettings(), "latent")
+    image = dataclasses.replace(latent, title="batched, image space", guides="image")
+    published = published_walk(PublishedObjective(), PUBLISHED_SETTINGS)
+    return {"linear": straight_lines(latent), "published": published, "image": image, "latent": latent}
+
+
+def shortened(walk: Walk, steps: int) -> Walk:
+    """Returns the walk with at most so many steps."""
+    return dataclasses.replace(walk, settings=dataclasses.replace(walk.settings, steps=min(steps, walk.settings.steps)))
+
+
+def peak_memory(walk: str, models_dir: str, n_points: int) -> float:
+    """Returns the most memory, in MiB, of a process that only loads the networks and walks one block."""
+    command = [sys.executable, "-m", "scripts.tools.benchmark", "--memory_of", walk, "--models_dir", models_dir]
     command += ["--n_points", str(n_points)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
 
-def measure_memory(arm: str, models_dir: str, n_points: int) -> float:
+def measure_memory(walk: str, models_dir: str, n_points: int) -> float:
     """Loads the networks, walks a block for three steps, draws and judges it; returns the most memory held, in MiB."""
-    models = load_models(models_dir, names=generation_networks(ARMS[arm].guides))
-    walker = Walker(models, LatentPrior(models.generator), open_gate(models), ARMS[arm], n_points, seed=0)
-    walker.inferer.settings = dataclasses.replace(walker.inferer.settings, steps=min(3, walker.inferer.settings.steps))
+    way = shortened(compared_walks(BalancedObjective())[walk], 3)
+    models = load_models(models_dir, names=generation_networks(way.guides))
+    walker = Walker(models, LatentPrior(models.generator), open_gate(models), way, n_points, seed=0)
     walker.walk(range(walker.block), 0)
     status = Path("/proc/self/status")
     if status.exists():  # the kernel's other estimate, getrusage's, begins with what the parent process held
@@ -76,7 +96,7 @@ def measure_memory(arm: str, models_dir: str, n_points: int) -> float:
 
 
 def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillation: float) -> list[tuple[str, ...]]:
-    """Rows of what a released image costs by each arm; the first row names the columns."""
+    """Rows of what a released image costs by each walk; the first row names the columns."""
     judged = [walker.judged for walker in walkers.values()]
     points = sum(verdict.passed.numel() for one in judged for parts in one.verdicts for verdict in parts)
     unit = sum(one.judging.cpu for one in judged) / points
@@ -89,7 +109,7 @@ def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillatio
         extra = [cpu + distillation / n if name == "latent" else cpu for n in COHORTS]
         rows.append(
             (
-                walker.arm.title,
+                walker.way.title,
                 str(len(steps)),
                 f"{sum(steps) / len(steps):.0f}",
                 three_digits(cpu),
@@ -125,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the end points (%(default)s)")
     parser.add_argument("--output_file", default="output/benchmark.json", help="gets the figures (%(default)s)")
     parser.add_argument("--picture", help="gets a picture of costs and paths (left out, it lies beside output_file)")
-    parser.add_argument("--memory_of", choices=tuple(ARMS), help=argparse.SUPPRESS)
+    parser.add_argument("--memory_of", choices=WALKS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     least_values = {"pairs": 1, "baseline_pairs": 1, "n_points": 3, "seed": 0, **dict.fromkeys(WEIGHTS, 0)}
     for name, least in least_values.items():
@@ -140,14 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Walks by every arm, block by block in turn, and prints both tables."""
+    """Walks in every way, block by block in turn, and prints both tables."""
     models = load_models(options.models_dir, names=generation_networks("latent"))
     given = {name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None}
-    weights = walk_weights(models.infos["generator"]["modality"]) | given
+    modality = get_modality(models.infos["generator"]["modality"])
+    objective = BalancedObjective(**{name: given.get(name, getattr(modality, name)) for name in WEIGHTS})
     prior, gate = LatentPrior(models.generator), open_gate(models)
-    walkers = {
-        name: Walker(models, prior, gate, arm, options.n_points, options.seed, weights) for name, arm in ARMS.items()
-    }
+    walks = compared_walks(objective)
+    walkers = {name: Walker(models, prior, gate, walk, options.n_points, options.seed) for name, walk in walks.items()}
     # Opened first: a mistake in their options should not wait for the walks.
     data = open_training_data(options.dataset_dir, options.models_dir, str(Path(options.output_file).parent), models)
     embedding = None
@@ -157,9 +177,11 @@ def run(options: argparse.Namespace) -> None:
         embedding = network
     real_images = None if data is None else ReferenceImages(data, options.squeezenet_file, embedding)
     latent = walkers["latent"]
-    for walker in walkers.values():  # what is computed for the first time takes longer
-        _warm_up(walker)
-    wanted = dict.fromkeys(ARMS, options.pairs) | {"published": min(options.baseline_pairs, options.pairs)}
+    for walk in walks.values():  # what is computed for the first time takes longer
+        warmed = Walker(models, prior, gate, shortened(walk, 2), options.n_points, options.seed)
+        for label in range(models.generator.num_classes):
+            warmed.walk(range(warmed.block), label)
+    wanted = dict.fromkeys(WALKS, options.pairs) | {"published": min(options.baseline_pairs, options.pairs)}
     turns = [
         (name, label, range(first, min(first + TURN, number)))
         for first in range(0, options.pairs, TURN)
@@ -169,7 +191,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     for name, label, pairs in tqdm(turns, desc="walking", unit="block"):
         walkers[name].walk(pairs, label)
-    memory = {name: peak_memory(name, options.models_dir, options.n_points) for name in ARMS}
+    memory = {name: peak_memory(name, options.models_dir, options.n_points) for name in WALKS}
     costs = cost_table(walkers, memory, models.infos["latent_identity"]["cpu_seconds"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     head = (
@@ -180,14 +202,14 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{head}\n\nFor a released image:\n{markdown_table(costs)}", flush=True)
     networks = models.networks
     guides = ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], amp=False)
-    objective = make_objective("balanced", weights)
     measured = {name: quality(walker, guides, prior, objective, real_images) for name, walker in walkers.items()}
-    qualities = quality_table(measured, ARMS)
+    qualities = quality_table(measured, walks)
     print(f"\nInner points:\n{markdown_table(qualities)}", flush=True)
+    new_walk = partial(PlanWalkInferer, prior=prior, objective=objective, settings=latent.way.settings)
     seeds = tqdm(range(options.seed, options.seed + TRIALS), desc="asking students and guides", unit="seed")
     students = student_figures(
         measured["latent"],
-        [agreement(models, latent.guides, prior, stream_seed(seed, TRIAL), weights) for seed in seeds],
+        [agreement(new_walk, latent.guides, models, stream_seed(seed, TRIAL)) for seed in seeds],
     )
     print(f"\n{students}")
     write_json(options.output_file, {"head": head, "cost": costs, "quality": qualities, "students": students})
@@ -197,15 +219,6 @@ def run(options: argparse.Namespace) -> None:
         for name, row in zip(walkers, costs[1:], strict=True)
     ]
     save_walks(arms, options.picture or Path(options.output_file).with_suffix(".png"))
-
-
-def _warm_up(walker: Walker) -> None:
-    settings = walker.inferer.settings
-    walker.inferer.settings = dataclasses.replace(settings, steps=min(2, settings.steps))
-    for label in range(walker.models.generator.num_classes):
-        walker.walk(range(walker.block), label)
-    walker.inferer.settings = settings
-    walker.reset()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws, share
 from bundle.data import ImageData
 from bundle.data.dataset import IDENTITY_SPLITS
-from bundle.evaluation.walkers import Arm, Walker
+from bundle.evaluation.walkers import Walk, Walker
 from bundle.figures import from_uint8
 from bundle.latent.prior import LatentPrior
 from bundle.markup import three_digits
@@ -58,7 +58,7 @@ class ReferenceImages:
 def quality(
     walker: Walker, guides: ImageGuides, prior: LatentPrior, objective: Objective, real_images: ReferenceImages | None
 ) -> dict[str, Tensor]:
-    """Judges an arm's inner points, each value a tensor [P, N - 2] of all paths, class by class.
+    """Judges the inner points of walks, each value a tensor [P, N - 2] of all paths, class by class.
 
     ``objective`` and ``pair``, the number of the path, are [P].
 
@@ -66,7 +66,7 @@ def quality(
         walker: what has walked.
         guides: phi_id and phi_class themselves, in fp32.
         prior: of the generator's mapping network.
-        objective: that all arms are held to, whatever they have walked on.
+        objective: by which all walks are measured, whatever they have minimised.
         real_images: adds distances to them; None leaves these out.
     """
     values: dict[str, list[Tensor]] = {}
@@ -142,19 +142,21 @@ def _text(value: Estimate, is_share: bool) -> str:
     return f"{middle}{unit} [{low}, {high}]"
 
 
-def quality_table(measured: dict[str, dict[str, Tensor]], arms: dict[str, Arm]) -> list[tuple[str, ...]]:
-    """Rows of how good the inner points of each arm are, and of the differences on the pairs that all arms walked."""
+def quality_table(measured: dict[str, dict[str, Tensor]], walks: dict[str, Walk]) -> list[tuple[str, ...]]:
+    """Rows of how good the inner points of each walk are, and of the differences on their common pairs."""
     chosen = [measure for measure in MEASURES if measure[0] in next(iter(measured.values()))]
     rows = [("walk", *(title for _, title, _ in chosen))]
     for name, values in measured.items():
-        rows.append((arms[name].title, *(_text(path_figure(values[key], shared), shared) for key, _, shared in chosen)))
+        rows.append(
+            (walks[name].title, *(_text(path_figure(values[key], shared), shared) for key, _, shared in chosen))
+        )
     first = "published"
     for name, values in measured.items():
         if name in ("linear", first):
             continue
         common = [index for index in measured[first]["pair"].tolist() if index in values["pair"].tolist()]
         places = [[values_["pair"].tolist().index(index) for index in common] for values_ in (values, measured[first])]
-        row = [f"{arms[name].title} less {arms[first].title}, {len(common)} common pairs"]
+        row = [f"{walks[name].title} less {walks[first].title}, {len(common)} common pairs"]
         for key, _, shared in chosen:
             both = [part[key][place] for part, place in zip((values, measured[first]), places, strict=True)]
             row.append(_text(difference(both[0], both[1]), shared))
@@ -167,7 +169,7 @@ def student_figures(latent: dict[str, Tensor], trials: Sequence[dict[str, float]
 
     Args:
         latent: quality of what was walked on them.
-        trials: what `bundle.walk.distillation.agreement` found by several seeds.
+        trials: what `bundle.walk.trajectories.agreement` found by several seeds.
     """
     accepted = latent["accepted"].bool()
     draws = patient_draws(
