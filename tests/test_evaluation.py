@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.auditing.distances import Step
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS
 from bundle.evaluation.engine import EvaluationEngine
@@ -24,6 +23,7 @@ from bundle.evaluation.pools import image_quotas
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
+from bundle.steps import Step
 from bundle.tracking import tracking_uri
 from tests.conftest import ROOT, cause
 from tests.hospital import SURNAME, Networks
@@ -42,11 +42,21 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+# Modules that draw patients anew.
+DRAWN = (
+    "auditing.assessment",
+    "auditing.distances",
+    "evaluation.estimates",
+    "evaluation.membership",
+    "evaluation.setting",
+)
+
+
 def do_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few draws."""
-    for module in ("auditing.assessment", "auditing.distances", "evaluation.engine", "evaluation.membership"):
+    for module in DRAWN:
         monkeypatch.setattr(f"bundle.{module}.DRAWS", 40)
-    for module in ("auditing.assessment", "evaluation.engine"):
+    for module in ("auditing.assessment", "evaluation.estimates"):
         monkeypatch.setattr(f"bundle.{module}.HALVES", 4)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bundle.auditing.catalogue import FIDELITY
 from bundle.auditing.controls import Control, try_instrument
-from bundle.auditing.distances import EMBEDDING, VERIFIER, Distances, Side
+from bundle.auditing.distances import Distances, Side
 from bundle.auditing.measures import (
     adversarial_accuracy,
     area_under_curve,
@@ -30,6 +30,7 @@ from bundle.auditing.measures import (
     variety,
 )
 from bundle.auditing.orientations import Disguises
+from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import (
     DRAWS,
     LEAST,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bundle.auditing.distances import EMBEDDING, VERIFIER, Distances, Side
+from bundle.auditing.distances import Distances, Side
 from bundle.auditing.measures import exceeds
+from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws, share
 from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
 

@@ -7,22 +7,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from torch import nn
-from tqdm import tqdm
 
 from bundle.auditing.assessment import Assessment, Estimates, assess
 from bundle.auditing.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
-from bundle.auditing.distances import Distances, Reference, Step, Tensors, reference_key
+from bundle.auditing.distances import Distances
 from bundle.auditing.images import Cohort, RealData, choose_preprocessing, read_pixels
 from bundle.auditing.orientations import AS_IT_LIES, Disguises, seek_disguises
+from bundle.auditing.reference import Reference, reference_key
 from bundle.auditing.report import write_private, write_report
 from bundle.auditing.resampling import LEAST, rounded
 from bundle.auditing.verdict import Verdict, pixel_copies, verdict_of
@@ -32,8 +30,9 @@ from bundle.files import content_digest, write_json
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import LPIPS_TRUNK
+from bundle.steps import Step, StepEngine, Tensors
 
-__all__ = ["AuditEngine", "AuditProgress"]
+__all__ = ["AuditEngine"]
 
 # Of what the steps on disk are made; counts up whenever that changes.
 FORMAT = 3
@@ -41,49 +40,7 @@ FORMAT = 3
 CONCLUSION_MS = 30_000.0
 
 
-class AuditProgress:
-    """Progress bar over the work of an audit, or of another engine with such steps, with the time left.
-
-    Args:
-        title: what is being done.
-    """
-
-    def __init__(self, title: str = "auditing") -> None:
-        self.title = title
-
-    def attach(self, engine: Engine) -> None:
-        """Registers the events that open, advance and close the bar."""
-        engine.add_event_handler(Events.STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._name)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
-
-    def _open(self, engine: AuditEngine) -> None:
-        # What an earlier run has left says nothing of the pace of this one: counted as done, not as fast.
-        self._kept = {id(step) for step in engine.steps if step.is_kept()}
-        self._bar = tqdm(
-            total=sum(step.cost for step in engine.steps),
-            initial=sum(step.cost for step in engine.steps if id(step) in self._kept),
-            smoothing=0.0,
-            desc=self.title,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
-            mininterval=0.5 if sys.stderr.isatty() else 20.0,
-            dynamic_ncols=True,
-        )
-
-    def _name(self, engine: AuditEngine) -> None:
-        self._bar.set_postfix_str(self._step(engine).name.replace("_", " "))
-
-    def _advance(self, engine: AuditEngine) -> None:
-        if id(self._step(engine)) not in self._kept:
-            self._bar.update(self._step(engine).cost)
-
-    @staticmethod
-    def _step(engine: AuditEngine) -> Step:
-        return cast(Step, engine.state.batch)
-
-
-class AuditEngine(Engine):
+class AuditEngine(StepEngine):
     """Judges a cohort and writes the report.
 
     A killed run goes on with the step that it was at: results of steps lie in ``private/audit``, in a folder named
@@ -125,7 +82,7 @@ class AuditEngine(Engine):
         device: str | torch.device = "cpu",
         handlers: Sequence[Any] | None = None,
     ) -> None:
-        super().__init__(lambda engine, step: self._step(step))
+        super().__init__("auditing", handlers)
         made_with = cohort.manifest.get("split_sha256")
         if made_with is not None and made_with != data.split_sha256:
             raise DataError(
@@ -159,12 +116,6 @@ class AuditEngine(Engine):
         self.steps = [*reference.steps(), reference.altered_step(), *self.distances.steps(), conclusion]
         self.verdict: Verdict | None = None
         self.results: dict[str, Any] = {}
-        for handler in [AuditProgress(), *(handlers or [])]:
-            handler.attach(self)
-
-    def run(self) -> Any:  # type: ignore[override]
-        """Takes all steps."""
-        return super().run(self.steps, max_epochs=1, epoch_length=len(self.steps))
 
     def _check_output_dir(self) -> None:
         earlier = self.output_dir / "results.json"
@@ -179,10 +130,6 @@ class AuditEngine(Engine):
                 f"output_dir {self.output_dir} holds the results of another audit: of other images, or with other "
                 "options, networks or real images. It is not overwritten: name another output_dir."
             )
-
-    def _step(self, step: Step) -> dict[str, float]:
-        step.run()
-        return {}
 
     def _conclude(self) -> Tensors:
         names = self.data.class_names

@@ -12,8 +12,9 @@ import torch
 from markupsafe import Markup
 
 from bundle.auditing.assessment import HALVES
-from bundle.auditing.distances import EMBEDDING, Distances
+from bundle.auditing.distances import Distances
 from bundle.auditing.images import Cohort
+from bundle.auditing.reference import EMBEDDING
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import alikeness_chart
 from bundle.files import atomic_write, private_folder

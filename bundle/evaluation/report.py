@@ -7,16 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from markupsafe import Markup
-from matplotlib.figure import Figure as Chart
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from bundle.auditing.catalogue import FIDELITY, PRIVACY
 from bundle.auditing.resampling import Estimate
 from bundle.evaluation.arms import ARMS
 from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER
+from bundle.evaluation.setting import Setting
 from bundle.evaluation.summaries import Summary, difference, over_seeds, ratio
 from bundle.figures.evaluations import arms_chart, distance_chart, save_chart
 from bundle.figures.svg import as_svg
@@ -25,10 +27,7 @@ from bundle.markup import markdown_table, write_html
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 
-if TYPE_CHECKING:
-    from bundle.evaluation.engine import EvaluationEngine
-
-__all__ = ["markdown_tables", "write_evaluation"]
+__all__ = ["evaluation_results", "markdown_tables", "write_evaluation"]
 
 # Shares of the paths between which the band of the picture lies.
 BAND = (0.05, 0.5, 0.95)
@@ -55,57 +54,68 @@ AGAINST_TEST = ("copy_rate", "dcr_p5", "nndr_p5", "lpips_p5", "mml", "reidentifi
 LONG_KEYS = ("smoothness", "path_variety", "mml", "lpips_p5", "copy_rate", "kid_all", "frechet_all", "mislabelled")
 
 
-def write_evaluation(engine: EvaluationEngine) -> dict[str, Any]:
-    """Sums up what an engine has measured and writes ``results.json``, ``report.html``, ``tables.md`` and pictures.
+def evaluation_results(
+    setting: Setting,
+    seeds: Sequence[int],
+    estimates: Mapping[str, Sequence[Mapping[str, Estimate]]],
+    strangers: Mapping[str, Mapping[str, Estimate]],
+    curves: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Sums up what was measured of all seeds.
 
     Args:
-        engine: all of its seeds have been measured.
+        setting: of the evaluation.
+        seeds: of the estimates, in their order.
+        estimates: of each arm, seed by seed.
+        strangers: of ``test`` and ``training`` images in the place of a cohort.
+        curves: of each pool of long paths, LPIPS to the nearest training image at each point, [P, N].
 
     Returns:
         Content of results.json.
     """
-    figures = {arm: [engine.figures(arm, seed) for seed in engine.seeds] for arm in (*ARMS, *engine.long_arms)}
-    strangers = engine.strangers()
     # Kappa is taken of grades alone.
-    graded = engine.data.modality.ordered
+    graded = setting.data.modality.ordered
     measures = {key: measure for key, measure in MEASURES.items() if graded or key not in GRADES}
-    arms = {arm: _summaries(found, measures) for arm, found in figures.items()}
-    curves = {pool: _band(engine, pool) for pool in engine.pools if pool.startswith("long")}
-    results = {
-        "arms": {arm: _content(summaries) for arm, summaries in arms.items()},
-        "titles": {arm: kind.title for arm, kind in {**ARMS, **engine.long_arms}.items()},
+    source = setting.source
+    return {
+        "arms": {arm: _content(_summaries(found, measures)) for arm, found in estimates.items()},
+        "titles": {name: arm.title for name, arm in setting.arms.items()},
         "strangers": {column: _content(_summaries([found], measures)) for column, found in strangers.items()},
         "comparisons": [
-            _comparison(figures, first, second)
+            _comparison(estimates, first, second)
             for first, second in (*COMPARISONS, *LONG_COMPARISONS)
-            if first in figures and second in figures
+            if first in estimates and second in estimates
         ],
-        "against_test_images": {arm: _against(figures[arm], strangers["test"]) for arm in ARMS if ARMS[arm].pool},
+        "against_test_images": {arm: _against(estimates[arm], strangers["test"]) for arm in ARMS if ARMS[arm].pool},
         "measures": {key: asdict(measure) for key, measure in measures.items()},
-        "curves": curves,
-        "seeds": list(engine.seeds),
-        "n_shadows": engine.n_shadows,
-        "classifier": asdict(engine.settings),
-        "quotas": {engine.data.class_names[label]: quota for label, quota in engine.quotas.items()},
-        "long": {
-            "points": engine.source.long_points,
-            "pairs": engine.source.long_pairs,
-            "common_pairs": engine.source.published_pairs,
-        },
-        "source": engine.source.settings,
-        **engine.real.content(),
-        "networks": {name: info["sha256"] for name, info in engine.infos.items()},
+        "curves": {pool: _band(distances) for pool, distances in curves.items()},
+        "seeds": list(seeds),
+        "n_shadows": setting.n_shadows,
+        "classifier": asdict(setting.classifier),
+        "quotas": {setting.data.class_names[label]: quota for label, quota in setting.quotas.items()},
+        "long": {"points": source.long_points, "pairs": source.long_pairs, "common_pairs": source.published_pairs},
+        "source": source.settings,
+        **setting.real.content(),
+        "networks": {name: info["sha256"] for name, info in setting.infos.items()},
         "features": FEATURES,
         "lpips": LPIPS_TRUNK,
     }
-    write_json(engine.output_dir / "results.json", results)
+
+
+def write_evaluation(output_dir: Path, results: dict[str, Any]) -> None:
+    """Writes ``results.json``, ``report.html``, ``tables.md`` and the pictures.
+
+    Args:
+        output_dir: gets them.
+        results: see `evaluation_results`.
+    """
+    write_json(output_dir / "results.json", results)
     pictures = _pictures(results)
     for name, picture in pictures.items():
-        save_chart(picture, engine.output_dir / f"{name}.png")
-    _write_html(results, pictures, engine.output_dir / "report.html")
-    with atomic_write(engine.output_dir / "tables.md") as temporary:
+        save_chart(picture, output_dir / f"{name}.png")
+    _write_html(results, pictures, output_dir / "report.html")
+    with atomic_write(output_dir / "tables.md") as temporary:
         temporary.write_text(markdown_tables(results), encoding="utf-8")
-    return results
 
 
 def _summaries(seeds: Sequence[Mapping[str, Estimate]], keys: Iterable[str]) -> dict[str, Summary]:
@@ -119,8 +129,8 @@ def _content(summaries: Mapping[str, Summary]) -> dict[str, Any]:
     return {key: summary.content() for key, summary in summaries.items()}
 
 
-def _comparison(figures: Mapping[str, Sequence[Mapping[str, Estimate]]], first: str, second: str) -> dict[str, Any]:
-    sides = [figures[arm] for arm in (first, second)]
+def _comparison(estimates: Mapping[str, Sequence[Mapping[str, Estimate]]], first: str, second: str) -> dict[str, Any]:
+    sides = [estimates[arm] for arm in (first, second)]
     shared = [key for key in MEASURES if all(key in found for side in sides for found in side)]
     kinds: dict[str, tuple[Callable[..., Summary], list[str]]] = {
         "difference": (difference, shared),
@@ -142,15 +152,14 @@ def _against(seeds: Sequence[Mapping[str, Estimate]], test: Mapping[str, Estimat
     return {key: difference([found[key] for found in seeds], [test[key]] * len(seeds)).content() for key in keys}
 
 
-def _band(engine: EvaluationEngine, pool: str) -> dict[str, Any]:
-    """Quantiles over all long paths of all seeds, at each point."""
-    distances = torch.cat([engine.curves(pool, seed)["nearest"] for seed in engine.seeds]).double()
-    low, middle, high = distances.quantile(torch.tensor(BAND, dtype=torch.float64), dim=0)
+def _band(distances: Tensor) -> dict[str, Any]:
+    """Quantiles over all long paths of all seeds, [P, N], at each point."""
+    low, middle, high = distances.double().quantile(torch.tensor(BAND, dtype=torch.float64), dim=0)
     rounded = {"low": low, "median": middle, "high": high}
     return {"paths": len(distances), **{name: [round(float(v), 4) for v in side] for name, side in rounded.items()}}
 
 
-def _pictures(results: dict[str, Any]) -> dict[str, Chart]:
+def _pictures(results: dict[str, Any]) -> dict[str, Figure]:
     columns = [
         (
             MEASURES[key].title,
@@ -165,7 +174,7 @@ def _pictures(results: dict[str, Any]) -> dict[str, Chart]:
     }
 
 
-def _write_html(results: dict[str, Any], pictures: Mapping[str, Chart], path: Path) -> None:
+def _write_html(results: dict[str, Any], pictures: Mapping[str, Figure], path: Path) -> None:
     write_html(
         path,
         Path(__file__).parent / "report.html.j2",

@@ -18,12 +18,12 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
-from bundle.auditing.distances import Step, Steps
-from bundle.auditing.engine import AuditEngine, AuditProgress
+from bundle.auditing.engine import AuditEngine
 from bundle.auditing.images import open_cohort
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality
+from bundle.steps import Step, StepProgress, Steps
 from tests.hospital import SURNAME, CohortMaker, Networks, real_image
 
 Audit = Callable[..., AuditEngine]
@@ -198,7 +198,7 @@ class Stepper(Engine):
     def __init__(self, steps: list[Step]) -> None:
         super().__init__(lambda engine, step: step.run())
         self.steps = steps
-        AuditProgress("counting").attach(self)
+        StepProgress("counting").attach(self)
 
 
 def test_work_of_an_earlier_run_counts_as_done_and_not_as_quick(

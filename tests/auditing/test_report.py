@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bundle.auditing.distances import EMBEDDING
+from bundle.auditing.reference import EMBEDDING
 from bundle.auditing.report import write_private
 from bundle.data.records import Record
 

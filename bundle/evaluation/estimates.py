@@ -1,0 +1,188 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""All that is measured of the arms of one seed, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bundle.auditing.assessment import HALVES, measure
+from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
+from bundle.auditing.distances import Distances
+from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, half_samples, mean, patient_draws, share
+from bundle.evaluation.classifiers import JUDGE, SeedClassifiers
+from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_figures
+from bundle.evaluation.setting import DRAW_SEED
+from bundle.evaluation.utility import accuracy_figures, label_figures, shortcut_figures
+from bundle.metrics.distribution import frechet_distance, kid
+from bundle.steps import Step
+from bundle.training.seeds import stream_seed
+
+__all__ = ["ESTIMATES_MS", "SeedEstimates"]
+
+#: CPU-milliseconds of an arm's estimates.
+ESTIMATES_MS = 15_000.0
+# Stream of random numbers of a seed, after those of its classifiers.
+ATTACK = 3
+
+
+class SeedEstimates:
+    """Estimates of one seed, taken or read from disk when they are first asked for.
+
+    Args:
+        classifiers: of the same seed.
+    """
+
+    def __init__(self, classifiers: SeedClassifiers) -> None:
+        self.classifiers, self.pools = classifiers, classifiers.pools
+        self.setting, self.seed = classifiers.setting, classifiers.seed
+
+    def steps(self) -> Iterator[tuple[str, Step]]:
+        """Yields each arm and the step that takes its estimates."""
+        for arm in self.setting.arms:
+            yield arm, self._step(f"figures_{arm}", lambda arm=arm: self._of_arm(arm))  # type: ignore[misc]
+
+    def of_arm(self, arm: str) -> dict[str, Estimate]:
+        """Returns the estimates of an arm, by measure; under an empty name alone, why there are none."""
+        return _unpacked(self._step(f"figures_{arm}", lambda: self._of_arm(arm)).result())
+
+    def strangers_step(self) -> Step:
+        """Returns the step that takes the audit's estimates of real images in the place of a cohort."""
+        return self._step("strangers", self._strangers)
+
+    def strangers(self) -> dict[str, dict[str, Estimate]]:
+        """Returns the audit's estimates of ``test`` and ``training`` images in the place of a cohort, by column."""
+        columns: dict[str, dict[str, Estimate]] = {"test": {}, "training": {}}
+        for name, value in _unpacked(self.strangers_step().result()).items():
+            column, _, key = name.partition(" ")
+            columns[column][key] = value
+        return columns
+
+    def _step(self, name: str, compute: Callable[[], Any]) -> Step:
+        return Step(f"{name} seed {self.seed}", ESTIMATES_MS, compute, self.pools.folder / f"{name}.pt")
+
+    def _of_arm(self, arm: str) -> Any:
+        reason = self.pools.shortage(arm)
+        if reason:
+            return _packed({"": Estimate(reason=reason)})
+        found = self._of_paths(arm) if arm in self.setting.long_arms else self._of_classifier(arm)
+        if self.setting.arms[arm].pool:
+            found |= self._of_cohort(arm)
+        return _packed(found)
+
+    def _of_classifier(self, arm: str) -> dict[str, Estimate]:
+        train, test = self.setting.train, self.setting.test
+        logits = self.classifiers.logits(arm)["logits"]
+        n = len(train.pixels)
+        attack = stream_seed(self.seed, ATTACK)
+        pixels, labels = self.pools.images(arm)
+        sides = (logits[:n], logits[n:]), (train.labels, test.labels), (train.patients, test.patients)
+        draws, ordered = self.setting.test_draws, self.setting.data.modality.ordered
+        found = {
+            **accuracy_figures(logits[n:], test.labels, draws, ordered),
+            **label_figures(*self._shown_labels(arm), ordered),
+            **shortcut_figures(pixels, labels, test.pixels, test.labels, draws, attack, ordered),
+            **attack_by_outputs(*sides, seed=attack),
+        }
+        shadows = self.classifiers.shadow_logits()
+        if shadows is None:
+            absent = Estimate(reason="a half of the real images shows not every class: too few for shadow models")
+            return found | {"lira_auc": absent, "lira_tpr": absent}
+        wanted = self.setting.judged_labels
+        scores = likelihood_ratios(
+            confidence(logits, wanted),
+            torch.stack([confidence(shadow, wanted) for shadow in shadows]),
+            self.classifiers.halves,
+        )
+        return found | ratio_figures(scores[:n], scores[n:], train.patients, test.patients)
+
+    def _shown_labels(self, arm: str) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
+        """What the judge says of an arm's images, their labels and draws of their pairs; test images in its own arm."""
+        setting, logits = self.setting, self.classifiers.logits(JUDGE)
+        if arm == JUDGE:
+            return logits["logits"][len(setting.train.pixels) :], setting.test.labels, setting.test_draws
+        distances, chosen = self.pools.distances(setting.arms[arm].pool), self.pools.chosen(arm)
+        draws = patient_draws(distances.groups[chosen], DRAWS, DRAW_SEED, distances.n_groups)
+        return logits[arm], self.pools.images(arm)[1], draws
+
+    def _of_cohort(self, arm: str) -> dict[str, Estimate]:
+        part, pool, chosen = self.pools.cohort(arm), self.pools.arm_pool(arm), self.pools.chosen(arm)
+        found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
+        estimates = {key: columns["cohort"] for key, columns in found.items() if key in AUDIT_MEASURES}
+        draws = patient_draws(part.groups, DRAWS, DRAW_SEED, part.n_groups)
+        estimates["recognised"] = share(pool.recognised[chosen], draws)
+        estimates["mislabelled"] = share(pool.mislabelled[chosen], draws)
+        return estimates | self._distribution(part)
+
+    def _strangers(self) -> Any:
+        part = self.pools.cohort("linear")
+        found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
+        columns = ("test", "training")
+        return _packed({f"{column} {key}": found[key][column] for key in found for column in columns})
+
+    def _distribution(self, part: Distances) -> dict[str, Estimate]:
+        """KID and Fréchet distance of all images of an arm, with intervals of halves of pairs and of patients."""
+        train = self.setting.reference.features["train"][self.setting.real.own]
+        mine, patients = part.rows["features"], self.setting.train.patients
+        statistics: dict[str, Callable[[Tensor, Tensor], float]] = {"kid_all": kid, "frechet_all": frechet_distance}
+        found = {}
+        for name, statistic in statistics.items():
+            random = np.random.default_rng(DRAW_SEED)
+            replicates = []
+            for _ in range(HALVES):
+                own = _half_of_groups(part.groups, part.n_groups, random)
+                others = half_samples(patients, len(patients), random)[0]
+                replicates.append(statistic(mine[own], train[others]))
+            value = statistic(mine, train)
+            # A half differs from the whole as the whole does from another draw; a bias of small sets is taken out.
+            found[name] = estimate(value, np.array(replicates) - np.mean(replicates) + value, len(mine))
+        return found
+
+    def _of_paths(self, arm: str) -> dict[str, Estimate]:
+        kind = self.setting.arms[arm]
+        paths = self.pools.curves(kind.pool)
+        chosen = paths["pairs"] < (self.setting.source.published_pairs if kind.common else len(paths["pairs"]))
+        n_groups = self.pools.distances(kind.pool).n_groups
+        draws = patient_draws(paths["groups"][chosen], DRAWS, DRAW_SEED, n_groups)
+        found = {}
+        for key, name in (("smoothness", "smoothness"), ("variety", "path_variety")):
+            values = paths[key][chosen].double()
+            found[name] = estimate(mean(values), bootstrap(values, draws, mean), len(values))
+        return found
+
+
+def _half_of_groups(groups: Tensor, n_groups: int | None, random: np.random.Generator) -> Tensor:
+    """Returns the images of half of the groups: of those that are there, the first in an order of all that may be."""
+    order = torch.from_numpy(random.permutation(n_groups or int(groups.max()) + 1))
+    present = order[torch.isin(order, groups)]
+    return torch.isin(groups, present[: max(1, len(present) // 2)]).nonzero()[:, 0]
+
+
+def _packed(estimates: Mapping[str, Estimate]) -> Any:
+    return {
+        key: {
+            "numbers": [value.value, value.low, value.high],
+            "n": value.n,
+            "reason": value.reason,
+            "replicates": torch.from_numpy(np.ascontiguousarray(value.replicates)),
+        }
+        for key, value in estimates.items()
+    }
+
+
+def _unpacked(content: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {
+        key: Estimate(
+            **dict(zip(("value", "low", "high"), entry["numbers"], strict=True)),
+            n=entry["n"],
+            reason=entry["reason"],
+            replicates=entry["replicates"].numpy(),
+        )
+        for key, entry in content.items()
+    }

@@ -1,0 +1,182 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The pools of one seed: their images, made part by part, and the distances of these to the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from bundle.auditing.distances import Distances
+from bundle.evaluation.arms import ARMS, POOLS, Pool, select
+from bundle.evaluation.setting import DRAW_SEED, Setting
+from bundle.steps import Step, Tensors
+
+__all__ = ["SeedPools"]
+
+
+class SeedPools:
+    """Pools of one seed, made or read from disk when they are first asked for.
+
+    Args:
+        setting: of the evaluation.
+        seed: of the end points.
+    """
+
+    def __init__(self, setting: Setting, seed: int) -> None:
+        self.setting, self.seed = setting, seed
+        self.folder = setting.folder / f"{seed}"
+        self._pools: dict[str, Pool] = {}
+        self._distances: dict[str, Distances] = {}
+
+    def steps(self) -> Iterator[Step]:
+        """Yields the steps in an order that shows progress evenly."""
+        source, quotas = self.setting.source, self.setting.quotas
+        for name in self.setting.pools:
+            parts = list(source.parts(name, quotas))
+            cost = source.cost(name) * source.size(name, quotas) / len(parts)
+            for part in parts:
+                yield self._part(name, part, cost)
+            yield Step(f"images {name} seed {self.seed}", 1.0, lambda name=name: self._visit(self.pool(name)))  # type: ignore[misc]
+        for name in self.setting.pools:
+            n = source.size(name, quotas)
+            cost = 40.0 * n + 25.0 * len(self.setting.judged) * n / 500
+            yield Step(
+                f"distances {name} seed {self.seed}",
+                cost,
+                lambda name=name: self._visit(self.distances(name)),  # type: ignore[misc]
+            )
+            if POOLS[name].long:
+                yield self._paths_step(name, 25.0 * n)
+
+    def release(self) -> None:
+        """Frees the memory of images and distances, which are read from disk where they are asked for again."""
+        self._pools.clear()
+        self._distances.clear()
+
+    def pool(self, name: str) -> Pool:
+        """Returns a pool: as many parts as it takes until each class has enough images that pass the gate."""
+        if name not in self._pools:
+            quotas = self.setting.quotas
+            parts = list(self.setting.source.parts(name, quotas))
+            found = [
+                found
+                for label, quota in quotas.items()
+                for found in self._filled(name, [part for part in parts if part[0] == label], quota)
+            ]
+            self._pools[name] = Pool(**{key: torch.cat([part[key] for part in found]) for key in found[0]})
+        return self._pools[name]
+
+    def distances(self, name: str) -> Distances:
+        """Returns the distances of a pool; its pairs are numbered as those of the pools that it is compared with."""
+        if name not in self._distances:
+            pool = self.pool(name)
+            distances = Distances(pool.pixels, self.setting.reference, self.folder / name, DRAW_SEED)
+            for step in distances.block_steps():  # distances within are a matter of arms
+                step.run()
+            kind = POOLS[name]
+            compared = [
+                arm
+                for arm, other in self.setting.arms.items()
+                if other.pool and (POOLS[other.pool].long, POOLS[other.pool].single) == (kind.long, kind.single)
+            ]
+            reached = torch.cat([self.arm_pool(arm).pairs[self.chosen(arm)] for arm in compared])
+            n_pairs = 1 + max(reached.tolist(), default=0)
+            # Pairs that no arm reaches have no number of their own: nothing of them is ever drawn.
+            distances.groups = pool.labels * n_pairs + pool.pairs.clamp_max(n_pairs - 1)
+            distances.n_groups = n_pairs * len(self.setting.quotas)
+            self._distances[name] = distances
+        return self._distances[name]
+
+    def curves(self, name: str) -> Tensors:
+        """Returns of each long path of a pool ``nearest`` [P, N], LPIPS to the nearest training image at each point.
+
+        Besides ``smoothness`` and ``variety`` [P], the mean LPIPS between neighbours and between any two of its images,
+        ``groups`` [P] and ``pairs`` [P], see `Pool`.
+        """
+        return self._paths_step(name).result()
+
+    def arm_pool(self, arm: str) -> Pool:
+        """Returns the pool that an arm is taken from."""
+        return self.pool(self.setting.arms[arm].pool)
+
+    def chosen(self, arm: str) -> Tensor:
+        """Returns indices of an arm's images in its pool; of long paths every point."""
+        kind, pool = self.setting.arms[arm], self.arm_pool(arm)
+        if POOLS[kind.pool].long:
+            return select(pool, kind, None, self.setting.source.published_pairs if kind.common else None)
+        return select(pool, kind, self.setting.quotas)
+
+    def images(self, arm: str) -> tuple[Tensor, Tensor]:
+        """Returns pixels and labels of an arm of equal size, the real one included."""
+        if not ARMS[arm].pool:
+            return self.setting.train.pixels, self.setting.train.labels
+        pool, chosen = self.arm_pool(arm), self.chosen(arm)
+        return pool.pixels[chosen], pool.labels[chosen]
+
+    def cohort(self, arm: str) -> Distances:
+        """Returns the images of an arm as a cohort, with the distances among them."""
+        distances = self.distances(self.setting.arms[arm].pool)
+        part = distances.of(self.chosen(arm), self.folder / arm, DRAW_SEED)
+        part.within_step().run()
+        return part
+
+    def shortage(self, arm: str) -> str:
+        """Says why an arm has too few images to be compared; empty where it has enough."""
+        if not self.setting.arms[arm].pool or arm in self.setting.long_arms:
+            return ""
+        pool = self.arm_pool(arm)
+        labels = pool.labels[self.chosen(arm)]
+        for label, quota in self.setting.quotas.items():
+            found = int((labels == label).sum())
+            if found < quota:
+                made, name = int((pool.labels == label).sum()), self.setting.data.class_names[label]
+                return f"only {found} of {made} images of {name} pass the gate, not {quota}"
+        return ""
+
+    def _part(self, pool: str, part: tuple[int, range], cost: float = 0.0) -> Step:
+        label, pairs = part
+        return Step(
+            f"images {pool} seed {self.seed}",
+            cost,
+            lambda: asdict(self.setting.source.make(pool, self.seed, label, pairs)),
+            self.folder / pool / f"{label}_{pairs.start:05d}.pt",
+        )
+
+    def _filled(self, pool: str, parts: list[tuple[int, range]], quota: int) -> list[Tensors]:
+        """Returns these parts of a class, and further ones until enough images pass the gate."""
+        waiting, found, passed = list(parts), [], 0
+        while waiting:
+            part = waiting.pop(0)
+            found.append(self._part(pool, part).result())
+            passed += int(found[-1]["passed"].sum())
+            if not waiting and passed < quota:
+                further = self.setting.source.further(pool, part, quota, passed)
+                waiting = [] if further is None else [further]
+        return found
+
+    def _paths_step(self, name: str, cost: float = 0.0) -> Step:
+        path = self.folder / f"paths_{name}.pt"
+        return Step(f"paths_{name} seed {self.seed}", cost, lambda: self._paths(name), path)
+
+    def _paths(self, name: str) -> Tensors:
+        """How long paths go by the nearest training image, and how far apart their images are."""
+        pool, distances, points = self.pool(name), self.distances(name), self.setting.source.long_points
+        paths = pool.pixels.split(points)
+        within = torch.stack([self.setting.reference.measure_lpips(path) for path in paths])
+        upper = torch.triu_indices(points, points, offset=1)
+        return {
+            "nearest": distances.lpips_to_train().view(-1, points),
+            "smoothness": within.diagonal(offset=1, dim1=1, dim2=2).mean(dim=1),
+            "variety": within[:, upper[0], upper[1]].mean(dim=1),
+            "groups": distances.groups.view(-1, points)[:, 0],
+            "pairs": pool.pairs.view(-1, points)[:, 0],
+        }
+
+    @staticmethod
+    def _visit(made: Pool | Distances) -> Tensors:
+        """Keeps nothing: what was made stays in memory until `release`."""
+        return {}

@@ -1,0 +1,123 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What all seeds of an evaluation have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bundle.auditing.images import RealData
+from bundle.auditing.reference import Reference, reference_key
+from bundle.auditing.resampling import DRAWS, patient_draws
+from bundle.data import DataError, ImageData
+from bundle.evaluation.arms import ARMS, LONG_ARMS, POOLS, Arm
+from bundle.evaluation.membership import joined_patients
+from bundle.evaluation.pools import PoolMaker
+from bundle.evaluation.utility import ClassifierSettings
+from bundle.files import content_digest
+
+__all__ = ["DRAW_SEED", "Setting"]
+
+# Of what the files on disk are made; counts up whenever that changes.
+FORMAT = 5
+#: Seed of all draws of intervals: the same in all arms and seeds, which are so compared draw by draw.
+DRAW_SEED = 0
+
+
+class Setting:
+    """Real images, networks and options of an evaluation, and where its results are kept.
+
+    Args:
+        source: makes the images.
+        data: real images, at the resolution of the generator.
+        networks: ``audit_embedding`` and ``audit_verifier``.
+        infos: content of each one's JSON.
+        home: private folder that keeps the results of steps.
+        quotas: images of each class in an arm.
+        n_shadows: shadow models of a seed; even, at least 4.
+        classifier: how classifiers are trained.
+        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        device: where to compute.
+
+    Attributes:
+        real: images of all roles. The generator saw extra images too, in other shares of the classes than arms and test
+            images have: distances are taken to them as well; classifiers, attacks and distributions leave them out.
+        train: training images without the extra ones.
+        test: test images.
+        arms: by name; those of the published algorithm only where it walks.
+        long_arms: those of long paths among them.
+        pools: names of the pools that they are taken from.
+        folder: keeps the steps of the seeds; named after all that they depend on.
+        reference: real images as the audit's networks see them.
+
+    Raises:
+        DataError: a split is empty.
+    """
+
+    def __init__(
+        self,
+        source: PoolMaker,
+        data: ImageData,
+        networks: Mapping[str, nn.Module],
+        infos: Mapping[str, dict[str, Any]],
+        home: Path,
+        quotas: dict[int, int],
+        n_shadows: int,
+        classifier: ClassifierSettings,
+        squeezenet_file: str | os.PathLike[str] | None,
+        device: str | torch.device,
+    ) -> None:
+        self.source, self.data, self.infos, self.quotas = source, data, infos, quotas
+        self.n_shadows, self.classifier, self.device = n_shadows, classifier, torch.device(device)
+        if not data.records("test"):
+            raise DataError(
+                "the dataset has no test images, and an evaluation is judged on nothing else. Give dataset_dir a test "
+                "split that no network has seen, by a column split in labels.csv or by folders of these names."
+            )
+        self.real = RealData(data)
+        self.train, self.test = self.real.sides["train"].part(self.real.own), self.real.sides["test"]
+        self.pools = [name for name in POOLS if source.published_pairs or POOLS[name].walk != "published"]
+        self.long_arms = {name: arm for name, arm in LONG_ARMS.items() if source.published_pairs or not arm.common}
+        self.arms: dict[str, Arm] = {**ARMS, **self.long_arms}
+        real_key = {"format": FORMAT, **reference_key(self.real, infos, squeezenet_file)}
+        key = {
+            **real_key,
+            "source": source.settings,
+            "pairs": [source.long_pairs, source.published_pairs],
+            "quotas": quotas,
+            "classifier": asdict(classifier),
+            "n_shadows": n_shadows,
+        }
+        self.folder = home / content_digest(key)
+        real_home = home / f"real-{content_digest(real_key)}"
+        self.reference = Reference(self.real.sides, networks, real_home, DRAW_SEED, squeezenet_file, device)
+
+    @cached_property
+    def judged(self) -> torch.Tensor:
+        """Pixels of training and test images together: what the attacks are tried on."""
+        return torch.cat([self.train.pixels, self.test.pixels])
+
+    @cached_property
+    def judged_labels(self) -> torch.Tensor:
+        """Their labels."""
+        return torch.cat([self.train.labels, self.test.labels])
+
+    @cached_property
+    def judged_patients(self) -> torch.Tensor:
+        """Whose image each of them is."""
+        return joined_patients(self.train.patients, self.test.patients)
+
+    @cached_property
+    def test_draws(self) -> list[NDArray[np.int64]]:
+        """Draws of the test images' patients."""
+        return patient_draws(self.test.patients, DRAWS, DRAW_SEED)
