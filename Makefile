@@ -27,9 +27,10 @@ generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights: X-
 test: lint  ## Check format, lint and types, then run the tests
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
-lint: $(INSTALLED)  ## Check format, lint and types
+lint: $(INSTALLED)  ## Check format, lint, the order of stages and types
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m ruff check
+	$(VENV)/bin/lint-imports --no-cache
 	$(PYTHON) -m mypy
 
 format: $(INSTALLED)  ## Format the code and mend what lint can mend

@@ -215,7 +215,7 @@ def _show(cell: Mapping[str, Any] | None, is_share: bool, signed: bool = False) 
 
 
 def markdown_tables(results: dict[str, Any]) -> str:
-    """Lays the tables out in Markdown, as docs/results.md shows them."""
+    """Lays the tables out in Markdown, as docs/results/ shows them."""
 
     def by_measure(keys: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
         measured = {**results["arms"], **results["strangers"]}
