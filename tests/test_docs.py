@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from monai.bundle import run
 
+from scripts.tools.draw_architecture import PICTURE, architecture_svg
 from tests.conftest import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -147,3 +148,7 @@ def test_anchors_are_those_of_github(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text("# The walk: `w_a` to [w_b](b.md)\n```\n# no heading\n```\n## Ends\n### Ends\n", encoding="utf-8")
     assert anchors(path) == {"the-walk-w_a-to-w_b", "ends", "ends-1"}
+
+
+def test_map_shows_the_code_as_it_is() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == architecture_svg(), "run python -m scripts.tools.draw_architecture"

@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What leaves: the ledger of a run, the gate put to work, the cohort and its page."""
+"""Cohorts: the ledger of a run, the files that leave, their datasheet."""

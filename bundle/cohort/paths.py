@@ -13,7 +13,7 @@ from bundle.cohort.comparison import compare_paths, comparison_table
 from bundle.cohort.ledger import WalkLedger
 from bundle.data import ImageData
 from bundle.figures import from_uint8, save_png
-from bundle.figures.walks import path_picture, save_course, save_nearest
+from bundle.figures.walks import path_picture, save_loss_histories, save_nearest
 from bundle.files import write_json
 from bundle.gate.drawing import synthesise
 from bundle.gate.gate import Gate
@@ -47,7 +47,7 @@ def look_at_paths(
                 pictured.append((caption, linear, plan))
                 loss_histories.append((caption, record["loss_history"]))
     save_png(path_picture(pictured), folder / "paths.png")
-    save_course(loss_histories, folder / "losses.png")
+    save_loss_histories(loss_histories, folder / "losses.png")
     distance = None
     if data is not None or squeezenet_file is not None:  # else nobody has asked for what may need a download
         try:

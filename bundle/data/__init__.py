@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Real images: readers of every layout and format, modality presets, splits by patient, MONAI transforms."""
+"""Real images: readers, splits by patient, modality presets, MONAI transforms."""
 
 from bundle.data.check_data import check_data
 from bundle.data.checks import CheckReport, check_dataset

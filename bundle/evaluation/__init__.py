@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to make synthetic images, compared: what their images are worth, and whom they give away."""
+"""The evaluation: arms of synthetic images, compared by utility and privacy."""

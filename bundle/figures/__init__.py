@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of images. A leaf: any stage may import it, it imports no stage."""
+"""Pictures and charts."""
 
 from __future__ import annotations
 

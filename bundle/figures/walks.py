@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of walks: paths side by side, the course of the loss, the distance to the nearest real image."""
+"""Pictures of walks: paths side by side, the loss over the steps, the distance to the nearest real image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bundle.figures.grids import image_grid
 from bundle.files import atomic_write
 from bundle.markup import three_digits
 
-__all__ = ["path_picture", "save_course", "save_nearest", "save_walks"]
+__all__ = ["path_picture", "save_loss_histories", "save_nearest", "save_walks"]
 
 
 def path_picture(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
@@ -34,7 +34,7 @@ def path_picture(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
     return image_grid(images, columns=len(pairs[0][1]), labels=labels)
 
 
-def save_course(loss_histories: Sequence[tuple[str, Tensor]], path: str | os.PathLike[str]) -> None:
+def save_loss_histories(loss_histories: Sequence[tuple[str, Tensor]], path: str | os.PathLike[str]) -> None:
     """Draws the loss of some walks over their steps.
 
     Args:

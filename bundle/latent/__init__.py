@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Latent codes: draws, end points, where the mapping network puts its samples."""
+"""Latent codes: samples, pairs of end points, the prior of the mapping network."""

@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Engines, losses and handlers of every training."""
+"""Training of the GAN, the classifiers, the latent guides and the audit networks."""
