@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.evaluation import walkers
+from bundle.evaluation.walk_quality import difference, path_figure, quality_table, student_figures
 from bundle.evaluation.walkers import Clock, Judged, Walk, Walker, cost
 from bundle.gate.gate import GateDecision
 from bundle.networks.embeddings import ContrastiveEmbedding
@@ -20,7 +21,6 @@ from bundle.walk import trajectories
 from bundle.walk.objective import BalancedObjective
 from scripts.tools import benchmark
 from scripts.tools.benchmark import compared_walks, main, peak_memory, shortened
-from scripts.tools.walk_quality import difference, path_figure, quality_table, student_figures
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from bundle.allocator import keep_freed_memory
 from bundle.cohort.settings import generation_networks
 from bundle.command_line import plain_errors
 from bundle.data import get_modality
+from bundle.evaluation.walk_quality import ReferenceImages, quality, quality_table, student_figures
 from bundle.evaluation.walkers import Walk, Walker, cost, published_walk, straight_lines
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
@@ -46,7 +47,6 @@ from bundle.walk.inferer import PlanWalkInferer
 from bundle.walk.objective import BalancedObjective, PublishedObjective
 from bundle.walk.path import PUBLISHED_SETTINGS, WalkSettings
 from bundle.walk.trajectories import agreement
-from scripts.tools.walk_quality import ReferenceImages, quality, quality_table, student_figures
 
 __all__ = ["WALKS", "compared_walks", "cost_table", "main", "measure_memory", "peak_memory"]
 
