@@ -127,7 +127,6 @@ def audit(*, configs: Configs = (), **options: Any) -> AuditResult:
     Raises:
         OptionError: an option does not exist or cannot be.
         DataError: a folder cannot be judged, or output_dir holds another audit's results.
-        CohortError: the cohort's manifest cannot be read.
         WeightsError: the audit's networks do not fit.
     """
     (engine,) = _run("audit.json", "audit", configs, options, ("evaluator",))
