@@ -17,7 +17,7 @@ from typing import NoReturn
 from bundle.failures import Terminated, machine_failure
 from bundle.markup import printable
 
-__all__ = ["is_command_line", "plain_errors", "print_error", "show_errors_plainly"]
+__all__ = ["is_command_line", "own_error", "plain_errors", "print_error", "show_errors_plainly"]
 
 
 def is_command_line() -> bool:
@@ -85,12 +85,15 @@ def _show_cure(kind: type[BaseException], error: BaseException, traceback: Trace
 
 def _plain(error: BaseException) -> tuple[str, int] | None:
     """Message and exit code of an error whose traceback says no more to a user."""
-    own = _own_error(error)
+    own = own_error(error)
     return machine_failure(error) if own is None else (str(own), 1)
 
 
-def _own_error(error: BaseException) -> BaseException | None:
-    # MONAI wraps whatever an expression or a component raises in RuntimeErrors.
+def own_error(error: BaseException) -> BaseException | None:
+    """Returns the bundle's own error among those that one was raised from; None if there is none.
+
+    MONAI wraps whatever an expression or a component raises in RuntimeErrors.
+    """
     cause: BaseException | None = error
     while cause is not None and not (
         type(cause).__module__.startswith(f"{__package__}.") and isinstance(cause, Exception)

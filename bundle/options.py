@@ -28,12 +28,12 @@ from bundle.command_line import is_command_line, print_error, show_errors_plainl
 from bundle.files import content_digest
 from bundle.option_types import OutputFolder, closest
 
-__all__ = ["OptionError", "Options", "check_options", "check_output_dir", "validate"]
+__all__ = ["INTERNAL", "OptionError", "Options", "check_options", "check_output_dir", "validate"]
 
 # What MONAI does with values that begin so.
 _MEANINGS = {"$": "run as Python", "@": "replace by another item", "%": "replace by what a file holds"}
-# Fields that commands need and users do not, left out where options are listed.
-_INTERNAL = {"bundle_root", "save_execute_config", "is_not_rank0"}
+#: Fields that commands need and users do not, left out where options are listed.
+INTERNAL = {"bundle_root", "save_execute_config", "is_not_rank0"}
 # What a reference to another item looks like in an expression.
 _REFERENCE = re.compile(r"@([A-Za-z_]\w*)")
 
@@ -41,7 +41,8 @@ _REFERENCE = re.compile(r"@([A-Za-z_]\w*)")
 class OptionError(ValueError):
     """Options that do not exist or have impossible values; the message names each one, and the nearest valid one.
 
-    Whoever calls ``monai.bundle.run`` from Python finds it as the cause of the RuntimeError that MONAI raises.
+    Whoever calls ``monai.bundle.run`` from Python finds it as the cause of the RuntimeError that MONAI raises; the
+    functions of `bundle.api` raise it as it is.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -226,7 +227,7 @@ def _own_names(call: Mapping[str, Any]) -> set[str]:
 
 def _unknown_options(call: Mapping[str, Any], options: type[Options]) -> Iterator[str]:
     own = _own_names(call)
-    names = [name for name in options.model_fields if name not in _INTERNAL]
+    names = [name for name in options.model_fields if name not in INTERNAL]
     config = ConfigParser(ConfigParser.load_config_files(call["config_file"]))
     files = call["config_file"] if isinstance(call["config_file"], str) else ", ".join(map(str, call["config_file"]))
     for name in call:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from filelock import FileLock
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from bundle.cohort.judge import JudgePathd
@@ -28,7 +29,7 @@ from bundle.cohort.ledger import VERDICT, CohortError, WalkLedger
 from bundle.cohort.progress import GenerationProgress
 from bundle.cohort.settings import default_guides
 from bundle.data import get_modality
-from bundle.files import write_json
+from bundle.files import content_digest, write_json
 from bundle.lock import InUseError
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS
@@ -210,6 +211,23 @@ def test_walk_on_the_guides_themselves(toy_models: Path, tmp_path: Path) -> None
     assert not {"latent_identity", "latent_class"} & manifest["configuration"]["models"].keys()
     comparison = json.loads((tmp_path / "private" / "paths.json").read_text(encoding="utf-8"))
     assert comparison["PLAN"]["identity_divergence"] < comparison["linear"]["identity_divergence"]
+
+
+def test_naming_the_folder_loads_no_network(cohort: Path, toy_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = json.loads((cohort / "cohort" / "manifest.json").read_text(encoding="utf-8"))
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / "plan.json"))
+    options = {"models_dir": str(toy_models), "device": "cpu", "n_images": 12, "n_points": 5}
+    parser.update(options)
+    monkeypatch.setattr("bundle.networks.weights.torch.load", None)
+    monkeypatch.setattr("bundle.networks.weights.sha256_file", None)
+    named = parser.get_parsed_content("output_dir")
+    assert named == f"output/xray-{content_digest(manifest['configuration'], 10)}"
+    assert parser.get_parsed_content("ledger").settings == manifest["configuration"]
+    parser.update({"gate#threshold": 0.5})
+    parser.parse(reset=True)
+    assert parser.get_parsed_content("settings").threshold == 0.5
+    assert parser.get_parsed_content("output_dir") != named
 
 
 def test_students_are_asked_where_they_are_there(cohort: Path, toy_models: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def data(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageD
 
 def rows_of(generator: Generator, data: ImageData, output_dir: Path, squeezenet_file: Path) -> list[dict[str, Any]]:
     """Scores a generator."""
-    score_models(ModelSet({"generator": generator}, {"generator": {}}), data, str(output_dir), 2, str(squeezenet_file))
+    score_models(ModelSet({"generator": {}}, {"generator": generator}), data, str(output_dir), 2, str(squeezenet_file))
     rows: list[dict[str, Any]] = json.loads((output_dir / "scores.json").read_text(encoding="utf-8"))["rows"]
     return rows
 
@@ -137,7 +137,7 @@ def test_grades_of_samples_must_rise(tmp_path: Path, squeezenet_file: Path) -> N
         values = torch.tensor(levels)[:, None]
         generator.mapping.forward = lambda z, label: values[label].expand(-1, 8)  # type: ignore[method-assign]
         networks = {"generator": generator, "gate_class": Brightness()}
-        score_models(ModelSet(networks, {"generator": {}}), data, str(tmp_path), 2, str(squeezenet_file))
+        score_models(ModelSet({"generator": {}}, networks), data, str(tmp_path), 2, str(squeezenet_file))
         rows = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["rows"]
         assert [row["class"] for row in rows if row["measure"] == "mean grade by gate_class"] == ["b", "c"]
         return [row["met"] for row in rows if row["measure"] == "mean grade by gate_class"]

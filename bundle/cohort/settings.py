@@ -18,7 +18,7 @@ from bundle.data import Modality
 from bundle.files import content_digest
 from bundle.latent.pairs import pairs_per_block
 from bundle.networks.latent_guides import LATENT_GUIDES
-from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet
+from bundle.networks.model_set import GENERATION_NETWORKS, ModelInfos
 from bundle.walk.objective import BalancedObjective, PublishedObjective
 from bundle.walk.path import WalkSettings
 
@@ -106,7 +106,7 @@ def generation_networks(guides: str) -> tuple[str, ...]:
 
 
 def cohort_settings(
-    models: ModelSet,
+    models: ModelInfos,
     modality: str | Modality,
     n_images: int,
     n_points: int,
@@ -122,7 +122,7 @@ def cohort_settings(
     """Completes and checks the options of a cohort.
 
     Args:
-        models: networks.
+        models: what the JSONs of the networks say.
         modality: whose weights are the default; must be that of the models.
         n_images: see `CohortSettings`.
         n_points: see there.
@@ -181,7 +181,7 @@ def _class_names(names: Sequence[str], classes: str | int | Sequence[str | int] 
     return sorted(chosen, key=list(names).index)
 
 
-def _check_modality(models: ModelSet, modality: str | Modality) -> None:
+def _check_modality(models: ModelInfos, modality: str | Modality) -> None:
     trained = models.infos["generator"]["modality"]
     if str(modality) != trained:
         raise CohortError(

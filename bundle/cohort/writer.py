@@ -27,12 +27,13 @@ from bundle.figures import from_uint8, image_grid, png_bytes
 from bundle.files import atomic_folder, content_digest, json_text, sha256_file
 from bundle.markup import csv_text, csv_value, printable
 
-__all__ = ["MANIFEST", "verify_cohort", "write_cohort"]
+__all__ = ["COLUMNS", "MANIFEST", "read_labels", "verify_cohort", "write_cohort"]
 
 MANIFEST = "manifest.json"
 #: 1 had no hash of the manifest itself.
 FORMAT = 2
 MANIFEST_SHA256 = "manifest_sha256"
+#: Of labels.csv.
 COLUMNS = ["image", "label", "label_name"]
 # Of the contact sheet, for each class.
 SHEET_ROWS, SHEET_COLUMNS = 2, 12
@@ -211,18 +212,30 @@ def _is_inside(name: str) -> bool:
     return PurePosixPath(name).as_posix() == name and not {"..", "."} & {*name.split("/")} and not name.startswith("/")
 
 
+def read_labels(cohort_dir: str | os.PathLike[str]) -> list[tuple[str, int, str]]:
+    """Returns the rows of a cohort's labels.csv: image, relative to the folder, label and name of the label.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no such table; or csv.Error.
+    """
+    with open(Path(cohort_dir) / "labels.csv", newline="", encoding="utf-8") as stream:
+        head, *rows = csv.reader(stream, strict=True)
+    if head != COLUMNS:
+        raise ValueError(f"labels.csv has the columns {head}")
+    return [(name, int(label), csv_value(label_name)) for name, label, label_name in rows]
+
+
 def _disagreements(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """What the labels, the images and the counts of the manifest say otherwise than each other."""
     images = {name for name in manifest["files"] if name.startswith("images/")}
     try:
-        with open(folder / "labels.csv", newline="", encoding="utf-8") as stream:
-            head, *rows = csv.reader(stream, strict=True)
-        labelled = [(name, int(label), csv_value(label_name)) for name, label, label_name in rows]
+        labelled = read_labels(folder)
     except (OSError, ValueError, csv.Error):
         return ["labels.csv is no table of image, label and label_name"]
     problems = []
     names = [name for name, *_ in labelled]
-    if head != COLUMNS or len(set(names)) < len(names) or set(names) != images:
+    if len(set(names)) < len(names) or set(names) != images:
         problems.append(f"labels.csv lists {len(names)} images, and there are {len(images)}")
     class_names = manifest.get("class_names")
     if class_names is not None and any(

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import torch
 
 from bundle.data.checks import CheckReport, check_dataset, private_dir
 from bundle.data.dataset import ImageData, open_checked
-from bundle.data.errors import DataError, Problem, by_kind
+from bundle.data.errors import Problem, by_kind
 from bundle.data.layouts import DatasetDir
 from bundle.data.modality import Modality, get_modality
 from bundle.data.records import SPLITS
@@ -113,7 +112,7 @@ def check_data(
     columns: int = 10,
     patient_pattern: str | None = None,
     drop_duplicates: bool | None = None,
-) -> None:
+) -> CheckReport:
     """Opens every image, prints all problems in a table or a summary, and draws a contact sheet of a usable data set.
 
     Writes into ``output_dir/private``: the split file, what the check has seen, and the contact sheet
@@ -130,32 +129,32 @@ def check_data(
         patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for what the split file keeps, or none.
         drop_duplicates: see :func:`bundle.data.checks.check_dataset`; None for what the split file keeps, or not.
 
+    Returns:
+        What was found; with problems where the images cannot be used as they are.
+
     Raises:
-        SystemExit: with code 1, after the table, where the data cannot be used.
+        DataError: the folder cannot be read as a data set at all.
     """
-    try:
-        preset = get_modality(modality)
-        image_transform(preset, resolution)  # an impossible resolution should not wait for the check of all images
-        report = check_dataset(
-            dataset_dir,
-            output_dir,
-            preset,
-            layout,
-            seed,
-            patient_pattern=patient_pattern,
-            drop_duplicates=drop_duplicates,
-        )
-        if report.problems:
-            listed = private_dir(output_dir) / "problems.csv"
-            _write_problems(report.problems, listed)
-            print("\n".join([format_problems(report.problems), *report.notes]))
-            print(f"{dataset_dir} cannot be used as it is. Each problem by name: {listed}")
-            sys.exit(1)
-        data = open_checked(report, output_dir, preset, resolution, seed)
-    except DataError as error:
-        print(error)
-        sys.exit(1)
+    preset = get_modality(modality)
+    image_transform(preset, resolution)  # an impossible resolution should not wait for the check of all images
+    report = check_dataset(
+        dataset_dir,
+        output_dir,
+        preset,
+        layout,
+        seed,
+        patient_pattern=patient_pattern,
+        drop_duplicates=drop_duplicates,
+    )
+    if report.problems:
+        listed = private_dir(output_dir) / "problems.csv"
+        _write_problems(report.problems, listed)
+        print("\n".join([format_problems(report.problems), *report.notes]))
+        print(f"{dataset_dir} cannot be used as it is. Each problem by name: {listed}")
+        return report
+    data = open_checked(report, output_dir, preset, resolution, seed)
     sheet = private_dir(output_dir) / "contact_sheet.png"
     _draw_sheet(data, sheet, columns)
     print(format_summary(report))
     print(f"The data can be used. Contact sheet (real images, not to be shared): {sheet}")
+    return report

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bundle.networks.model_set import ModelSet
+from bundle.networks.model_set import ModelInfos, ModelSet
 
 __all__ = ["Gate", "GateDecision", "gate_threshold", "open_gate"]
 
@@ -63,7 +63,7 @@ class Gate:
         return GateDecision(~recognised & ~mislabelled, recognised, mislabelled)
 
 
-def gate_threshold(models: ModelSet) -> float:
+def gate_threshold(models: ModelInfos) -> float:
     """Returns the highest identity probability that the gate lets pass, as it was calibrated for gate_identity."""
     return float(models.infos["gate_identity"]["scores"]["threshold"])
 

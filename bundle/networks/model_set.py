@@ -15,9 +15,9 @@ from torch import nn
 
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import WeightsError, load_weights
+from bundle.networks.weights import NETWORKS, WeightsError, load_weights, read_info
 
-__all__ = ["GENERATION_NETWORKS", "ModelSet", "load_models"]
+__all__ = ["GENERATION_NETWORKS", "ModelInfos", "ModelSet", "load_models", "read_infos"]
 
 GENERATION_NETWORKS = ("generator", "identity_guide", "class_guide", "gate_identity", "gate_class")
 # What must be equal in all JSONs of a set, and what it means when it is not.
@@ -42,23 +42,14 @@ REQUIRED_OF = {
 
 
 @dataclass(frozen=True)
-class ModelSet:
-    """Networks of one data set and split.
+class ModelInfos:
+    """What the JSONs of the networks of one data set and split say; no network is loaded.
 
     Attributes:
-        networks: by name, in evaluation mode, taking no gradients.
-        infos: content of each one's JSON.
+        infos: content of each network's JSON, by the network's name.
     """
 
-    networks: dict[str, nn.Module]
     infos: dict[str, dict[str, Any]]
-
-    @property
-    def generator(self) -> Generator:
-        """G."""
-        network = self.networks["generator"]
-        assert isinstance(network, Generator)
-        return network
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -75,27 +66,40 @@ class ModelSet:
         return {name: str(info["json_sha256"]) for name, info in self.infos.items()}
 
 
-def load_models(
-    models_dir: str | os.PathLike[str],
-    device: str | torch.device = "cpu",
-    names: Sequence[str] = GENERATION_NETWORKS,
-) -> ModelSet:
-    """Loads the networks of a folder.
+@dataclass(frozen=True)
+class ModelSet(ModelInfos):
+    """Networks of one data set and split.
+
+    Attributes:
+        networks: by name, in evaluation mode, taking no gradients.
+    """
+
+    networks: dict[str, nn.Module]
+
+    @property
+    def generator(self) -> Generator:
+        """G."""
+        network = self.networks["generator"]
+        assert isinstance(network, Generator)
+        return network
+
+
+def read_infos(models_dir: str | os.PathLike[str], names: Sequence[str] = GENERATION_NETWORKS) -> ModelInfos:
+    """Reads the JSONs of a folder's networks and holds them against each other.
 
     Args:
-        models_dir: holds ``<name>.pt`` and ``<name>.json`` for each name.
-        device: where the networks go.
+        models_dir: holds ``<name>.pt`` and ``<name>.json`` for each name; the ``.pt`` files are not opened.
         names: which; the first, as a rule the generator, is the one that the others are compared with.
 
     Raises:
-        WeightsError: one is missing or damaged, is no network for what its name says, or two do not belong together.
+        WeightsError: a file is missing or a JSON damaged, a network is none for what its name says, or two do not
+            belong together.
     """
-    networks: dict[str, nn.Module] = {}
     infos: dict[str, dict[str, Any]] = {}
     for name in names:
         path = Path(models_dir) / f"{name}.pt"
-        networks[name], infos[name] = load_weights(path, device, (*REQUIRED, *REQUIRED_OF.get(name, ())))
-        problem = _role_problem(name, networks[name], infos[name])
+        infos[name] = read_info(path, (*REQUIRED, *REQUIRED_OF.get(name, ())))
+        problem = _role_problem(name, infos[name])
         if problem:
             raise WeightsError(
                 f"{path} cannot be the {name}: {problem}. Copy the pair of files anew, or train it anew."
@@ -116,7 +120,26 @@ def load_models(
                     f"{Path(models_dir)}: {name} was not distilled from this {original}. Train it anew with "
                     f"configs/train_latent_guides.json."
                 )
-    return ModelSet(networks, infos)
+    return ModelInfos(infos)
+
+
+def load_models(
+    models_dir: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    names: Sequence[str] = GENERATION_NETWORKS,
+) -> ModelSet:
+    """Loads the networks of a folder.
+
+    Args:
+        models_dir: see `read_infos`.
+        device: where the networks go.
+        names: see `read_infos`.
+
+    Raises:
+        WeightsError: see `read_infos`; or the weights of a network are damaged.
+    """
+    infos = read_infos(models_dir, names).infos
+    return ModelSet(infos, {name: load_weights(Path(models_dir) / f"{name}.pt", device)[0] for name in names})
 
 
 def _check_different(folder: Path, infos: dict[str, dict[str, Any]]) -> None:
@@ -131,11 +154,10 @@ def _check_different(folder: Path, infos: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def _role_problem(name: str, network: nn.Module, info: dict[str, Any]) -> str | None:
+def _role_problem(name: str, info: dict[str, Any]) -> str | None:
     """Says why a network cannot do what its name says; None if it can."""
-    if (name == "generator") != isinstance(network, Generator) or (name in LATENT_GUIDES) != isinstance(
-        network, LatentGuide
-    ):
+    kind = NETWORKS[info["network"]]
+    if (name == "generator") != issubclass(kind, Generator) or (name in LATENT_GUIDES) != issubclass(kind, LatentGuide):
         return f"it is a {info['network']}"
     if name.endswith(("identity_guide", "class_guide", "_identity", "_class")):
         wanted = "identity" in name

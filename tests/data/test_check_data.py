@@ -13,14 +13,16 @@ import pytest
 from monai.bundle import run
 from PIL import Image
 
-from bundle.data import check_data
+import bundle.data
+from scripts.data import check_data
 
 FolderMaker = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_usable_folder(make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check_data(make_folder(), tmp_path / "output", resolution=32, columns=4)
+    report = bundle.data.check_data(make_folder(), tmp_path / "output", resolution=32, columns=4)
+    assert (len(report.inventory.records), report.problems) == (24, [])
     text = capsys.readouterr().out
     assert "24 images of 24 patients, layout labels_csv, splits drawn by patient with seed 0" in text
     assert "The data can be used" in text
@@ -38,7 +40,7 @@ def test_all_problems_are_in_the_table(
     for index in range(12):
         (folder / f"{index:02d}.png").write_bytes(b"")
     with pytest.raises(SystemExit) as caught:
-        check_data(folder, tmp_path / "output")
+        check_data(dataset_dir=folder, output_dir=tmp_path / "output")
     assert caught.value.code == 1
     text = capsys.readouterr().out
     assert [f"{index:02d}.png" in text for index in range(12)] == [True] * 3 + [False] * 9
@@ -56,7 +58,7 @@ def test_impossible_options_need_no_traceback(
     make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, str | int]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        check_data(**{"dataset_dir": make_folder(), "output_dir": tmp_path / "output", **options})  # type: ignore[arg-type]
+        check_data(**{"dataset_dir": make_folder(), "output_dir": tmp_path / "output", **options})
     assert caught.value.code == 1
     assert capsys.readouterr().out
 

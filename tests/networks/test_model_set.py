@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bundle.networks.latent_guides import LATENT_GUIDES
-from bundle.networks.model_set import COMMON, GENERATION_NETWORKS, load_models
+from bundle.networks.model_set import COMMON, GENERATION_NETWORKS, load_models, read_infos
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import WeightsError, load_weights, read_info, save_weights
 from tests.conftest import edit_info
@@ -30,6 +30,19 @@ def test_whole_set_loads(toy_models: Path) -> None:
     for network in models.networks.values():
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_jsons_alone_say_what_a_set_is(toy_models: Path, models_dir: Path) -> None:
+    models, infos = load_models(toy_models), read_infos(toy_models)
+    assert infos.infos == models.infos
+    assert (infos.class_names, infos.split_sha256, infos.sha256()) == (
+        models.class_names,
+        models.split_sha256,
+        models.sha256(),
+    )
+    (models_dir / "gate_class.pt").unlink()
+    with pytest.raises(WeightsError, match=r"gate_class\.pt does not exist"):
+        read_infos(models_dir)
 
 
 def test_part_of_a_set(toy_models: Path) -> None:
