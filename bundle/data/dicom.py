@@ -256,14 +256,14 @@ def _stream_header(stream: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def _pixels(dataset: Dataset, raw: bool = False) -> NDArray[Any]:
-    """Returns the stored values; colour as RGB, unless `raw`."""
+def _pixels(dataset: Dataset, **options: Any) -> NDArray[Any]:
+    """Returns the stored values; `options` are those of pydicom's `pixel_array`."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
-        return pixel_array(dataset, raw=raw)
+        return pixel_array(dataset, **options)
     for plugin in ("pillow", "") if syntax in _PILLOW_FIRST else ("",):
         try:
-            return pixel_array(dataset, raw=raw, decoding_plugin=plugin)
+            return pixel_array(dataset, decoding_plugin=plugin, **options)
         except RuntimeError as error:
             failure = error
     raise _damaged(syntax) from failure
@@ -444,13 +444,22 @@ def _read_colour(dataset: Dataset, channels: int, strict: bool) -> NDArray[Any]:
         return one_channel(pixels / white, channels, strict)
     if photometric not in _COLOURS:
         raise _unknown_colours(photometric)
-    if dataset.BitsStored <= 8:
-        return eight_bits(Image.fromarray(_pixels(dataset).astype(np.uint8)), channels, strict)
-    if photometric in ("YBR_FULL", "YBR_FULL_422") and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        pixels = _to_rgb(_pixels(dataset, raw=True), int(dataset.BitsStored))
-    else:
-        pixels = _pixels(dataset).astype(np.float64)
-    return one_channel(robust_scale(pixels), channels, strict)
+    bits = int(dataset.BitsStored)
+    white = 2**bits - 1
+    # pydicom converts YBR of 8 allocated bits alone; compressed pixels come out of their decoder as RGB.
+    is_ybr = photometric in ("YBR_FULL", "YBR_FULL_422") and dataset.BitsAllocated > 8
+    is_ybr = is_ybr and not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    # All bits are asked for: those beyond BitsStored would be cut off, which turns bright pixels dark.
+    pixels = _pixels(dataset, raw=is_ybr, bits_stored=dataset.BitsAllocated)
+    if pixels.min() < 0 or pixels.max() > white:
+        message = f"the tag {_name('BitsStored')} is {bits}, and pixels have values from {pixels.min()} to {pixels.max()}"
+        raise ReadError("wrong tag", message, "Correct the tag BitsStored, or export it as PNG")
+    if is_ybr:
+        pixels = _to_rgb(pixels, bits)
+    if bits > 8:
+        return one_channel(robust_scale(pixels.astype(np.float64)), channels, strict)
+    scaled = np.rint(np.clip(pixels, 0, white) * (255.0 / white)).astype(np.uint8)
+    return eight_bits(Image.fromarray(scaled), channels, strict)
 
 
 def _to_rgb(pixels: NDArray[Any], bits: int) -> NDArray[np.float64]:
