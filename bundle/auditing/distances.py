@@ -30,6 +30,7 @@ from bundle.metrics.features import squeezenet_features
 from bundle.metrics.lpips import lpips_model, pairwise, pairwise_within
 from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ROWS, ContrastiveEmbedding, SiameseVerifier
+from bundle.networks.precision import full_fp32
 
 __all__ = [
     "EMBEDDING",
@@ -77,6 +78,7 @@ class Step:
     compute: Callable[[], Tensors]
     path: Path | None = None
 
+    @full_fp32()
     def run(self) -> None:
         """Computes and keeps the result, unless an earlier run has."""
         if self.path is None:
