@@ -29,12 +29,12 @@ from monai.bundle import ConfigParser, ConfigWorkflow, run_workflow
 import bundle.data
 from bundle.cohort.ledger import CohortError
 from bundle.command_line import own_error
+from bundle.commands import COMMANDS
 from bundle.data import DataError
 from bundle.networks.model_set import ModelSet
 from bundle.networks.weights import WeightsError
 from bundle.options import INTERNAL, OptionError, validate
 from bundle.results import STATUS, AuditResult, DataCheck, GeneratedCohort
-from scripts.options import COMMANDS
 
 __all__ = [
     "AuditResult",
@@ -64,7 +64,7 @@ def _shows_options(command: str, file: str, names: Sequence[str] | None = None) 
     """Lets Python and notebooks list the options of a command and their defaults as parameters of a function.
 
     Args:
-        command: one of `scripts.options.COMMANDS`.
+        command: one of `bundle.commands.COMMANDS`.
         file: its configuration; a default that is computed there is shown as None.
         names: the options to show; None for all.
     """

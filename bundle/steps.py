@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.files import load_tensors, save_tensors
+from bundle.precision import full_fp32
 
 __all__ = ["Step", "StepEngine", "StepProgress", "Steps", "Tensors"]
 
@@ -38,6 +39,7 @@ class Step:
     compute: Callable[[], Tensors]
     path: Path | None = None
 
+    @full_fp32()
     def run(self) -> None:
         """Computes and keeps the result, unless an earlier run has."""
         if self.path is None:

@@ -22,13 +22,13 @@ from PIL import Image
 
 import bundle
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
+from bundle.commands import COMMANDS
 from bundle.data import open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
 from bundle.networks.weights import save_weights
 from bundle.options import INTERNAL
 from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST
-from scripts.options import COMMANDS
 from tests.conftest import ROOT
 from tests.test_generate import digest
 

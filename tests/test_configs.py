@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from bundle.commands import COMMANDS
 from bundle.options import Options, validate
-from scripts.options import COMMANDS
 from tests.conftest import ROOT
 
 FILES = sorted(path for path in (ROOT / "configs").glob("*.json") if not path.name.startswith("metadata"))
@@ -87,7 +87,7 @@ def is_component(value: Any) -> bool:
 
 
 def model_of(config: dict[str, Any]) -> type[Options]:
-    found = re.fullmatch(r"\$scripts\.options\.check_options\('(\w+)'\)", config["check_options"])
+    found = re.fullmatch(r"\$bundle\.commands\.check_options\('(\w+)'\)", config["check_options"])
     assert found
     return COMMANDS[found[1]]
 

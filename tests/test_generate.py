@@ -331,6 +331,25 @@ def test_distance_to_the_nearest_training_image_is_drawn(
     assert "nearest" not in (tmp_path / "run" / "cohort" / "manifest.json").read_text(encoding="utf-8")
 
 
+def test_distance_to_the_nearest_is_drawn_for_a_complete_cohort_as_well(
+    tiny_models: Path, tiny_dataset: Path, squeezenet_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = {"dataset_dir": str(tiny_dataset), "squeezenet_file": str(squeezenet_file), "n_images": 2}
+    private = tmp_path / "private"
+    generate(tiny_models, tmp_path, n_images=2)
+    before = digest(tmp_path / "cohort")
+    assert not (private / "nearest.png").exists()
+    generate(tiny_models, tmp_path, **options)
+    assert (private / "nearest.png").exists()
+    assert json.loads((private / "paths.json").read_text(encoding="utf-8"))["PLAN"]["nearest"] > 0.0
+    (private / "nearest.png").unlink()
+    next((private / "walk").glob("pair_*.pt")).unlink()
+    generate(tiny_models, tmp_path, **options)
+    assert "lacks walked pairs of the cohort" in "".join(capfd.readouterr())
+    assert not (private / "nearest.png").exists()
+    assert digest(tmp_path / "cohort") == before
+
+
 def test_other_training_images_than_the_models_are_refused(
     toy_models: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:

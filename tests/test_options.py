@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, create_model
 
 from bundle.command_line import plain_errors
+from bundle.commands import Pattern, Resolution
 from bundle.option_types import (
     Count,
     Device,
@@ -29,12 +30,11 @@ from bundle.option_types import (
     one_of,
 )
 from bundle.options import OptionError, Options, validate
-from scripts.options import Pattern, Resolution
 from tests.conftest import ROOT
 
 CONFIG = {
-    "imports": ["$import scripts.options", "$import scripts", "$import pathlib"],
-    "check_options": "$scripts.options.check_options('generate')",
+    "imports": ["$import bundle.commands", "$import scripts", "$import pathlib"],
+    "check_options": "$bundle.commands.check_options('generate')",
     "seed": 0,
     "n_images": 64,
     "output_dir": "$'output/' + str(@seed)",

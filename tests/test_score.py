@@ -146,6 +146,23 @@ def test_grades_of_samples_must_rise(tmp_path: Path, squeezenet_file: Path) -> N
     assert rising([-0.6, 0.6, 0.0]) == [True, False]
 
 
+def test_one_class_alone_has_no_bar_for_its_kid(
+    tmp_path: Path, squeezenet_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(14):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"{i}.png")
+    lines = ["image,label", *(f"{i}.png,0" for i in range(14))]
+    (tmp_path / "data" / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    data = open_dataset(tmp_path / "data", tmp_path, Modality("toy", 1, ("a",)), 32)
+    generator = Generator(32, channel_base=128, channel_max=8, num_classes=1).eval()
+    kid, variety, near, control = rows_of(generator, data, tmp_path, squeezenet_file)
+    assert (kid["measure"], kid["bar"], kid["met"]) == ("KID to training images", None, None)
+    assert all(isinstance(row["met"], bool) for row in (variety, near, control))
+    assert "no bar: there is one class alone" in capsys.readouterr().out
+
+
 def test_subset_keeps_every_held_out_image_and_few_others(data: ImageData, tmp_path: Path) -> None:
     write_subset(data, tmp_path / "images", 10)
     part = open_dataset(tmp_path / "images", tmp_path, resolution=32)

@@ -303,15 +303,17 @@ def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor]
     own = {role: members.get(role, torch.arange(len(features[role]))) for role in ("cohort", "train", "test")}
     patients = {role: distances.real[role].patients[own[role]] for role in ("train", "test")}
     size = min(len(own["cohort"]), len(own["test"]) // 2, len(own["train"]) // 2)
-    if size < LEAST:
-        return {name: dict.fromkeys(COLUMNS, _too_few(size)) for name in names}
     random = np.random.default_rng(seed)
-    values: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in names}
+    draws = []
     for _ in range(HALVES):
         train, again = (own["train"][half] for half in half_samples(patients["train"], size, random))
         test = own["test"][half_samples(patients["test"], size, random)[0]]
-        cohort = own["cohort"][torch.from_numpy(random.permutation(len(own["cohort"])))]
-        size = min(map(len, (train, again, test, cohort)))  # a large family can make one half smaller
+        draws.append((train, again, test, own["cohort"][torch.from_numpy(random.permutation(len(own["cohort"])))]))
+    size = min(len(part) for draw in draws for part in draw)  # a large family can make one half smaller
+    if size < LEAST:
+        return {name: dict.fromkeys(COLUMNS, _too_few(size)) for name in names}
+    values: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in names}
+    for train, again, test, cohort in draws:
         reference = features["train"][train[:size]]
         sets = {"cohort": ("cohort", cohort[:size]), "test": ("test", test[:size]), "training": ("train", again[:size])}
         for column, (role, mine) in sets.items():

@@ -207,6 +207,32 @@ def open_cohort(
     Raises:
         DataError: the folder is empty, is that of the real images, or holds files that cannot be judged.
     """
+    listing = _list_cohort(cohort_dir, dataset_dir)
+    manifest, holds = _manifest(listing.folder)
+    not_judged, unjudged = _other_files(listing, bool(holds))
+    names = read_folder(dataset_dir, layout, modality).class_names
+    records, missed = _records(listing, modality.with_classes(names), bool(holds))
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        inspected = pool.map(lambda record: _inspect(record, modality.channels), records)
+        found = list(tqdm(inspected, "checking the cohort", len(records), unit="image"))
+    problems = [*listing.problems, *unjudged, *missed, *(entry for entry in found if isinstance(entry, Problem))]
+    if problems:
+        raise DataError(problems, f"of {len(records)} images of the cohort")
+    good = [entry for entry in found if not isinstance(entry, Problem)]
+    sides = [max(size) for size, _ in good]
+    return Cohort(
+        tuple(records),
+        int(np.median(sides)),
+        len({size for size, _ in good}),
+        tuple(digest for _, digest in good),
+        manifest,
+        holds,
+        tuple(not_judged),
+    )
+
+
+def _list_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir) -> FolderListing:
+    """Lists a folder of synthetic images; refuses one that cannot be such a folder."""
     folder = Path(cohort_dir).expanduser().resolve()
     several = [dataset_dir] if isinstance(dataset_dir, str | Path) else dataset_dir
     real = [Path(one).expanduser().resolve() for one in several]
@@ -226,33 +252,7 @@ def open_cohort(
         raise DataError(
             f"cohort_dir {cohort_dir} holds no image ({SUPPORTED_FORMATS}). Give the folder of synthetic images."
         )
-    manifest, holds = _manifest(folder)
-    not_judged, unjudged = _other_files(listing, bool(holds))
-    names = read_folder(dataset_dir, layout, modality).class_names
-    records, missed = _records(listing, modality.with_classes(names), bool(holds))
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        found = list(
-            tqdm(
-                pool.map(lambda record: _inspect(record, modality.channels), records),
-                "checking the cohort",
-                len(records),
-                unit="image",
-            )
-        )
-    problems = [*listing.problems, *unjudged, *missed, *(entry for entry in found if isinstance(entry, Problem))]
-    if problems:
-        raise DataError(problems, f"of {len(records)} images of the cohort")
-    good = [entry for entry in found if not isinstance(entry, Problem)]
-    sides = [max(size) for size, _ in good]
-    return Cohort(
-        tuple(records),
-        int(np.median(sides)),
-        len({size for size, _ in good}),
-        tuple(digest for _, digest in good),
-        manifest,
-        holds,
-        tuple(not_judged),
-    )
+    return listing
 
 
 def read_pixels(paths: Sequence[Path], modality: Modality, resolution: int, what: str) -> Tensor:

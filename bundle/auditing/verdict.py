@@ -57,40 +57,11 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
         n_cohort: synthetic images.
         n_test: test images.
     """
-    failed = [control for control in found.controls if control.passed is False]
-    findings: list[tuple[str, str]] = []
-    identical = sum(copies.values())
-    if identical:
-        where = ", ".join(f"{count} of {role}" for role, count in copies.items() if count)
-        given = "real images were given as" if 2 * identical >= n_cohort else "there are real images in"
-        words = (
-            f"{identical} of {n_cohort} images are, pixel for pixel, images of dataset_dir ({where}): "
-            f"{given} the cohort."
-        )
-        findings.append(("NOT TO BE RELEASED: the cohort holds real images", words))
-    if found.disguises.copies:
-        words = (
-            f"{found.disguises.copies} of {n_cohort} images are training images that were turned, mirrored or inverted."
-        )
-        findings.append(("NOT TO BE RELEASED: the cohort holds real images in disguise", words))
     rates = found.figures["copy_rate"].items()
     told = {name: "" if rate.withheld else f" ({rate.value:.1%})" for name, rate in rates}
-    if found.excess > 0:
-        bound = f" by at least {100 * found.excess:.1f} points (one-sided 95 %)" if told["cohort"] else ""
-        words = f"The copy rate{told['cohort']} exceeds that of test images{told['test']}{bound or ' beyond chance'}."
-        findings.append(("NOT TO BE RELEASED: the cohort copies training images more often than chance does", words))
-    if found.nearer_by_both:
-        # The rank of one more stranger among n_test + 1 is even: it comes first once in so many times.
-        expected = n_cohort / (n_test + 1)
-        words = (
-            f"{found.nearer_by_both} of {n_cohort} images are nearer to a training patient than every test image is, "
-            f"and embedding and verifier name the same patient. (Of {n_cohort} strangers, {expected:.1f} would be "
-            "expected nearer, by the embedding alone.) private/nearest.csv names them: look at them, and take them out."
-        )
-        findings.append(
-            ("NOT TO BE RELEASED AS IT IS: some images are nearer to a patient than any stranger is", words)
-        )
+    findings = _findings(found, copies, n_cohort, n_test, told)
     reasons = tuple(reason for _, reason in findings)
+    failed = [control for control in found.controls if control.passed is False]
     if failed:
         # An instrument that finds too little says nothing by finding nothing; copies pixel for pixel need none.
         failures = [
@@ -111,6 +82,43 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
         "image turned, mirrored or inverted; all controls were met."
     )
     return Verdict(PASSED, "NO SIGN OF COPIES by these measures", (word,))
+
+
+def _findings(
+    found: Assessment, copies: dict[str, int], n_cohort: int, n_test: int, told: dict[str, str]
+) -> list[tuple[str, str]]:
+    """Returns titles and reasons of whatever speaks against a release; `told` are the copy rates, in brackets."""
+    findings: list[tuple[str, str]] = []
+    identical = sum(copies.values())
+    if identical:
+        where = ", ".join(f"{count} of {role}" for role, count in copies.items() if count)
+        given = "real images were given as" if 2 * identical >= n_cohort else "there are real images in"
+        words = (
+            f"{identical} of {n_cohort} images are, pixel for pixel, images of dataset_dir ({where}): "
+            f"{given} the cohort."
+        )
+        findings.append(("NOT TO BE RELEASED: the cohort holds real images", words))
+    if found.disguises.copies:
+        words = (
+            f"{found.disguises.copies} of {n_cohort} images are training images that were turned, mirrored or inverted."
+        )
+        findings.append(("NOT TO BE RELEASED: the cohort holds real images in disguise", words))
+    if found.excess > 0:
+        bound = f" by at least {100 * found.excess:.1f} points (one-sided 95 %)" if told["cohort"] else ""
+        words = f"The copy rate{told['cohort']} exceeds that of test images{told['test']}{bound or ' beyond chance'}."
+        findings.append(("NOT TO BE RELEASED: the cohort copies training images more often than chance does", words))
+    if found.nearer_by_both:
+        # The rank of one more stranger among n_test + 1 is even: it comes first once in so many times.
+        expected = n_cohort / (n_test + 1)
+        words = (
+            f"{found.nearer_by_both} of {n_cohort} images are nearer to a training patient than every test image is, "
+            f"and embedding and verifier name the same patient. (Of {n_cohort} strangers, {expected:.1f} would be "
+            "expected nearer, by the embedding alone.) private/nearest.csv names them: look at them, and take them out."
+        )
+        findings.append(
+            ("NOT TO BE RELEASED AS IT IS: some images are nearer to a patient than any stranger is", words)
+        )
+    return findings
 
 
 def _strange(found: Assessment) -> tuple[str, ...]:

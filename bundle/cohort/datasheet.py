@@ -31,24 +31,7 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
             *([markdown_text(name), *(str(counts[key]) for key in keys)] for name, counts in manifest["gate"].items()),
         ]
     )
-    changed = options.get("changed_configuration", {})
-    parts = ", ".join(f"{markdown_text(name)} = {markdown_text(str(value))}" for name, value in changed.items())
-    warning = (
-        f"""
-**The configuration was changed besides its options: {parts}.** What is said above of these parts may not hold.
-"""
-        if changed
-        else ""
-    )
-    if any(name.partition("#")[0] == "gate" for name in changed):
-        bound = "a threshold allows that was set by hand"
-        limit = "The gate was changed by hand: what share of strangers' images it would stop is not known."
-    else:
-        bound = "it does in 95 % of held-out real images"
-        limit = (
-            "The gate's threshold lets 5 % of images of strangers count as recognised; it does not prove the opposite "
-            "of the rest."
-        )
+    warning, bound, limit = _changes(options.get("changed_configuration", {}))
     return f"""# Datasheet of a synthetic cohort
 
 {options["n_images"]} synthetic {markdown_text(str(manifest["modality"]))} images of {side} x {side} pixels, \
@@ -84,3 +67,23 @@ of every file, `contact_sheet.png` shows some of the images.
 ## Licence
 {markdown_text(licence)}
 """
+
+
+def _changes(changed: dict[str, Any]) -> tuple[str, str, str]:
+    """Returns a warning of changes besides the options, the gate's bound, and what that does not promise."""
+    warning = ""
+    if changed:
+        parts = ", ".join(f"{markdown_text(name)} = {markdown_text(str(value))}" for name, value in changed.items())
+        warning = f"""
+**The configuration was changed besides its options: {parts}.** What is said above of these parts may not hold.
+"""
+    if any(name.partition("#")[0] == "gate" for name in changed):
+        bound = "a threshold allows that was set by hand"
+        limit = "The gate was changed by hand: what share of strangers' images it would stop is not known."
+    else:
+        bound = "it does in 95 % of held-out real images"
+        limit = (
+            "The gate's threshold lets 5 % of images of strangers count as recognised; it does not prove the opposite "
+            "of the rest."
+        )
+    return warning, bound, limit

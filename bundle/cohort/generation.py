@@ -20,7 +20,7 @@ from torch import Tensor
 from bundle.allocator import keep_freed_memory
 from bundle.cohort.datasheet import datasheet
 from bundle.cohort.ledger import CohortError, WalkLedger, differing_keys
-from bundle.cohort.paths import look_at_paths
+from bundle.cohort.paths import NEAREST, look_at_paths
 from bundle.cohort.writer import verify_cohort, write_cohort
 from bundle.data import ImageData
 from bundle.files import sweep_temporary
@@ -63,6 +63,8 @@ def generate(
 ) -> None:
     """Makes a cohort, goes on with a broken-off one, or verifies a complete one.
 
+    Where a complete one was made without `data`, the figure that needs them is drawn now.
+
     Of several processes, all walk and write images, and the first does the rest. While they do, they hold a lock on
     ``output_dir``, which the system lets go of when the first process ends, however it does.
 
@@ -80,21 +82,26 @@ def generate(
         InUseError: another run is making a cohort there.
     """
     keep_freed_memory()
-    cohort = Path(output_dir) / "cohort"
+    cohort, private = Path(output_dir) / "cohort", Path(output_dir) / "private"
     # A cohort takes its name when it is whole: one that is there can be verified beside any other run.
-    if os.path.lexists(cohort):
-        if idist.get_rank() == 0:
-            _verify(cohort, ledger.settings)
-        return
-    with run_lock(output_dir, Path(output_dir) / "private" / "generate.lock"):
-        if os.path.lexists(cohort):  # made by a run that has ended just now
-            if idist.get_rank() == 0:
-                _verify(cohort, ledger.settings)
+    is_complete = os.path.lexists(cohort)
+    if is_complete:
+        _verify(cohort, ledger.settings)
+        if data is None or not idist.broadcast(float(not (private / NEAREST).exists())):
             return
-        _make(evaluator, ledger, models, gate, cohort, data, squeezenet_file)
+    with run_lock(output_dir, private / "generate.lock"):
+        if not os.path.lexists(cohort):
+            _make(evaluator, ledger, models, gate, cohort, data, squeezenet_file)
+        elif not is_complete:  # made by a run that has ended just now
+            _verify(cohort, ledger.settings)
+        else:
+            _look_again(ledger, models, gate, private, data, squeezenet_file)
 
 
 def _verify(cohort: Path, settings: dict[str, Any]) -> None:
+    """Compares a cohort with its manifest and the settings, in the first process."""
+    if idist.get_rank() > 0:
+        return
     manifest = verify_cohort(cohort)
     differing = differing_keys(manifest["configuration"], settings)
     if differing:
@@ -103,6 +110,23 @@ def _verify(cohort: Path, settings: dict[str, Any]) -> None:
             f"output_dir, or remove it."
         )
     print(f"{printable(str(cohort))} is complete: {len(manifest['files'])} files, each as the manifest says.")
+
+
+def _look_again(
+    ledger: WalkLedger, models: ModelSet, gate: Gate, private: Path, data: ImageData | None, squeezenet_file: str | None
+) -> None:
+    """Looks at the paths of a complete cohort, whose training images were not named when it was made."""
+    ledger.open()
+    if idist.get_rank() > 0:
+        return
+    if next(ledger.due(), None) is None:
+        look_at_paths(ledger, models, gate, private, data, squeezenet_file)
+    else:
+        logger.warning(
+            "%s is not drawn: %s lacks walked pairs of the cohort. Name another output_dir to walk them anew.",
+            private / NEAREST,
+            ledger.folder,
+        )
 
 
 def _make(

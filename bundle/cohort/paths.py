@@ -22,9 +22,12 @@ from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, nearest
 from bundle.networks.model_set import ModelSet
 
-__all__ = ["look_at_paths"]
+__all__ = ["NEAREST", "look_at_paths"]
 
 logger = logging.getLogger(__name__)
+
+#: Name of the picture of the distances to the nearest training images.
+NEAREST = "nearest.png"
 
 # Pairs of each class that the private pictures show, and that walked and straight paths are compared on.
 PICTURED_PAIRS = 2
@@ -63,4 +66,4 @@ def look_at_paths(
             (caption, nearest(linear, reals, distance), nearest(plan, reals, distance))
             for caption, linear, plan in pictured
         ]
-        save_nearest(curves, FEATURES, len(reals), folder / "nearest.png")
+        save_nearest(curves, FEATURES, len(reals), folder / NEAREST)

@@ -65,7 +65,7 @@ def write_cohort(
         OSError: the disk is full, or the like.
     """
     target = Path(cohort_dir)
-    rank, processes = idist.get_rank(), idist.get_world_size()
+    rank = idist.get_rank()
     if problem := class_names_problem(class_names):
         raise CohortError(
             f"The name of a class cannot be part of a file's name: {problem}. Give the class another name, which "
@@ -78,21 +78,7 @@ def write_cohort(
         if rank == 0:
             (temporary / "images").mkdir()
         idist.barrier()
-        numbers = [0] * len(class_names)
-        sheet: list[list[Tensor]] = [[] for _ in class_names]
-        rows: list[tuple[str, int, str]] = []
-        hashes: dict[int, str] = {}
-        for label, pixels in images:
-            numbers[label] += 1
-            name = f"images/{class_names[label]}_{numbers[label]:06d}.png"
-            if len(rows) % processes == rank:
-                # Neighbouring pixels of a radiograph are alike, strings of them hardly ever: smaller and twice as fast.
-                content = png_bytes(Image.fromarray(pixels.contiguous().numpy()), compress_type=zlib.Z_RLE)
-                hashes[len(rows)] = _write(temporary / name, content)
-            rows.append((name, label, class_names[label]))
-            if len(sheet[label]) < SHEET_ROWS * SHEET_COLUMNS:
-                sheet[label].append(pixels)
-        files = {row[0]: sha256 for row, sha256 in zip(rows, _together(hashes, len(rows)), strict=True)}
+        rows, sheet, files = _write_images(temporary, images, class_names)
         if rank > 0:
             return
         for name, content in (
@@ -106,6 +92,33 @@ def write_cohort(
         manifest[MANIFEST_SHA256] = content_digest(manifest, 64)
         _write(temporary / MANIFEST, json_text(manifest).encode())
         verify_cohort(temporary)
+
+
+def _write_images(
+    folder: Path, images: Iterable[tuple[int, Tensor]], class_names: tuple[str, ...]
+) -> tuple[list[tuple[str, int, str]], list[list[Tensor]], dict[str, str]]:
+    """Writes this process's share of the images.
+
+    Returns:
+        Rows of labels.csv, pixels for the contact sheet by class, and the SHA-256 of each image's file by its name.
+    """
+    rank, processes = idist.get_rank(), idist.get_world_size()
+    numbers = [0] * len(class_names)
+    sheet: list[list[Tensor]] = [[] for _ in class_names]
+    rows: list[tuple[str, int, str]] = []
+    hashes: dict[int, str] = {}
+    for label, pixels in images:
+        numbers[label] += 1
+        name = f"images/{class_names[label]}_{numbers[label]:06d}.png"
+        if len(rows) % processes == rank:
+            # Neighbouring pixels of a radiograph are alike, strings of them hardly ever: smaller and twice as fast.
+            content = png_bytes(Image.fromarray(pixels.contiguous().numpy()), compress_type=zlib.Z_RLE)
+            hashes[len(rows)] = _write(folder / name, content)
+        rows.append((name, label, class_names[label]))
+        if len(sheet[label]) < SHEET_ROWS * SHEET_COLUMNS:
+            sheet[label].append(pixels)
+    files = {row[0]: sha256 for row, sha256 in zip(rows, _together(hashes, len(rows)), strict=True)}
+    return rows, sheet, files
 
 
 def _write(path: Path, content: bytes) -> str:

@@ -281,22 +281,28 @@ def check_dataset(
         records, dropped = _drop_duplicates(records, digests)
         left_out += dropped
     inventory = Inventory(records, digests, folder.class_names, reading)
-    split_of: dict[str, str | None] = {record.name: record.split for record in records}
-    drawn_with = None
-    try:
-        proposed, drawn_with = propose_splits(inventory, split_file, seed)
-        split_of |= proposed
-    except DataError as error:
-        if not error.problems:
-            raise
-        problems += error.problems
+    split_of, drawn_with, unsettled = _settle_splits(inventory, split_file, seed)
     found, notes = _duplicates(records, digests, split_of)
-    problems += found
+    problems += [*unsettled, *found]
     # Splits that could not be settled would make every class look as if it were missing.
     if all(split_of.values()):
         problems += _class_counts(inventory, split_of)
     notes = [*folder.notes, *_patient_notes(records), *notes, *summarise_left_out(left_out)]
     return CheckReport(folder, inventory, split_of, drawn_with, sorted(problems), notes)
+
+
+def _settle_splits(
+    inventory: Inventory, split_file: Path | None, seed: int
+) -> tuple[dict[str, str | None], int | None, Sequence[Problem]]:
+    """Returns the split of each image, as far as it can be told, what it was drawn with, and why others have none."""
+    split_of: dict[str, str | None] = {record.name: record.split for record in inventory.records}
+    try:
+        proposed, drawn_with = propose_splits(inventory, split_file, seed)
+    except DataError as error:
+        if not error.problems:
+            raise
+        return split_of, None, error.problems
+    return split_of | proposed, drawn_with, []
 
 
 def _refuse_output_in_data(dataset_dir: DatasetDir, output_dir: str | Path) -> None:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -24,6 +26,7 @@ from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest, pairwise
 from bundle.metrics.recognition import predict, recognition_scores
 from bundle.networks.model_set import ModelSet
 from bundle.networks.sampling import sample_images, sample_z
+from bundle.networks.stylegan2 import Generator
 
 __all__ = ["equal_draws", "score_models"]
 
@@ -44,14 +47,14 @@ def score_models(
     """Measures a generator and its identity guide against their bars and prints the table.
 
     For each class: KID of samples to training images, below that between these and the training images of another
-    class, the mean over the others (neighbouring grades may hardly differ); mean pairwise LPIPS of samples, at least
-    0.8 of that of training images; 5th percentile of LPIPS from a sample to the nearest training image, at least that
-    of test images, at equal n, with a control that must miss it. Samples that crowd are near to all images: so that
-    distance is also given to equal numbers of training and of held-out images (val and test), which no network has
-    seen; what is nearer to the former has been remembered. Of grades: the mean grade that ``gate_class``, trained on
-    real images, expects of the samples of a class, above that of the class below. For phi_id: share of the training
-    images that it names under changes its training never used, at least 0.9. Samples are drawn with ``n_seeds``
-    seeds, as many in a class as there are training images; the spread is over them.
+    class, the mean over the others (neighbouring grades may hardly differ; a single class has no such bar); mean
+    pairwise LPIPS of samples, at least 0.8 of that of training images; 5th percentile of LPIPS from a sample to the
+    nearest training image, at least that of test images, at equal n, with a control that must miss it. Samples that
+    crowd are near to all images: so that distance is also given to equal numbers of training and of held-out images
+    (val and test), which no network has seen; what is nearer to the former has been remembered. Of grades: the mean
+    grade that ``gate_class``, trained on real images, expects of the samples of a class, above that of the class below.
+    For phi_id: share of the training images that it names under changes its training never used, at least 0.9. Samples
+    are drawn with ``n_seeds`` seeds, as many in a class as there are training images; the spread is over them.
 
     Args:
         models: ``generator``, ``identity_guide`` where it is to be measured, and ``gate_class`` to grade samples.
@@ -63,118 +66,164 @@ def score_models(
     Raises:
         TrunkUnavailable: there are none.
     """
-    generator = models.generator
-    lpips = lpips_model(squeezenet_file)
-    train, train_label, train_identity = data.tensors(("train", "extra"))
-    test, test_label, _ = data.tensors("test")
-    names = data.class_names
-    features = squeezenet_features(train, squeezenet_file)
-    test_nearest = nearest(test, train, lpips)
-    val, val_label, _ = data.tensors("val")
-    held_out, held_out_label = torch.cat([val, test]), torch.cat([val_label, test_label])
-    memory: dict[str, dict[str, float | None]] = {}
-    rows: list[dict[str, Any]] = []
-    pictured: list[Tensor] = []
-    grades: list[list[float]] = []
+    real = _RealImages(data, squeezenet_file)
     grader = models.networks.get("gate_class") if data.modality.ordered else None
-    for label, name in enumerate(names):
-        real = train[train_label == label]
-        between = mean(
-            kid(features[train_label == label], features[train_label == other])
-            for other in range(len(names))
-            if other != label
-        )
-        n_test = int((test_label == label).sum())
-        bar_near = float(test_nearest[test_label == label].quantile(PERCENTILE))
-        variety = mean_pairwise(real, lpips)
-        measured: dict[str, list[float]] = {key: [] for key in ("kid", "variety", "near", "to_training", "to_held_out")}
-        grades.append([])
-        for seed in tqdm(range(n_seeds), desc=f"samples of {name}", unit="seed"):
-            z = sample_z(range(len(real)), generator.z_dim, seed)
-            samples = sample_images(generator, z, torch.full((len(real),), label))
-            if seed == 0:
-                pictured.append(samples[:PICTURED])
-            measured["kid"].append(kid(squeezenet_features(samples, squeezenet_file), features[train_label == label]))
-            measured["variety"].append(mean_pairwise(samples, lpips) / variety)
-            if grader is not None:
-                grades[-1].append(_expected_grade(grader, samples))
-            distances = pairwise(samples, train, lpips)
-            measured["near"].append(_low(distances[:n_test]))
-            seen, unseen = equal_draws(train_label, held_out_label, seed)
-            measured["to_training"].append(_low(distances[:, seen]))
-            measured["to_held_out"].append(_low(pairwise(samples, held_out[unseen], lpips)))
-            if seed == 0:
-                planted = torch.cat([_blur(real[: n_test // PLANTED + 1], BLURS[0]), samples])[:n_test]
-                control = _low(pairwise(planted, train, lpips))
-        differences = [a - b for a, b in zip(measured["to_training"], measured["to_held_out"], strict=True)]
-        memory[name] = {
-            "to_training": mean(measured["to_training"]),
-            "to_held_out": mean(measured["to_held_out"]),
-            "difference": mean(differences),
-            "difference_std": stdev(differences) if n_seeds > 1 else None,
-        }
-        bars: list[tuple[str, str, str, float, Callable[[float, float], bool]]] = [
-            ("kid", "KID to training images", "below KID between the classes", between, lambda x, bar: x < bar),
-            ("variety", "mean pairwise LPIPS, share of real", "at least", COLLAPSE, lambda x, bar: x >= bar),
-            ("near", "LPIPS to nearest, 5th percentile", "at least test images'", bar_near, lambda x, bar: x >= bar),
-        ]
-        if grader is not None and label > 0:
-            below = mean(grades[label - 1])
-            bars.append(
-                (
-                    "grade",
-                    "mean grade by gate_class",
-                    f"above that of {names[label - 1]}",
-                    below,
-                    lambda x, bar: x > bar,
-                )
-            )
-            measured["grade"] = grades[label]
-        for key, measure, relation, bar, holds in bars:
-            values = measured[key]
-            rows.append(
-                {
-                    "class": name,
-                    "measure": measure,
-                    "mean": mean(values),
-                    "std": stdev(values) if n_seeds > 1 else None,
-                    "bar": bar,
-                    "relation": relation,
-                    "met": holds(mean(values), bar),
-                }
-            )
-        rows.append(
-            {
-                "class": name,
-                "measure": f"control, must miss: the same with 1 sample in {PLANTED} a blurred training image",
-                "mean": control,
-                "std": None,
-                "bar": bar_near,
-                "relation": "at least test images'",
-                "met": control >= bar_near,
-            }
-        )
+    classes = [_measure_class(models.generator, grader, real, label, n_seeds) for label in range(len(real.names))]
+    rows: list[dict[str, Any]] = []
+    for found, below in zip(classes, [None, *classes], strict=False):
+        rows += _class_rows(found, below if grader is not None else None)
     if "identity_guide" in models.networks:
-        recognition = recognition_scores(models.networks["identity_guide"], train, train_identity, val, test)
-        for change, value in recognition["top1_unseen"].items():
-            rows.append(_recognised(f"phi_id names training images: {change}", value))
-        rows.append(_recognised("phi_id names training images: mean of these changes", recognition["top1_unseen_mean"]))
-    save_png(image_grid(torch.cat(pictured), columns=PICTURED // 2), Path(output_dir) / "samples.png")
-    blurred = {
-        f"{sigma:g}": kid(squeezenet_features(_blur(train, sigma), squeezenet_file), features) for sigma in BLURS
-    }
+        rows += _recognition_rows(models.networks["identity_guide"], real)
+    pictured = torch.cat([found.pictured for found in classes])
+    save_png(image_grid(pictured, columns=PICTURED // 2), Path(output_dir) / "samples.png")
+    blurred = {f"{sigma:g}": kid(real.measure_features(_blur(real.train, sigma)), real.features) for sigma in BLURS}
+    memory = {found.name: _memory(found.measured) for found in classes}
     result = {"features": FEATURES, "n_seeds": n_seeds, "rows": rows, "kid_of_blurred_training_images": blurred}
-    result["near_at_equal_n"] = memory
-    write_json(Path(output_dir) / "scores.json", result)
+    write_json(Path(output_dir) / "scores.json", {**result, "near_at_equal_n": memory})
     scale = ", ".join(f"{three_digits(value)} at {sigma}" for sigma, value in blurred.items())
     print(f"{_table(rows)}\nFor scale, KID of the training images to themselves blurred (sigma in pixels): {scale}")
-    for name, found in memory.items():
-        spread = "" if found["difference_std"] is None else f" +- {found['difference_std']:.3g}"
+    for name, values in memory.items():
+        spread = "" if values["difference_std"] is None else f" +- {values['difference_std']:.3g}"
         print(
             f"{name}: 5th percentile of LPIPS to the nearest of equally many training images "
-            f"{found['to_training']:.4f}, held-out images {found['to_held_out']:.4f}; "
-            f"difference {found['difference']:.3g}{spread} (below 0: memory)"
+            f"{values['to_training']:.4f}, held-out images {values['to_held_out']:.4f}; "
+            f"difference {values['difference']:.3g}{spread} (below 0: memory)"
         )
+
+
+class _RealImages:
+    """The images that the networks were trained on and those held out, with what every class is measured by."""
+
+    def __init__(self, data: ImageData, squeezenet_file: str | None) -> None:
+        self.names = data.class_names
+        self.squeezenet_file = squeezenet_file
+        self.lpips = lpips_model(squeezenet_file)
+        self.train, self.train_label, self.train_identity = data.tensors(("train", "extra"))
+        self.val, val_label, _ = data.tensors("val")
+        self.test, self.test_label, _ = data.tensors("test")
+        self.held_out, self.held_out_label = torch.cat([self.val, self.test]), torch.cat([val_label, self.test_label])
+        self.features = self.measure_features(self.train)
+        self.test_nearest = nearest(self.test, self.train, self.lpips)
+
+    def measure_features(self, images: Tensor) -> Tensor:
+        """Returns features [N, D] for KID."""
+        return squeezenet_features(images, self.squeezenet_file)
+
+    def between(self, label: int) -> float | None:
+        """Returns the mean KID between a class and each of the others; None where there is no other."""
+        mine = self.features[self.train_label == label]
+        others = [self.features[self.train_label == other] for other in range(len(self.names)) if other != label]
+        return mean(kid(mine, other) for other in others) if others else None
+
+
+@dataclass(frozen=True)
+class _ClassScore:
+    """What was measured of the samples of a class.
+
+    Attributes:
+        name: of the class.
+        measured: values by measure, one for each seed.
+        between: bar of the KID; None where there is no other class.
+        bar_near: bar of the distance to the nearest training image: that of test images.
+        control: that distance where some samples are training images.
+        pictured: the first samples.
+    """
+
+    name: str
+    measured: dict[str, list[float]]
+    between: float | None
+    bar_near: float
+    control: float
+    pictured: Tensor
+
+
+def _measure_class(
+    generator: Generator, grader: nn.Module | None, real: _RealImages, label: int, n_seeds: int
+) -> _ClassScore:
+    mine = real.train[real.train_label == label]
+    features = real.features[real.train_label == label]
+    near = real.test_nearest[real.test_label == label]
+    variety = mean_pairwise(mine, real.lpips)
+    measured: dict[str, list[float]] = {}
+    for seed in tqdm(range(n_seeds), desc=f"samples of {real.names[label]}", unit="seed"):
+        z = sample_z(range(len(mine)), generator.z_dim, seed)
+        samples = sample_images(generator, z, torch.full((len(mine),), label))
+        distances = pairwise(samples, real.train, real.lpips)
+        seen, unseen = equal_draws(real.train_label, real.held_out_label, seed)
+        values = {
+            "kid": kid(real.measure_features(samples), features),
+            "variety": mean_pairwise(samples, real.lpips) / variety,
+            "near": _low(distances[: len(near)]),
+            "to_training": _low(distances[:, seen]),
+            "to_held_out": _low(pairwise(samples, real.held_out[unseen], real.lpips)),
+        }
+        if grader is not None:
+            values["grade"] = _expected_grade(grader, samples)
+        for key, value in values.items():
+            measured.setdefault(key, []).append(value)
+        if seed == 0:
+            pictured = samples[:PICTURED]
+            planted = torch.cat([_blur(mine[: len(near) // PLANTED + 1], BLURS[0]), samples])[: len(near)]
+            control = _low(pairwise(planted, real.train, real.lpips))
+    bar_near = float(near.quantile(PERCENTILE))
+    return _ClassScore(real.names[label], measured, real.between(label), bar_near, control, pictured)
+
+
+def _class_rows(found: _ClassScore, below: _ClassScore | None) -> list[dict[str, Any]]:
+    """Lays a class beside its bars; `below` is the class of the grade below, for classes that are grades."""
+    bars: list[tuple[str, str, str, float | None, Callable[[float, float], bool]]] = [
+        ("kid", "KID to training images", "below KID between the classes", found.between, operator.lt),
+        ("variety", "mean pairwise LPIPS, share of real", "at least", COLLAPSE, operator.ge),
+        ("near", "LPIPS to nearest, 5th percentile", "at least test images'", found.bar_near, operator.ge),
+    ]
+    if below is not None:
+        grade = mean(below.measured["grade"])
+        bars.append(("grade", "mean grade by gate_class", f"above that of {below.name}", grade, operator.gt))
+    rows = [
+        _row(found.name, measure, found.measured[key], bar, relation, holds)
+        for key, measure, relation, bar, holds in bars
+    ]
+    measure = f"control, must miss: the same with 1 sample in {PLANTED} a blurred training image"
+    return [*rows, _row(found.name, measure, [found.control], found.bar_near, "at least test images'")]
+
+
+def _recognition_rows(guide: nn.Module, real: _RealImages) -> list[dict[str, Any]]:
+    scores = recognition_scores(guide, real.train, real.train_identity, real.val, real.test)
+    shares = {**scores["top1_unseen"], "mean of these changes": scores["top1_unseen_mean"]}
+    return [
+        _row("all", f"phi_id names training images: {change}", [share], RECOGNITION, "at least")
+        for change, share in shares.items()
+    ]
+
+
+def _row(
+    name: str,
+    measure: str,
+    values: list[float],
+    bar: float | None,
+    relation: str,
+    holds: Callable[[float, float], bool] = operator.ge,
+) -> dict[str, Any]:
+    return {
+        "class": name,
+        "measure": measure,
+        "mean": mean(values),
+        "std": stdev(values) if len(values) > 1 else None,
+        "bar": bar,
+        "relation": relation if bar is not None else "no bar: there is one class alone",
+        "met": None if bar is None else holds(mean(values), bar),
+    }
+
+
+def _memory(measured: dict[str, list[float]]) -> dict[str, float | None]:
+    """Compares the distance to training images with that to held-out images."""
+    differences = [a - b for a, b in zip(measured["to_training"], measured["to_held_out"], strict=True)]
+    return {
+        "to_training": mean(measured["to_training"]),
+        "to_held_out": mean(measured["to_held_out"]),
+        "difference": mean(differences),
+        "difference_std": stdev(differences) if len(differences) > 1 else None,
+    }
 
 
 def equal_draws(label: Tensor, other: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -205,23 +254,11 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(images, [5, 5], [sigma, sigma])
 
 
-def _recognised(measure: str, value: float) -> dict[str, Any]:
-    return {
-        "class": "all",
-        "measure": measure,
-        "mean": value,
-        "std": None,
-        "bar": RECOGNITION,
-        "relation": "at least",
-        "met": value >= RECOGNITION,
-    }
-
-
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [["class", "measure", "value", "bar", "met"]]
     for row in rows:
         spread = "" if row["std"] is None else f" +- {three_digits(row['std'])}"
-        bar = f"{row['relation']} {three_digits(row['bar'])}"
-        verdict = "yes" if row["met"] else "**no**"
+        bar = row["relation"] if row["bar"] is None else f"{row['relation']} {three_digits(row['bar'])}"
+        verdict = {None: "", True: "yes", False: "**no**"}[row["met"]]
         lines.append([row["class"], row["measure"], f"{three_digits(row['mean'])}{spread}", bar, verdict])
     return markdown_table(lines)

@@ -13,6 +13,7 @@ from torch import Tensor
 from bundle.figures import from_uint8, to_uint8
 from bundle.gate.gate import GateDecision
 from bundle.networks.stylegan2 import Generator
+from bundle.precision import full_fp32
 
 __all__ = ["draw_and_judge", "synthesise"]
 
@@ -21,6 +22,7 @@ PART = 4
 
 
 @torch.no_grad()
+@full_fp32()
 def synthesise(generator: Generator, w: Tensor) -> Tensor:
     """Draws points in fp32 and rounds them to 8 bits, the form in which they are judged and released.
 

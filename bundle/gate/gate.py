@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.model_set import ModelInfos, ModelSet
+from bundle.precision import full_fp32
 
 __all__ = ["Gate", "GateDecision", "gate_threshold", "open_gate"]
 
@@ -49,6 +50,7 @@ class Gate:
         self.threshold = threshold
 
     @torch.no_grad()
+    @full_fp32()
     def __call__(self, images: Tensor, label: int) -> GateDecision:
         """Judges the images of one path, in fp32.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from bundle.networks.pretrained import TrunkUnavailable, imagenet_normalised, imagenet_weights, unsuitable
+from bundle.precision import full_fp32
 
 __all__ = ["FEATURES", "TrunkUnavailable", "squeezenet_features", "squeezenet_trunk"]
 
@@ -49,6 +50,7 @@ def squeezenet_trunk(squeezenet_file: str | os.PathLike[str] | None = None) -> n
     return trunk.eval().requires_grad_(False)
 
 
+@full_fp32()
 def squeezenet_features(
     images: Tensor,
     squeezenet_file: str | os.PathLike[str] | None = None,

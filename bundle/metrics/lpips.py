@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bundle.metrics.features import as_rgb, squeezenet_trunk
+from bundle.precision import full_fp32
 
 if TYPE_CHECKING:  # the package itself is imported where it is used: training goes without it
     import lpips
@@ -80,6 +81,7 @@ def embed(images: Tensor, model: lpips.LPIPS) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+@full_fp32()
 def pairwise(
     x: Tensor, y: Tensor, model: lpips.LPIPS, memory: int = _MEMORY, device: str | torch.device | None = None
 ) -> Tensor:
@@ -122,6 +124,7 @@ def pairwise(
     return distances
 
 
+@full_fp32()
 def pairwise_within(
     x: Tensor, model: lpips.LPIPS, memory: int = _MEMORY, device: str | torch.device | None = None
 ) -> Tensor:
@@ -207,6 +210,7 @@ def nearest(
     return pairwise(samples, reals, model, memory, device).min(dim=1).values
 
 
+@full_fp32()
 def mean_pairwise(images: Tensor, model: lpips.LPIPS, device: str | torch.device | None = None) -> float:
     """Mean LPIPS over all pairs of different images: the variety of a set.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from bundle.metrics import changes
-from bundle.networks.precision import bf16_autocast
+from bundle.precision import bf16_autocast, full_fp32
 
 __all__ = [
     "PERCENTILE",
@@ -53,14 +54,28 @@ UNSEEN_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Returns logits [N, K] in fp32 on the CPU for images [N, C, H, W] in [-1, 1]; the network stays in its mode."""
+@full_fp32()
+def predict(network: nn.Module, images: Tensor, batch_size: int = 64, bf16: bool = True) -> Tensor:
+    """Asks a classifier, in the mode that it is in.
+
+    Args:
+        network: images to logits.
+        images: [N, C, H, W] in [-1, 1].
+        batch_size: images in memory at a time.
+        bf16: whether devices that compute in bf16 may do so; False for fp32.
+
+    Returns:
+        Logits [N, K], float32, on the CPU.
+
+    Raises:
+        ValueError: there are no images.
+    """
     device = next(network.parameters()).device
     if len(images) == 0:
         raise ValueError("There are no images to predict. Check the split of the dataset.")
     logits = []
     for batch in images.split(batch_size):
-        with bf16_autocast(device):
+        with bf16_autocast(device, bf16):
             logits.append(network(batch.to(device).contiguous(memory_format=torch.channels_last)).float().cpu())
     return torch.cat(logits)
 
@@ -95,6 +110,8 @@ def recognition_scores(
 ) -> dict[str, Any]:
     """Measures an identity classifier on images of its patients, as they are and changed, and of nobody.
 
+    All is computed in fp32, as by the gate, which applies the threshold.
+
     Args:
         network: images in [-1, 1] to logits [N, K], in evaluation mode.
         known: training images [N, C, H, W].
@@ -108,12 +125,13 @@ def recognition_scores(
         (``sensitivity`` on training images, clean and changed; ``false_alarms`` on test images), and AUROC of the
         highest probability between training images and nobodies.
     """
-    logits = predict(network, known)
-    changed = {name: predict(network, change(known).clamp(-1.0, 1.0)) for name, change in UNSEEN_CHANGES.items()}
+    ask = partial(predict, network, bf16=False)
+    logits = ask(known)
+    changed = {name: ask(change(known).clamp(-1.0, 1.0)) for name, change in UNSEEN_CHANGES.items()}
     unseen = torch.cat(list(changed.values()))
-    nobody = {"val": predict(network, val)}
+    nobody = {"val": ask(val)}
     if test is not None and len(test):
-        nobody["test"] = predict(network, test)
+        nobody["test"] = ask(test)
     sets = {"train": logits, "train_changed": unseen, **nobody}
     threshold = recognition_threshold(nobody["val"])
     outside = highest_probability(nobody.get("test", nobody["val"]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bundle.networks.stylegan2 import Generator
+from bundle.precision import full_fp32
 
 __all__ = ["sample_images", "sample_z"]
 
@@ -34,8 +35,9 @@ def sample_z(indices: Iterable[int], z_dim: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
+@full_fp32()
 def sample_images(generator: Generator, z: Tensor, label: Tensor, batch_size: int = 64) -> Tensor:
-    """Generates images, a few at a time.
+    """Generates images in fp32, a few at a time.
 
     Args:
         generator: on any device.

@@ -300,7 +300,7 @@ def calibrate_head(network: Classifier, known: Tensor, identities: Tensor, nobod
     head = network.head
     if not isinstance(head, NobodyHead):
         raise TypeError("Only an identity classifier, which has a NobodyHead, is calibrated for nobody.")
-    cosines = [predict(_Cosines(network), images) for images in (known, nobody)]
+    cosines = [predict(_Cosines(network), images, bf16=False) for images in (known, nobody)]
     num_classes = head.weight.shape[0]
     # Both stay in a range that means something, however little the images say of them: where no image is alike any
     # other, an unbounded fit runs off to infinity.

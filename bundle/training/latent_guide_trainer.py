@@ -26,9 +26,9 @@ from tqdm import tqdm
 from bundle.files import load_tensors, save_tensors
 from bundle.networks.classifiers import NobodyHead
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
-from bundle.networks.precision import bf16_autocast
 from bundle.networks.sampling import sample_z
 from bundle.networks.stylegan2 import Generator
+from bundle.precision import bf16_autocast
 from bundle.training.guide_trainer import ShuffledBatchSampler
 from bundle.training.info import DATA_KEYS
 from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed

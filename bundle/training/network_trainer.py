@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from bundle.files import sweep_temporary
-from bundle.networks.precision import bf16_autocast
 from bundle.networks.weights import (
     UnsealedError,
     WeightsError,
@@ -32,6 +31,7 @@ from bundle.networks.weights import (
     read_info,
     save_weights,
 )
+from bundle.precision import bf16_autocast
 from bundle.training.gradients import require_finite_gradients
 from bundle.training.handlers import TrainingCheckpoint, differences
 from bundle.training.memory import tell_of_memory

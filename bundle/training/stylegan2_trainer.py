@@ -19,9 +19,9 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bundle.networks.precision import bf16_autocast
 from bundle.networks.projected import STAGES, ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
+from bundle.precision import bf16_autocast
 from bundle.training.augment import AdaptiveAugment
 from bundle.training.gradients import require_finite_gradients
 from bundle.training.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty

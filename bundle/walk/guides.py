@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bundle.networks.classifiers import Classifier
 from bundle.networks.model_set import ModelSet
-from bundle.networks.precision import bf16_autocast
 from bundle.networks.stylegan2 import Generator
+from bundle.precision import bf16_autocast
 
 __all__ = ["Guides", "ImageGuides", "LatentGuides", "walk_guides"]
 

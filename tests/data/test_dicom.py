@@ -186,10 +186,37 @@ def test_rgb_of_16_bits_keeps_all_levels(
     np.testing.assert_allclose(_read(tmp_path / "a.dcm"), expected @ [0.299, 0.587, 0.114], atol=1e-5)
 
 
+@pytest.mark.parametrize("allocated", ["u1", "<u2"])
+@pytest.mark.parametrize("bits", [8, 7])
+def test_rgb_of_few_bits_is_scaled_by_the_bits_that_are_stored(
+    tmp_path: Path, colour: NDArray[np.uint16], write_colour: DicomWriter, allocated: str, bits: int
+) -> None:
+    few = colour >> (12 - bits)
+    write_colour(tmp_path / "a.dcm", few.astype(allocated), BitsStored=bits, HighBit=bits - 1)
+    expected = np.moveaxis(few / (2**bits - 1), -1, 0)
+    np.testing.assert_allclose(decode(tmp_path / "a.dcm", 3), expected, atol=0 if bits == 8 else 0.5 / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", ["", *COMPRESSED])
+@pytest.mark.parametrize("bits", [8, 10])
+def test_colour_of_more_bits_than_the_header_says_is_refused_and_not_wrapped(
+    tmp_path: Path, colour: NDArray[np.uint16], write_colour: DicomWriter, syntax: str, bits: int
+) -> None:
+    write_colour(tmp_path / "a.dcm", colour)
+    if syntax:
+        _compress(tmp_path / "a.dcm", syntax)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.save_as(tmp_path / "a.dcm")
+    error = _refused(tmp_path / "a.dcm", 3)
+    assert error.kind == "wrong tag"
+    assert f"BitsStored (0028,0101) is {bits}, and pixels have values from" in error.message
+
+
 @pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422"])
-@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize(("bits", "allocated"), [(8, "u1"), (8, "<u2"), (12, "<u2")])
 def test_ybr_becomes_rgb(
-    tmp_path: Path, grey: NDArray[np.uint16], write_colour: DicomWriter, photometric: str, bits: int
+    tmp_path: Path, grey: NDArray[np.uint16], write_colour: DicomWriter, photometric: str, bits: int, allocated: str
 ) -> None:
     # Pairs of pixels are of one colour, so that 4:2:2 loses nothing.
     wide = np.repeat(grey[:, ::2], 2, axis=1) >> (12 - bits)
@@ -197,7 +224,7 @@ def test_ybr_becomes_rgb(
     rgb = np.stack([wide, wide // 2, full - wide], axis=-1).astype(float)
     y = rgb @ [0.299, 0.587, 0.114]
     stored = np.stack([y, (rgb[..., 2] - y) / 1.772 + half, (rgb[..., 0] - y) / 1.402 + half], axis=-1)
-    pixels = np.rint(stored).clip(0, full).astype(np.uint8 if bits == 8 else np.uint16)
+    pixels = np.rint(stored).clip(0, full).astype(allocated)
     write_colour(tmp_path / "a.dcm", pixels, photometric, BitsStored=bits, HighBit=bits - 1)
     expected = rgb / 255 if bits == 8 else _robust(rgb)
     np.testing.assert_allclose(decode(tmp_path / "a.dcm", 3), np.moveaxis(expected, -1, 0), atol=3 / full)

@@ -90,3 +90,13 @@ def test_scores_of_a_classifier_that_knows_its_pictures_by_heart() -> None:
     without_test = recognition_scores(Lookup(known), known, torch.arange(3), val)
     assert "false_alarms" not in without_test
     assert without_test["threshold"] == scores["threshold"]
+
+
+def test_the_threshold_is_calibrated_in_fp32_as_the_gate_applies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bundle.precision.computes_in_bf16", lambda device: True)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 3)).eval()
+    images = torch.rand(21, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    threshold = recognition_scores(network, images[:3], torch.arange(3), images)["threshold"]
+    with torch.no_grad():  # of 21 images, the 95th percentile is that of the 20th
+        assert threshold == pytest.approx(float(highest_probability(network(images)).sort().values[19]), rel=1e-6)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -24,7 +25,7 @@ from bundle.metrics.recognition import (
     predict,
     recognition_threshold,
 )
-from bundle.networks.classifiers import Guide, NobodyHead
+from bundle.networks.classifiers import GateClassifier, Guide, NobodyHead
 from bundle.networks.weights import UnsealedError, load_weights
 from bundle.training.classifier_augment import GUIDE_CHANGES
 from bundle.training.gradients import DivergedError
@@ -306,6 +307,17 @@ def test_calibration_lowers_its_loss_and_keeps_the_order_of_the_identities() -> 
     assert torch.equal(predict(network, images).argmax(dim=1)[:6], before[:6])
     with pytest.raises(TypeError, match="identity"):
         calibrate_head(Guide(1, 6, width=0.25).eval(), known, identities, images[6:])
+
+
+def test_calibration_is_in_fp32_as_the_gate_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(12, 1, 32, 32) * 2 - 1
+    network = GateClassifier(1, 6, identity=True).eval()
+    reports = []
+    for bf16 in (True, False):
+        monkeypatch.setattr("bundle.precision.computes_in_bf16", lambda device, bf16=bf16: bf16)
+        reports.append(calibrate_head(copy.deepcopy(network), images[:6], torch.arange(6), images[6:]))
+    assert reports[0] == reports[1]
 
 
 def test_class_scores_of_a_hand_computed_case() -> None:

@@ -1,14 +1,16 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""bf16 where it is computed in, fp32 where it would only be imitated."""
+"""bf16 where it is computed in, fp32 where it would only be imitated, and fp32 of full precision where it matters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-__all__ = ["bf16_autocast", "computes_in_bf16"]
+__all__ = ["bf16_autocast", "computes_in_bf16", "full_fp32"]
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -36,3 +38,23 @@ def bf16_autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
         The context.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and computes_in_bf16(device))
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Context, or decorator, in which GPUs compute fp32 with all of its 24 bits; autocast is not affected.
+
+    By default, PyTorch lets cuDNN round what it convolves to TF32, which has 11 bits, and users can allow the same for
+    matrix products. Results that are promised in fp32 (the gate's judgement, released images, metrics) are computed in
+    here, so that they do not depend on such settings. The earlier settings are restored at the end.
+    """
+    cudnn: Any = torch.backends.cudnn
+    backends = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    earlier = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, earlier, strict=True):
+            backend.fp32_precision = precision

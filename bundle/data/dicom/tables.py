@@ -1,0 +1,54 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Lookup tables: of a modality, of a window (VOI) and of palette colour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from bundle.data.dicom.tags import tag_name, tag_values, wrong_tag
+
+__all__ = ["look_up", "read_table", "white_of"]
+
+
+def read_table(dataset: Dataset, item: Dataset, descriptor: str, data: str) -> tuple[NDArray[np.uint16], int]:
+    """Returns a lookup table's entries and the stored value that the first entry is for (DICOM PS3.3, C.11.1.1)."""
+    order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+    head, content = tag_values(item, descriptor), tag_values(item, data)
+    if head and isinstance(head[0], bytes):
+        head = np.frombuffer(head[0], f"{order}u2").tolist()
+    if len(head) != 3:
+        raise wrong_tag(descriptor, "does not hold three numbers")
+    # All three are read as unsigned or as signed, by a rule that many writers break.
+    length, first = int(head[0]) % 2**16 or 2**16, int(head[1])
+    if content and isinstance(content[0], bytes):
+        narrow = len(content[0]) < 2 * length
+        entries = np.frombuffer(content[0][: len(content[0]) // 2 * 2], "u1" if narrow else f"{order}u2")
+    else:
+        entries = (np.array(content, np.int64) % 2**16).astype(np.uint16)
+        if len(entries) < length <= 2 * len(entries):  # two entries of eight bits in each word
+            entries = entries.astype("<u2").view(np.uint8)
+    if len(entries) < length:
+        raise wrong_tag(data, f"has {len(entries)} entries, where {tag_name(descriptor)} says {length}")
+    return entries[:length].astype(np.uint16), first
+
+
+def look_up(table: NDArray[np.uint16], first: int, values: NDArray[Any]) -> NDArray[np.uint16]:
+    """Returns the entry for each value; values beyond the ends get the first or the last entry."""
+    if first >= 2**15 and values.min() < 0:
+        first -= 2**16  # a negative number written as unsigned
+    elif first + len(table) <= 0 <= values.min():
+        first += 2**16
+    return table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)]
+
+
+def white_of(*tables: NDArray[np.uint16]) -> float:
+    """Returns white: the largest number of as many bits as the largest entry has, eight at least.
+
+    The declared number of bits is not asked: tables of 12 bits declare 16, and the other way round.
+    """
+    return 2.0 ** max(8, *(int(table.max()).bit_length() for table in tables)) - 1
