@@ -33,7 +33,7 @@ from bundle.options import OptionError, Options, validate
 from tests.conftest import ROOT
 
 CONFIG = {
-    "imports": ["$import bundle.commands", "$import scripts", "$import pathlib"],
+    "imports": ["$import bundle.commands", "$import bundle", "$import pathlib"],
     "check_options": "$bundle.commands.check_options('generate')",
     "seed": 0,
     "n_images": 64,

@@ -6,7 +6,7 @@ from bundle.data.check_data import check_data
 from bundle.data.checks import CheckReport, check_dataset
 from bundle.data.dataset import ImageData, open_dataset
 from bundle.data.errors import DataError, Problem
-from bundle.data.layouts import LAYOUTS, DatasetDir, read_records
+from bundle.data.layouts import LAYOUTS, DatasetDir
 from bundle.data.modality import MODALITIES, Modality, get_modality
 from bundle.data.records import SPLITS, Record
 from bundle.data.shortcut import print_shortcut
@@ -32,6 +32,5 @@ __all__ = [
     "image_transform",
     "open_dataset",
     "print_shortcut",
-    "read_records",
     "resolve_splits",
 ]

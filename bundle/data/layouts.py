@@ -28,7 +28,7 @@ from bundle.data.readers import SUPPORTED_FORMATS, dicom_patient_id, image_forma
 from bundle.data.records import Record, says_none
 from bundle.data.tables import Table, read_tables
 
-__all__ = ["LAYOUTS", "DatasetDir", "Folder", "Layout", "read_folder", "read_records"]
+__all__ = ["LAYOUTS", "DatasetDir", "Folder", "Layout", "read_folder"]
 
 #: A folder, or several whose images are one data set.
 DatasetDir = str | Path | Sequence[str | Path]
@@ -357,17 +357,3 @@ def _join(folders: Sequence[Folder]) -> Folder:
     records.sort(key=lambda record: record.name)
     layout = " and ".join(dict.fromkeys(folder.layout for folder in folders))
     return Folder(tuple(paths), records, problems, layout, folders[0].class_names, left_out, notes)
-
-
-def read_records(
-    dataset_dir: DatasetDir, layout: str | Mapping[str, Any] = "auto", modality: str | Modality = "xray"
-) -> list[Record]:
-    """Returns the records of a folder sorted by name; like :func:`read_folder`, but any problem is an error.
-
-    Raises:
-        DataError: also when the layout's own files have problems.
-    """
-    folder = read_folder(dataset_dir, layout, modality)
-    if folder.problems:
-        raise DataError(folder.problems)
-    return folder.records

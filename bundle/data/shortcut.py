@@ -33,7 +33,6 @@ from bundle.data.modality import Modality
 from bundle.data.transforms import fitting_preprocessings
 
 __all__ = [
-    "STATISTICS",
     "BaselineScore",
     "measure_shortcut",
     "print_shortcut",
@@ -42,34 +41,18 @@ __all__ = [
     "whole_image_statistics",
 ]
 
-#: The columns of :func:`whole_image_statistics`.
-STATISTICS = (
-    "mean",
-    "standard deviation",
-    "percentile 1",
-    "percentile 5",
-    "percentile 25",
-    "percentile 50",
-    "percentile 75",
-    "percentile 95",
-    "percentile 99",
-    "share of black",
-    "share of white",
-    "border mean",
-    "border minus centre",
-    "sharpness",
-)
-
 
 def whole_image_statistics(images: torch.Tensor) -> NDArray[np.float64]:
-    """Computes the columns :data:`STATISTICS` of each image.
+    """Describes each image by numbers that no anatomy is needed for.
 
     Args:
         images: [N, C, H, W] in [-1, 1]; colour is averaged.
 
     Returns:
-        [N, 14]. Black and white are the outer 2 % of the range; the border is the outer twelfth of each side, the
-        centre the inner half; sharpness is the mean absolute difference of neighbouring pixels.
+        [N, 14]: mean; standard deviation; percentiles 1, 5, 25, 50, 75, 95 and 99; shares of black and of white; mean
+        of the border; that less the mean of the centre; sharpness. Black and white are the outer 2 % of the range; the
+        border is the outer twelfth of each side, the centre the inner half; sharpness is the mean absolute difference
+        of neighbouring pixels.
     """
     grey = images.mean(dim=1).double().numpy()
     side = max(1, min(grey.shape[1:]) // 12)

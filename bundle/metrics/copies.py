@@ -38,16 +38,15 @@ PLANTED_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def copy_threshold(val: Tensor, percentile: float = PERCENTILE) -> float:
+def copy_threshold(val: Tensor) -> float:
     """Calibrates above which correlation an image counts as a copy.
 
     Args:
         val: correlations [N] of held-out images, which serve for calibration alone, with their nearest training images.
-        percentile: of these. By construction, about the rest of other held-out images lie above it too: compare rates,
-            never expect none.
 
     Returns:
-        The threshold, linearly interpolated.
+        Their percentile `PERCENTILE`, linearly interpolated. By construction, about the rest of other held-out images
+        lie above it too: compare rates, never expect none.
 
     Raises:
         ValueError: there are no images.
@@ -56,4 +55,4 @@ def copy_threshold(val: Tensor, percentile: float = PERCENTILE) -> float:
         raise ValueError(
             "The threshold of a copy is calibrated on val images, and the val split is empty. Give the dataset some."
         )
-    return float(val.double().quantile(percentile / 100.0))
+    return float(val.double().quantile(PERCENTILE / 100.0))

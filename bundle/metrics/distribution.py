@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["frechet_distance", "kid", "kid_subsets"]
+__all__ = ["frechet_distance", "kid"]
 
 
 def kid(x: Tensor, y: Tensor) -> float:
@@ -37,40 +37,6 @@ def kid(x: Tensor, y: Tensor) -> float:
         - 2 * _kernel(x, y).mean()
     )
     return float(value)
-
-
-def kid_subsets(
-    x: Tensor, y: Tensor, subset_size: int = 100, n_subsets: int = 100, seed: int = 0
-) -> tuple[float, float]:
-    """Mean and standard deviation of `kid` over random subsets, drawn without replacement as the paper does.
-
-    Args:
-        x: features ``[N, d]``.
-        y: features ``[M, d]``.
-        subset_size: members taken from each side; no more than either has are taken.
-        n_subsets: how often.
-        seed: of the draws.
-
-    Returns:
-        Mean and (population) standard deviation, in the units of `kid`.
-
-    Raises:
-        ValueError: a set is too small, or the shapes do not fit.
-    """
-    x, y = _as_features(x, y)
-    size = min(subset_size, len(x), len(y))
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.tensor(
-        [
-            kid(
-                x[torch.randperm(len(x), generator=generator)[:size]],
-                y[torch.randperm(len(y), generator=generator)[:size]],
-            )
-            for _ in range(n_subsets)
-        ],
-        dtype=torch.float64,
-    )
-    return float(values.mean()), float(values.std(correction=0))
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:

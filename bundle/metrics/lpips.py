@@ -187,16 +187,13 @@ class _Kept:
         return squared.tril() + squared.tril(-1).T  # a product by blocks need not be symmetric to the last bit
 
 
-def nearest(
-    samples: Tensor, reals: Tensor, model: lpips.LPIPS, memory: int = _MEMORY, device: str | torch.device | None = None
-) -> Tensor:
+def nearest(samples: Tensor, reals: Tensor, model: lpips.LPIPS, device: str | torch.device | None = None) -> Tensor:
     """LPIPS from each sample to the real image nearest to it; its mean is the paper's mmL.
 
     Args:
         samples: ``[N, 1 or 3, H, W]`` in [-1, 1].
         reals: ``[M, 1 or 3, H, W]`` in [-1, 1], M >= 1.
         model: from `lpips_model`.
-        memory: see `pairwise`.
         device: see `pairwise`.
 
     Returns:
@@ -207,7 +204,7 @@ def nearest(
     """
     if not len(reals):
         raise ValueError("There is no real image to be near to. Give at least one.")
-    return pairwise(samples, reals, model, memory, device).min(dim=1).values
+    return pairwise(samples, reals, model, device=device).min(dim=1).values
 
 
 @full_fp32()

@@ -85,15 +85,15 @@ def highest_probability(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1).amax(dim=1)
 
 
-def recognition_threshold(logits: Tensor, percentile: float = PERCENTILE) -> float:
+def recognition_threshold(logits: Tensor) -> float:
     """Calibrates when the gate takes an image for somebody known.
 
     Args:
         logits: [N, K] of images of nobody: the val split, which neither the classifier nor G has seen.
-        percentile: share of them, in percent, that the threshold lets pass.
 
     Returns:
-        That percentile of their highest probabilities, linearly interpolated; an image above it counts as recognised.
+        The percentile `PERCENTILE` of their highest probabilities, linearly interpolated; an image above it counts as
+        recognised.
 
     Raises:
         ValueError: there are no images.
@@ -102,7 +102,7 @@ def recognition_threshold(logits: Tensor, percentile: float = PERCENTILE) -> flo
         raise ValueError(
             "The gate's threshold is calibrated on val images, and the val split is empty. Give the dataset val images."
         )
-    return float(highest_probability(logits).double().quantile(percentile / 100.0))
+    return float(highest_probability(logits).double().quantile(PERCENTILE / 100.0))
 
 
 def recognition_scores(

@@ -14,8 +14,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle.data import LAYOUTS, DataError, Modality, get_modality, read_records
+from bundle.data import LAYOUTS, DataError, Modality, get_modality
 from bundle.data.layouts import read_folder
+from bundle.data.records import Record
+
+
+def read_records(folder: Any, layout: Any = "auto", modality: str | Modality = "xray") -> list[Record]:
+    """Returns the records of a folder that has no problems."""
+    found = read_folder(folder, layout, modality)
+    if found.problems:
+        raise DataError(found.problems)
+    return found.records
 
 
 def _touch(folder: Path, *names: str) -> Path:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle.data import check_dataset, read_records
+from bundle.data import check_dataset
+from bundle.data.layouts import read_folder
 from bundle.data.readers import ReadError, decode
 from bundle.data.retina import CropRetinad, check_retina, find_retina
 from bundle.data.transforms import image_transform
@@ -141,7 +142,7 @@ def test_photographs_of_different_cameras_come_out_alike(tmp_path: Path) -> None
 
 
 def test_the_shared_photographs_can_all_be_used(shared_data: Path) -> None:
-    records = read_records(shared_data / "fundus", modality="fundus")
+    records = read_folder(shared_data / "fundus", modality="fundus").records
     for record in records[::25]:
         check_retina(decode(record.image, 3, strict=True))
     assert {record.label for record in records} == set(range(5))

@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from bundle.metrics import frechet_distance, kid, kid_subsets
+from bundle.metrics.distribution import frechet_distance, kid
 
 
 def draw(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -32,13 +32,6 @@ def test_kid_is_unbiased_for_equal_and_positive_for_shifted_distributions() -> N
     assert abs(np.mean(equal)) < 3 * standard_error
     assert min(equal) < 0 < max(equal)
     assert kid(draw(40, 8, 0), draw(40, 8, 1, shift=1.0)) > 10 * np.std(equal)
-
-
-def test_kid_subsets_centre_on_kid_and_repeat_with_the_seed() -> None:
-    x, y = draw(100, 8, 0), draw(100, 8, 1, shift=0.5)
-    mean, deviation = kid_subsets(x, y, subset_size=50, n_subsets=200, seed=3)
-    assert mean == pytest.approx(kid(x, y), abs=4 * deviation / 200**0.5)
-    assert (mean, deviation) == kid_subsets(x, y, subset_size=50, n_subsets=200, seed=3)
 
 
 def test_frechet_by_the_matrix_square_root() -> None:

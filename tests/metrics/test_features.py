@@ -9,7 +9,7 @@ import torch
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 from torchvision.transforms.functional import normalize, resize
 
-from bundle.metrics import TrunkUnavailable, squeezenet_features, squeezenet_trunk
+from bundle.metrics.features import TrunkUnavailable, squeezenet_features, squeezenet_trunk
 
 
 def test_equal_torchvisions_network_and_transforms(squeezenet_file: Path) -> None:

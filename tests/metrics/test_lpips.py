@@ -8,7 +8,7 @@ import lpips
 import pytest
 import torch
 
-from bundle.metrics import lpips_model, mean_pairwise, nearest, pairwise, pairwise_within
+from bundle.metrics.lpips import lpips_model, mean_pairwise, nearest, pairwise, pairwise_within
 
 
 @pytest.fixture(scope="module")
