@@ -69,7 +69,7 @@ class Assessment:
         figures: of every measure, by the names of `bundle.auditing.catalogue`.
         per_class: the same of those that have a meaning within a class, by class name, where labels are known.
         excess: one-sided 95 % lower bound of the cohort's copy rate less the test images'.
-        nearer: synthetic images that are more alike a training image than every test image is, by the embedding.
+        nearer: synthetic images that are more similar to a training image than every test image is, by the embedding.
         nearer_by_both: those of them of which the verifier, asked apart, names the same patient.
         threshold: correlation above which an image is a copy.
         disguises: copies in other orientations and as negatives.
@@ -102,10 +102,10 @@ def assess(
         seed: of all draws.
         disguises: what was found in other orientations.
     """
-    threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_alike"])
+    threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_correlation"])
     sides = distances.sides(seed)
     figures = measure(distances, sides, seed)
-    copies = {name: exceeds(sides[name].alike, threshold).double() for name in ("cohort", "test")}
+    copies = {name: exceeds(sides[name].correlation, threshold).double() for name in ("cohort", "test")}
     rates = {name: bootstrap(marked, sides[name].draws, mean) for name, marked in copies.items()}
     per_class = {}
     if labels is not None and len(class_names) > 1:
@@ -114,7 +114,7 @@ def assess(
             members = {role: (values == label).nonzero()[:, 0] for role, values in known.items()}
             if len(members["cohort"]):
                 per_class[name] = _class_figures(distances, sides, members, threshold, seed)
-    nearer = sides["cohort"].alike > sides["test"].alike.max()
+    nearer = sides["cohort"].correlation > sides["test"].correlation.max()
     return Assessment(
         controls=try_instrument(distances, sides["test"], figures["copy_rate"], threshold, seed),
         figures=figures,
@@ -137,7 +137,7 @@ def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Estimate
         sides: of it.
         seed: of all draws.
     """
-    threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_alike"])
+    threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_correlation"])
     return {
         **_of_images(sides, threshold),
         **_authenticity(distances, sides),
@@ -164,7 +164,7 @@ def _too_few(size: int) -> Estimate:
 def _of_images(sides: dict[str, Side], threshold: float) -> Estimates:
     """Measures of single images, summed up."""
     return {
-        "copy_rate": {name: share(exceeds(side.alike, threshold), side.draws) for name, side in sides.items()},
+        "copy_rate": {name: share(exceeds(side.correlation, threshold), side.draws) for name, side in sides.items()},
         "dcr_p5": {name: _percentile(side.first.clamp_min(0.0), side) for name, side in sides.items()},
         "nndr_p5": {
             name: _percentile((side.first.clamp_min(0.0) / side.second.clamp_min(1e-6)).clamp_max(1.0), side)
@@ -187,7 +187,7 @@ def _authenticity(distances: Distances, sides: dict[str, Side]) -> Estimates:
 
 def _reidentification(distances: Distances, sides: dict[str, Side]) -> Estimates:
     patients = distances.real["train"].patients
-    threshold = copy_threshold(distances.reference.points[VERIFIER]["val_alike"])
+    threshold = copy_threshold(distances.reference.points[VERIFIER]["val_correlation"])
     strangers = sides["test"]
     auc = {"test": Estimate(reason="test images are what the others are told from", n=len(strangers.verified))}
     for column in ("cohort", "training"):
@@ -370,10 +370,10 @@ def _farthest(distances: Distances) -> tuple[str, float]:
 def _quantiles(distances: Distances, sides: dict[str, Side]) -> dict[str, list[float]]:
     planted = distances.reference.read(f"{EMBEDDING}_planted")
     sets = {
-        "cohort": sides["cohort"].alike,
-        "test images": sides["test"].alike,
-        "altered copies": torch.cat([planted[f"{name}_alike"] for name in PLANTED_CHANGES]),
-        "exact copies": planted["exact_alike"],
+        "cohort": sides["cohort"].correlation,
+        "test images": sides["test"].correlation,
+        "altered copies": torch.cat([planted[f"{name}_correlation"] for name in PLANTED_CHANGES]),
+        "exact copies": planted["exact_correlation"],
     }
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
     enough = {name: values for name, values in sets.items() if len(values) >= LEAST_FOR_PERCENTILE}

@@ -63,7 +63,7 @@ def try_instrument(
     planted = distances.reference.read(f"{EMBEDDING}_planted")
     patients = distances.real["train"].patients[distances.reference.planted]
     draws = patient_draws(patients, DRAWS, seed)
-    found = {name: exceeds(planted[f"{name}_alike"], threshold) for name in ("exact", *PLANTED_CHANGES)}
+    found = {name: exceeds(planted[f"{name}_correlation"], threshold) for name in ("exact", *PLANTED_CHANGES)}
     exact = share(found["exact"], draws)
     every = torch.stack([found[name] for name in PLANTED_CHANGES], dim=1).double()
     altered = estimate(mean(every), bootstrap(every, draws, mean), every.numel())
@@ -91,7 +91,7 @@ def try_instrument(
     alone, named = [], []
     for name in PLANTED_CHANGES:
         by_embedding, by_verifier = (train[step[f"{name}_index"]] for step in (planted, verifying))
-        alone.append((planted[f"{name}_alike"] > test.alike.max()) & (by_embedding == by_verifier))
+        alone.append((planted[f"{name}_correlation"] > test.correlation.max()) & (by_embedding == by_verifier))
         named.append(by_verifier == patients)
     shown = {
         "altered_alone": ("altered copies that would stop a release if they were the only one", alone),
@@ -105,11 +105,11 @@ def try_instrument(
 
 
 def _lower_bound_of_false_alarms(distances: Distances, test: Side, seed: int) -> float:
-    val = distances.reference.points[EMBEDDING]["val_alike"]
+    val = distances.reference.points[EMBEDDING]["val_correlation"]
     val_draws = patient_draws(distances.real["val"].patients, DRAWS, seed)
     thresholds = bootstrap(val, val_draws, copy_threshold)
     rates = [
-        mean(exceeds(test.alike[torch.from_numpy(draw)], threshold).double())
+        mean(exceeds(test.correlation[torch.from_numpy(draw)], threshold).double())
         for draw, threshold in zip(test.draws, thresholds, strict=True)
     ]
     return float(np.quantile(rates, 0.05))

@@ -28,7 +28,7 @@ class Side:
     """What is known of each image of a set, [N] each, towards the training images.
 
     Attributes:
-        alike: correlation with the training image that it is most alike.
+        correlation: with the most similar training image.
         first: distance to that, 1 - correlation.
         second: distance to the nearest training image of another patient.
         index: of the nearest.
@@ -40,7 +40,7 @@ class Side:
         draws: of patients with replacement, as indices into the set.
     """
 
-    alike: Tensor
+    correlation: Tensor
     first: Tensor
     second: Tensor
     index: Tensor
@@ -124,7 +124,7 @@ class Distances(Steps):
     def rows(self) -> Tensors:
         """What is known of each synthetic image.
 
-        ``point`` [N, D] of the embedding; ``alike`` and ``index`` of the training image that it is most alike;
+        ``point`` [N, D] of the embedding; ``correlation`` with the most similar training image, and its ``index``;
         ``verified`` and ``verified_index``, the same by the verifier; ``others``, see `Side`; ``features`` [N, F];
         ``lpips`` to every image of train, then of test.
         """
@@ -179,7 +179,7 @@ class Distances(Steps):
             ),
             "test": (
                 points["test"],
-                (verifier["test_alike"], verifier["test_index"]),
+                (verifier["test_correlation"], verifier["test_index"]),
                 self.reference.others(verifier["test"], points["test_index"]),
                 self.reference.lpips("test", "train").amin(dim=1),
                 test.patients,
@@ -202,13 +202,13 @@ class Distances(Steps):
     def _block(self, block: Tensor) -> Tensors:
         reference = self.reference
         point = reference.predict(EMBEDDING, block)
-        alike, index = reference.network(EMBEDDING).nearest(point, reference.points[EMBEDDING]["train"])
+        correlation, index = reference.network(EMBEDDING).nearest(point, reference.points[EMBEDDING]["train"])
         seen = reference.predict(VERIFIER, block)
         verified, verified_index = reference.network(VERIFIER).nearest(seen, reference.points[VERIFIER]["train"])
         real = torch.cat([self.real["train"].pixels, self.real["test"].pixels])
         return {
             "point": point,
-            "alike": alike,
+            "correlation": correlation,
             "index": index,
             "verified": verified,
             "verified_index": verified_index,

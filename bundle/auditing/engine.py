@@ -35,7 +35,7 @@ from bundle.steps import Step, StepEngine, Tensors
 __all__ = ["AuditEngine"]
 
 # Of what the steps on disk are made; counts up whenever that changes.
-FORMAT = 3
+FORMAT = 4
 # CPU-milliseconds of the conclusion, for the bar.
 CONCLUSION_MS = 30_000.0
 
@@ -184,7 +184,7 @@ class AuditEngine(StepEngine):
             "copies_in_other_orientations": found.disguises.copies,
             "lying": found.disguises.lying or AS_IT_LIES[0],
             "farthest_change": {"name": found.farthest[0], "kid": rounded(found.farthest[1])},
-            "alikeness_quantiles": {name: [round(v, 3) for v in values] for name, values in found.quantiles.items()},
+            "correlation_quantiles": {name: [round(v, 3) for v in values] for name, values in found.quantiles.items()},
             "threshold": round(float(found.threshold), 3),
             "cohort": {
                 "images": len(self.pixels),

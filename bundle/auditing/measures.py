@@ -32,17 +32,17 @@ LOW = 0.05
 NEIGHBOURS = 3
 
 
-def exceeds(alikeness: Tensor, threshold: float) -> Tensor:
+def exceeds(similarity: Tensor, threshold: float) -> Tensor:
     """Marks the images that count as copies; the mean is the copy rate (Dar et al., arXiv 2402.01054).
 
     Args:
-        alikeness: [N] of each image with the training image that it is most alike.
+        similarity: [N] of each image to the most similar training image.
         threshold: from `bundle.metrics.copies.copy_threshold`.
 
     Returns:
         [N], boolean.
     """
-    return alikeness.double() > threshold
+    return similarity.double() > threshold
 
 
 def nearest_two(distances: Tensor, patients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,16 +81,16 @@ def authentic(to_real: Tensor, index: Tensor, real_to_other: Tensor) -> Tensor:
     return to_real >= real_to_other[index]
 
 
-def other_images_auc(alike: Tensor, index: Tensor, patients: Tensor) -> Tensor:
+def other_images_auc(similarity: Tensor, index: Tensor, patients: Tensor) -> Tensor:
     """Asks whether an image leads to its patient by images that it is no copy of: the other eye, another visit.
 
     Args:
-        alike: [N, M] of N images with M training images.
+        similarity: [N, M] of N images with M training images.
         index: [N], the nearest training image of each, which says who its patient is and is itself left out.
         patients: [M], whose image each training image is.
 
     Returns:
-        [N], for each image the area under the ROC curve of its alikeness with the other training images of that patient
+        [N], for each image the area under the ROC curve of its similarity to the patient's other training images
         against those of all other patients; NaN where the patient, or everybody else, has none.
     """
     same = patients[index][:, None] == patients[None, :]
@@ -98,7 +98,7 @@ def other_images_auc(alike: Tensor, index: Tensor, patients: Tensor) -> Tensor:
     others[torch.arange(len(index)), index] = False
     found = torch.full((len(index),), torch.nan)
     for row in (others.any(dim=1) & ~same.all(dim=1)).nonzero()[:, 0].tolist():
-        found[row] = area_under_curve(alike[row][others[row]], alike[row][~same[row]])
+        found[row] = area_under_curve(similarity[row][others[row]], similarity[row][~same[row]])
     return found
 
 

@@ -111,7 +111,7 @@ class Reference(Steps):
 
     @cached_property
     def points(self) -> dict[str, Tensors]:
-        """What each network makes of every real image, and the training image that each one held out is most alike."""
+        """What each network makes of every real image, and the training image nearest to each held-out one."""
         return {name: self.read(name) for name in self.networks}
 
     @cached_property
@@ -160,8 +160,8 @@ class Reference(Steps):
             index: [N], of the nearest training image.
         """
         gallery, patients = self.points[VERIFIER]["train"], self.real["train"].patients
-        blocks = zip(self.network(VERIFIER).alikeness(seen, gallery), index.split(ROWS), strict=True)
-        return torch.cat([other_images_auc(alike, nearest, patients) for alike, nearest in blocks])
+        blocks = zip(self.network(VERIFIER).similarity(seen, gallery), index.split(ROWS), strict=True)
+        return torch.cat([other_images_auc(correlation, nearest, patients) for correlation, nearest in blocks])
 
     def _places(self, role: str) -> slice:
         roles = ("train", "test", "val")
@@ -173,20 +173,20 @@ class Reference(Steps):
         network = self.network(name)
         points = {role: self.predict(name, side.pixels) for role, side in self.real.items()}
         found = {role: network.nearest(points[role], points["train"]) for role in ("val", "test")}
-        points |= {f"{role}_alike": alike for role, (alike, _) in found.items()}
+        points |= {f"{role}_correlation": correlation for role, (correlation, _) in found.items()}
         points |= {f"{role}_index": index for role, (_, index) in found.items()}
         return points
 
     def _planted(self, name: str) -> Tensors:
-        """How alike planted copies are to the training image that they are most alike, and which one that is."""
+        """Correlation of planted copies with the most similar training image, and its index."""
         network = self.network(name)
         gallery = self.read(name)["train"]
         images = from_uint8(self.real["train"].pixels[self.planted])
         copies = {"exact": images, **{change: function(images) for change, function in PLANTED_CHANGES.items()}}
         result: Tensors = {}
         for change, changed in copies.items():
-            alike, index = network.nearest(predict(network, changed.clamp(-1.0, 1.0)), gallery)
-            result |= {f"{change}_alike": alike, f"{change}_index": index}
+            correlation, index = network.nearest(predict(network, changed.clamp(-1.0, 1.0)), gallery)
+            result |= {f"{change}_correlation": correlation, f"{change}_index": index}
         return result
 
     def _features(self) -> Tensors:

@@ -16,7 +16,7 @@ from bundle.auditing.distances import Distances
 from bundle.auditing.images import Cohort
 from bundle.auditing.reference import EMBEDDING
 from bundle.figures import contact_sheet, from_uint8, save_png
-from bundle.figures.audits import alikeness_chart
+from bundle.figures.audits import correlation_chart
 from bundle.files import atomic_write, private_folder
 from bundle.markup import csv_text, printable, three_digits, write_html
 from bundle.metrics.copies import copy_threshold
@@ -38,7 +38,7 @@ def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
         path,
         Path(__file__).parent / "report.html.j2",
         r=results,
-        chart=Markup(alikeness_chart(results["alikeness_quantiles"], results["threshold"])),
+        chart=Markup(correlation_chart(results["correlation_quantiles"], results["threshold"])),
         halves=HALVES,
         show=lambda value: f"{value:.3f}" if abs(value) < 10 else three_digits(value),
         percent=lambda value: f"{value:.1%}",
@@ -55,10 +55,10 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
     """
     points, found = distances.reference.points[EMBEDDING], distances.rows
     records = distances.real["train"].records
-    alike, index = found["alike"], found["index"]
-    threshold, highest = copy_threshold(points["val_alike"]), points["test_alike"].max()
+    correlation, index = found["correlation"], found["index"]
+    threshold, highest = copy_threshold(points["val_correlation"]), points["test_correlation"].max()
     lpips = distances.lpips_to_train()
-    order = alike.argsort(descending=True, stable=True).tolist()
+    order = correlation.argsort(descending=True, stable=True).tolist()
     rows: list[list[object]] = [
         [
             "image", "nearest_real_image", "patient_id", "correlation", "copy", "nearer_than_every_test_image",
@@ -69,8 +69,8 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
         real, other = records[int(index[number])], records[int(found["verified_index"][number])]
         rows.append(
             [
-                cohort.records[number].name, real.name, real.patient_id, f"{alike[number]:.4f}",
-                int(alike[number] > threshold), int(alike[number] > highest),
+                cohort.records[number].name, real.name, real.patient_id, f"{correlation[number]:.4f}",
+                int(correlation[number] > threshold), int(correlation[number] > highest),
                 int(real.patient_id == other.patient_id), f"{lpips[number]:.4f}",
             ]
         )  # fmt: skip
@@ -87,6 +87,6 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
     captions = [
         caption
         for number in shown
-        for caption in (printable(cohort.records[number].name.rpartition("/")[2]), f"{float(alike[number]):.3f}")
+        for caption in (printable(cohort.records[number].name.rpartition("/")[2]), f"{float(correlation[number]):.3f}")
     ]
     save_png(contact_sheet(from_uint8(pairs), captions, columns=8), folder / "nearest.png")

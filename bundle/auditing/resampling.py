@@ -90,7 +90,7 @@ def patient_draws(patients: Tensor, n_draws: int, seed: int, n_patients: int | N
         n_draws: how often.
         seed: of the draws.
         n_patients: numbers that ``patients`` may have, from 0, those without images included: sets whose patients have
-            the same numbers are then drawn alike, and can be compared draw by draw. None for those that are there.
+            the same numbers are then drawn together, and can be compared draw by draw. None for those that are there.
     """
     random = np.random.default_rng(seed)
     numbers = patients.numpy()

@@ -29,7 +29,7 @@ from bundle.files import content_digest
 __all__ = ["DRAW_SEED", "Setting"]
 
 # Of what the files on disk are made; counts up whenever that changes.
-FORMAT = 5
+FORMAT = 6
 #: Seed of all draws of intervals: the same in all arms and seeds, which are so compared draw by draw.
 DRAW_SEED = 0
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of an audit's report: how alike sets of images are to the nearest training image."""
+"""The picture of an audit's report: how similar sets of images are to the nearest training image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from bundle.figures.svg import as_svg
 
-__all__ = ["alikeness_chart"]
+__all__ = ["correlation_chart"]
 
 _COLOURS = {"cohort": "#b3261e"}
 _GREY = "#5f6b7a"
 
 
-def alikeness_chart(quantiles: Mapping[str, Sequence[float]], threshold: float) -> str:
+def correlation_chart(quantiles: Mapping[str, Sequence[float]], threshold: float) -> str:
     """Draws one bar for each set, from its 5th to its 95th percentile, as SVG.
 
     Quantiles only: a point for each image would give single distances away.

@@ -58,28 +58,28 @@ class _PlainTrunk(nn.Module):
             return self.projection(features.float())
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:
-        """Maps what `forward` returned of two sets, [N, dimension] and [M, dimension], to their alikeness [N, M]."""
+        """Maps what `forward` returned of two sets, [N, dimension] and [M, dimension], to their similarity [N, M]."""
         raise NotImplementedError
 
     @torch.no_grad()
     def nearest(self, x: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-        """Looks up in a gallery whom images are most alike.
+        """Looks up in a gallery which images are most similar.
 
         Args:
             x: what `forward` returned of them, [N, dimension].
             gallery: what it returned of the images to look among, [M, dimension], M >= 1.
 
         Returns:
-            The alikeness [N] to the most alike, and its index [N]. Blocks of ``x`` keep the memory small.
+            The similarity [N] to the most similar, and its index [N]. Blocks of ``x`` keep the memory small.
         """
         # Filled in place: small results between large temporary blocks would keep the blocks from being used again.
-        alike, index = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
-        for number, block in enumerate(self.alikeness(x, gallery)):
+        similarity, index = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
+        for number, block in enumerate(self.similarity(x, gallery)):
             rows = slice(number * ROWS, (number + 1) * ROWS)
-            alike[rows], index[rows] = block.max(dim=1)
-        return alike, index
+            similarity[rows], index[rows] = block.max(dim=1)
+        return similarity, index
 
-    def alikeness(self, x: Tensor, gallery: Tensor) -> Iterator[Tensor]:
+    def similarity(self, x: Tensor, gallery: Tensor) -> Iterator[Tensor]:
         """Yields `compare` of x [N, dimension] and a gallery [M, dimension], by blocks of `ROWS` rows, on the CPU."""
         device = self.projection.weight.device
         gallery = gallery.to(device)

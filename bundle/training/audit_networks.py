@@ -137,18 +137,18 @@ def verification_loss(logits: Tensor) -> Tensor:
     return (same + F.softplus(logits[other]).mean()) / 2
 
 
-def recognition_of_others(alike: Tensor, patients: Sequence[str]) -> dict[str, float]:
+def recognition_of_others(similarity: Tensor, patients: Sequence[str]) -> dict[str, float]:
     """Says how well two different images of a patient (both eyes, two visits) are told from those of two patients.
 
     Copies are found by what an image shows; this asks whether a patient is known in an image that was never seen.
 
     Args:
-        alike: how alike two images are, [N, N]; of patients whom no network has seen.
+        similarity: how similar two images are, [N, N]; of patients whom no network has seen.
         patients: whose image each is.
 
     Returns:
         ``pairs`` of two images of one patient; ``auc`` of their likeness against that of pairs of two patients; and
-        ``first``, the share of images with a sibling whose most alike other image is one. Without such
+        ``first``, the share of images with a sibling whose most similar other image is one. Without such
         pairs, nothing but their number.
     """
     known = {patient: number for number, patient in enumerate(sorted(set(patients)))}
@@ -158,7 +158,7 @@ def recognition_of_others(alike: Tensor, patients: Sequence[str]) -> dict[str, f
     if not pairs:
         return {"pairs": 0}
     one, other = torch.triu_indices(len(owner), len(owner), offset=1)
-    mutual = ((alike + alike.T) / 2).cpu()
+    mutual = ((similarity + similarity.T) / 2).cpu()
     auc = roc_auc_score(same[one, other].numpy(), mutual[one, other].numpy())
     nearest = mutual.fill_diagonal_(-torch.inf).argmax(dim=1)
     asked = same.any(dim=1)
@@ -236,7 +236,7 @@ class AuditTrainer(NetworkTrainer):
 
         threshold = copy_threshold(nearest(val))
         held_out = torch.cat([val, test])
-        alikeness = self.audited.alikeness(held_out, held_out)
+        similarity = self.audited.similarity(held_out, held_out)
         copies = {"as they are": known, **{name: change(known) for name, change in PLANTED_CHANGES.items()}}
         scores = {
             "threshold": threshold,
@@ -245,13 +245,13 @@ class AuditTrainer(NetworkTrainer):
                 for name, images in copies.items()
             },
             "test_above": float((nearest(test) > threshold).double().mean()),
-            "other_images": recognition_of_others(torch.cat(list(alikeness)), patients),
+            "other_images": recognition_of_others(torch.cat(list(similarity)), patients),
         }
         seen = sorted(digest[:DIGEST] for digest in self.data.digests(IDENTITY_SPLITS))
         return {"scores": scores, "seen": seen}
 
     def accuracy(self, output: dict[str, Any]) -> float:
-        """Returns the share of patients whose second image is the most alike of all second images to the first."""
+        """Returns the share of patients whose second image is the most similar of all second images to the first."""
         first, second = output["pred"].chunk(2)
         return float((self.audited.compare(first, second).argmax(dim=1) == output["label"]).float().mean())
 

@@ -177,8 +177,8 @@ def test_report_and_results_hold_aggregates_only(
     # No estimate is any single image's distance, whatever its digits.
     reference, rows_of = engine.distances.reference, engine.distances.rows
     points, verifier = reference.points["audit_embedding"], reference.points["audit_verifier"]
-    singles = [rows_of["alike"], points["test_alike"], points["val_alike"]]
-    singles += [1 - value for value in singles] + [rows_of["verified"], verifier["test_alike"]]
+    singles = [rows_of["correlation"], points["test_correlation"], points["val_correlation"]]
+    singles += [1 - value for value in singles] + [rows_of["verified"], verifier["test_correlation"]]
     singles += [rows_of["lpips"].flatten(), reference.among.flatten()]
     values = torch.cat(singles).double()
     values = values[(values.abs() > 1e-3) & ((values - 1).abs() > 1e-3)]

@@ -52,17 +52,17 @@ def test_second_image_of_the_same_patient_does_not_hide_a_copy() -> None:
 
 def test_other_images_of_the_nearest_patient_are_ranked_among_those_of_others() -> None:
     patients = torch.tensor([0, 0, 0, 1, 1, 2])
-    alike = torch.tensor(
+    similarity = torch.tensor(
         [
             [9.0, 5.0, 1.0, 4.0, 0.0, 3.0],  # of patient 0's other two, one is above all three of others, one above one
             [0.0, 0.0, 0.0, 9.0, 2.0, 2.0],  # ties count half
             [0.0, 0.0, 0.0, 0.0, 0.0, 9.0],  # patient 2 has no other image
         ]
     )
-    found = other_images_auc(alike, torch.tensor([0, 3, 5]), patients)
+    found = other_images_auc(similarity, torch.tensor([0, 3, 5]), patients)
     assert found[:2].tolist() == pytest.approx([(3 + 1) / 6, (3 + 0.5) / 4])
     assert found[2].isnan()
-    assert other_images_auc(alike, torch.tensor([0, 3, 5]), torch.zeros(6, dtype=torch.int64)).isnan().all()
+    assert other_images_auc(similarity, torch.tensor([0, 3, 5]), torch.zeros(6, dtype=torch.int64)).isnan().all()
 
 
 def authentic_share(synthetic: torch.Tensor, real: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ DISGUISES = [name for name in ORIENTATIONS if name not in AS_IT_LIES]
 
 
 def people(first: int, n: int, channels: int = 1) -> Tensor:
-    """Images that have a head above and a dark edge, as all of a modality look alike, and blobs of their own."""
+    """Images that have a head above and a dark edge, as all of a modality look similar, and blobs of their own."""
     images = []
     for number in range(first, first + n):
         own = np.random.default_rng(number).integers(0, 120, (6, 6, 3), dtype=np.uint8)

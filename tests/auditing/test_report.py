@@ -18,9 +18,11 @@ def test_names_in_the_private_table_are_no_formulas_and_break_no_picture(tmp_pat
     synthetic = [Record(Path("x.png"), name, 0, name) for name in ("=1+1.png", "a\nb.png")]
     real = [Record(Path("y.png"), "@y.png", 0, "-1+2")]
     distances: Any = SimpleNamespace(
-        reference=SimpleNamespace(points={EMBEDDING: {"val_alike": torch.rand(20), "test_alike": torch.rand(20)}}),
+        reference=SimpleNamespace(
+            points={EMBEDDING: {"val_correlation": torch.rand(20), "test_correlation": torch.rand(20)}}
+        ),
         rows={
-            "alike": torch.tensor([0.5, -0.25]),
+            "correlation": torch.tensor([0.5, -0.25]),
             "index": torch.zeros(2, dtype=torch.int64),
             "verified_index": torch.zeros(2, dtype=torch.int64),
         },

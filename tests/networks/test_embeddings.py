@@ -56,9 +56,9 @@ def test_nearest_is_the_highest_of_all_pairs(kind: type[ContrastiveEmbedding] | 
     network = small(kind)
     assert isinstance(network, ContrastiveEmbedding | SiameseVerifier)
     x, gallery = network(torch.rand(130, 1, 32, 32)), network(torch.rand(7, 1, 32, 32))
-    alike, index = network.nearest(x, gallery)
+    similarity, index = network.nearest(x, gallery)
     expected = network.compare(x, gallery).max(dim=1)
-    torch.testing.assert_close(alike, expected.values)
+    torch.testing.assert_close(similarity, expected.values)
     assert torch.equal(index, expected.indices)
     assert network.nearest(gallery, gallery)[1].tolist() == list(range(7))
 

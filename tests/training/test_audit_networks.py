@@ -70,7 +70,7 @@ def test_weights_say_what_they_saw_and_nothing_that_names_it(data: ImageData, tm
 
 
 def test_other_images_of_patients_are_told_from_those_of_others() -> None:
-    alike = torch.tensor(
+    similarity = torch.tensor(
         [
             [1.0, 0.9, 0.1, 0.2, 0.0],
             [0.9, 1.0, 0.3, 0.1, 0.2],
@@ -80,9 +80,9 @@ def test_other_images_of_patients_are_told_from_those_of_others() -> None:
         ]
     )
     # Pairs of one patient: 0.9 and 0.25; of two: 0.1 0.2 0.0 0.3 0.1 0.2 0.6 0.1, two of which are above 0.25.
-    found = recognition_of_others(alike, ["a", "a", "b", "b", "c"])
+    found = recognition_of_others(similarity, ["a", "a", "b", "b", "c"])
     assert found == {"pairs": 2, "auc": pytest.approx(14 / 16), "first": 0.75}
-    assert recognition_of_others(alike, list("abcde")) == {"pairs": 0}
+    assert recognition_of_others(similarity, list("abcde")) == {"pairs": 0}
 
 
 def test_finished_network_is_checked_and_not_trained_again(
