@@ -143,26 +143,39 @@ def train_classifier(
         raise ValueError(
             f"Images of {images.shape[-1]} pixels are too small for a classifier: use {LEAST_SIDE} or more."
         )
-    items = [{"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True)]
-    size = min(settings.batch_size, len(items))
-    loader = DataLoader(
-        Dataset(items, _changes(settings, images.shape[-1]).set_random_state(stream_seed(seed, CHANGES))),
-        batch_size=size,
-        shuffle=True,
-        drop_last=True,
-        generator=torch.Generator().manual_seed(stream_seed(seed, ORDER)),
-    )
+    loader = _loader(images, labels, settings, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, WEIGHTS))
         network = _network(images.shape[1], num_classes, settings.pretrained, squeezenet_file)
     network = network.to(memory_format=torch.channels_last).to(device)
+    trainer = _trainer(network, loader, settings, torch.device(device))
+    with _no_metadata(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(stream_seed(seed, DROPOUT))
+        trainer.run()
+    return network.eval()
+
+
+def _loader(images: Tensor, labels: Tensor, settings: ClassifierSettings, seed: int) -> DataLoader:
+    items = [{"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True)]
+    return DataLoader(
+        Dataset(items, _changes(settings, images.shape[-1]).set_random_state(stream_seed(seed, CHANGES))),
+        batch_size=min(settings.batch_size, len(items)),
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(stream_seed(seed, ORDER)),
+    )
+
+
+def _trainer(
+    network: nn.Module, loader: DataLoader, settings: ClassifierSettings, device: torch.device
+) -> SupervisedTrainer:
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     optimizer = torch.optim.AdamW(network.parameters(), **options, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.epochs * len(loader) + 1, pct_start=0.15
     )
     trainer = SupervisedTrainer(
-        device=torch.device(device),
+        device=device,
         max_epochs=settings.epochs,
         train_data_loader=loader,
         network=network,
@@ -178,10 +191,7 @@ def train_classifier(
         lambda engine: require_finite_gradients(engine.network, "the classifier", engine.state.iteration),
     )
     trainer.logger.setLevel("WARNING")  # a line for every epoch of dozens of trainings
-    with _no_metadata(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(stream_seed(seed, DROPOUT))
-        trainer.run()
-    return network.eval()
+    return trainer
 
 
 def _network(
