@@ -302,13 +302,13 @@ def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor]
     points = distances.reference.points[EMBEDDING] | {"cohort": distances.rows["point"]}
     own = {role: members.get(role, torch.arange(len(features[role]))) for role in ("cohort", "train", "test")}
     patients = {role: distances.real[role].patients[own[role]] for role in ("train", "test")}
-    size = min(len(own["cohort"]), len(own["test"]) // 2, len(own["train"]) // 2)
     random = np.random.default_rng(seed)
     draws = []
     for _ in range(HALVES):
-        train, again = (own["train"][half] for half in half_samples(patients["train"], size, random))
-        test = own["test"][half_samples(patients["test"], size, random)[0]]
-        draws.append((train, again, test, own["cohort"][torch.from_numpy(random.permutation(len(own["cohort"])))]))
+        train, again = half_samples(patients["train"], len(own["train"]), random)
+        test, _ = half_samples(patients["test"], len(own["test"]), random)
+        cohort = torch.from_numpy(random.permutation(len(own["cohort"])))
+        draws.append((own["train"][train], own["train"][again], own["test"][test], own["cohort"][cohort]))
     size = min(len(part) for draw in draws for part in draw)  # a large family can make one half smaller
     if size < LEAST:
         return {name: dict.fromkeys(COLUMNS, _too_few(size)) for name in names}
