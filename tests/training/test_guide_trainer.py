@@ -26,19 +26,18 @@ from bundle.metrics.recognition import (
 )
 from bundle.networks.classifiers import Guide, NobodyHead
 from bundle.networks.weights import UnsealedError, load_weights
+from bundle.training.checkpoint import CheckpointError
 from bundle.training.classifier_augment import GUIDE_CHANGES
+from bundle.training.errors import TrainingError
 from bundle.training.gradients import DivergedError
 from bundle.training.guide_trainer import (
     ROLES,
     GuideTrainer,
-    ShuffledBatchSampler,
     calibrate_head,
     class_scores,
     new_classifier,
 )
-from bundle.training.handlers import CheckpointError
 from bundle.training.memory import TooLittleMemory
-from bundle.training.network_trainer import TrainingError
 from tests.training.conftest import KillAt, Killed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,19 +247,6 @@ def test_checkpoint_of_other_options_is_refused(data: ImageData, tmp_path: Path)
         make_trainer(data, tmp_path, train_handlers=[KillAt(5)]).run()
     with pytest.raises(CheckpointError, match="learning_rate"):
         make_trainer(data, tmp_path, learning_rate=1e-3)
-
-
-def test_batches_show_every_image_once_in_an_epoch_and_go_on_where_they_stopped() -> None:
-    sampler = ShuffledBatchSampler(10, 5, seed=3)
-    batches = [batch for batch, _ in zip(sampler, range(6), strict=False)]
-    for epoch in range(3):
-        assert sorted(batches[2 * epoch] + batches[2 * epoch + 1]) == list(range(10))
-    assert batches[:2] != batches[2:4]
-    sampler.start = 3
-    assert next(iter(sampler)) == batches[3]
-    assert len(next(iter(ShuffledBatchSampler(3, 8, seed=0)))) == 3
-    with pytest.raises(TrainingError, match="train split"):
-        ShuffledBatchSampler(0, 8, seed=0)
 
 
 def test_classifiers_of_one_set_start_apart_and_the_same_every_time(data: ImageData) -> None:
