@@ -22,21 +22,16 @@ __all__ = ["GanSettings", "new_gan_trainer"]
 class GanSettings:
     """What a GAN's training depends on: recorded with the run, and the same when the run is resumed.
 
+    Attributes that are not described here are arguments of `StyleGAN2Trainer`, or, without their ``augment_``, of
+    `AdaptiveAugment`.
+
     Attributes:
         resolution: of the images in pixels.
         batch_size: images in a batch.
-        seed: random seed of the training.
         discriminator: name of the discriminator's class.
-        learning_rate: of the generator.
-        discriminator_learning_rate: of the discriminator.
-        r1_gamma: weight of R1; 0 leaves it out.
-        variety: weight of the loss on variety; takes effect with a projected discriminator alone.
-        ema_kimg: half-life of the generator's average, in thousands of images.
+        variety: as for `StyleGAN2Trainer`; takes effect with a projected discriminator alone.
         init_from: the ``generator.pt`` that the training starts from; None for random weights.
-        augment: "adaptive" lets ADA adjust the probability of augmentation, "fixed" keeps it.
-        augment_p: that probability at the start.
-        augment_target: mean sign of the discriminator's logits that ADA aims at.
-        augment_kimg: thousands of images in which ADA takes the probability from 0 to 1 at the fastest.
+        augment: "adaptive" lets the augmentation's p adapt, "fixed" keeps it.
     """
 
     resolution: int

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from torch import Tensor
 
@@ -381,6 +381,15 @@ def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_fo
     before = (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns
     again.run()
     assert (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("modality", "epochs", "rate"), [("xray", 25, 0.002), ("fundus", 60, 0.0003)])
+def test_classifiers_of_diagnoses_train_as_their_modality_says(modality: str, epochs: int, rate: float) -> None:
+    parser = ConfigParser()
+    parser.read_config(ROOT / "configs" / "train_guides.json")
+    parser["data"] = {"_target_": "types.SimpleNamespace", "modality": get_modality(modality)}
+    assert parser.get_parsed_content("class_epochs") == epochs
+    assert parser.get_parsed_content("class_learning_rate") == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(("modality", "folders"), [("xray", ["cxr"]), ("fundus", ["fundus", "fundus_extra"])])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import monai.bundle
 import pytest
 import torch
@@ -363,6 +364,39 @@ def test_configuration_trains(whole_run: Path) -> None:
     assert set(info["scores"]) == {"kid_val", "frechet_val", "features", "spread"}
     assert str(whole_run) not in str(info)
     assert [path.name for path in (whole_run / "samples").iterdir()] == ["kimg_000000.png"]
+
+
+def test_checkpoint_and_record_name_the_options(whole_run: Path, kind: dict[str, str]) -> None:
+    """By the names that earlier versions wrote: a run of theirs is resumed."""
+    given = {"resolution": 32, "batch_size": 2, "seed": 3, "init_from": None}
+    defaults = {"learning_rate": 0.0015, "variety": 4.0, "ema_kimg": 3.0}
+    augment = {"augment": "adaptive", "augment_p": 0.3, "augment_target": 0.6, "augment_kimg": 100.0}
+    of_kind: dict[str, Any] = {
+        "projected": {
+            "discriminator": "ProjectedDiscriminator",
+            "discriminator_learning_rate": 0.0005,
+            "r1_gamma": 0.0,
+        },
+        "residual": {
+            "discriminator": "Discriminator",
+            "discriminator_learning_rate": 0.0015,
+            "r1_gamma": default_r1_gamma(32, 2),
+        },
+    }[kind["discriminator"]]
+    wanted = {**given, **defaults, **augment, **of_kind}
+    content = torch.load(whole_run / "checkpoints" / "gan.pt", weights_only=True)
+    split_sha256 = load_weights(whole_run / "models" / "generator.pt")[1]["split_sha256"]
+    assert content["settings"] == {**wanted, "amp": True, "split_sha256": split_sha256}
+    assert content["trainer"].keys() == {
+        *("iteration", "images_seen", "generator", "discriminator", "average", "augment", "variety_loss"),
+        *("generator_optimizer", "discriminator_optimizer"),
+    }
+    client = mlflow.MlflowClient(f"sqlite:///{whole_run.parent / 'mlruns.db'}")
+    experiment = client.get_experiment_by_name("train_gan")
+    assert experiment is not None
+    recorded = client.search_runs([experiment.experiment_id], order_by=["start_time"])[0].data.params
+    assert recorded.pop("dataset_dir")
+    assert recorded == {name: str(value) for name, value in {**wanted, "total_kimg": 0.012, "calibrate": True}.items()}
 
 
 def test_stopped_run_says_so_and_goes_on_to_the_same_bits(
