@@ -92,7 +92,7 @@ class BestGenerator:
         self.best_kid, self.history, self._kept = state["best_kid"], state["history"], state.get("kept")
 
     def restore(self, engine: StyleGAN2Trainer) -> bool:
-        """Writes weights again that a run which goes on, or is finished, has kept, if they are absent or damaged.
+        """Writes the weights that this run has kept once more, if they are absent from the folder or damaged.
 
         Weights of another run are neither taken for these nor overwritten.
 
