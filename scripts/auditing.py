@@ -1,21 +1,12 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What configs/audit.json and configs/train_audit.json run."""
+"""What configs/audit.json runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bundle.auditing.engine import AuditEngine
-from bundle.training.audit_networks import AuditTrainer
 
-__all__ = ["audit", "train_audit"]
-
-
-def train_audit(trainers: Sequence[AuditTrainer]) -> None:
-    """Trains the audit's networks one after the other, each from its checkpoint; finished ones are checked."""
-    for trainer in trainers:
-        trainer.run()
+__all__ = ["audit"]
 
 
 def audit(engine: AuditEngine) -> None:

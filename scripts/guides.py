@@ -1,25 +1,18 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What configs/train_guides.json runs."""
+"""What configs/train_guides.json runs to measure identity networks that are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.data import ImageData
 from bundle.metrics.recognition import recognition_scores
 from bundle.networks.weights import WeightsError, load_weights
-from bundle.training.guide_trainer import ROLES, GuideTrainer
+from bundle.training.guide_trainer import ROLES
 from bundle.training.network_trainer import flat_numbers
 
-__all__ = ["print_recognition", "train_guides"]
-
-
-def train_guides(trainers: Sequence[GuideTrainer]) -> None:
-    """Trains classifiers one after the other, each from its checkpoint, if there is one; finished ones are checked."""
-    for trainer in trainers:
-        trainer.run()
+__all__ = ["print_recognition"]
 
 
 def print_recognition(data: ImageData, models_dir: str | Path) -> None:

@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bundle.command_line import plain_errors
 from bundle.training import init_from
-from bundle.training.handlers import BestGenerator, TrainingCheckpoint
-from bundle.training.network_trainer import TrainingError
+from bundle.training.best_generator import BestGenerator
+from bundle.training.checkpoint import TrainingCheckpoint
+from bundle.training.errors import TrainingError
+from bundle.training.network_trainer import NetworkTrainer
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 
-__all__ = ["default_resolution", "train_gan"]
+__all__ = ["default_resolution", "train_gan", "train_networks"]
 
 
 def default_resolution(generator: str | None) -> int:
@@ -51,4 +55,10 @@ def train_gan(trainer: StyleGAN2Trainer, checkpoint: TrainingCheckpoint) -> None
             checkpoint.save()
         if trainer.is_finished:
             print(f"{checkpoint.path} is a finished run of {trainer.images_seen} images. Raise total_kimg to train on.")
+        trainer.run()
+
+
+def train_networks(trainers: Sequence[NetworkTrainer]) -> None:
+    """Trains networks one after the other, each from its checkpoint, if there is one; finished ones are checked."""
+    for trainer in trainers:
         trainer.run()

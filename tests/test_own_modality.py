@@ -50,7 +50,7 @@ def overlay(tmp_path_factory: pytest.TempPathFactory, slides: Path) -> Path:
         "channels": 1,
         "class_names": ["round", "square"],
     }
-    modality |= {"lambda_class": 2, "lambda_prior": 4}
+    modality |= {"lambda_class": 2, "lambda_prior": 4, "class_epochs_share": 1, "class_learning_rate_factor": 0.5}
     layout = {"file": "cells.csv", "image": "slide", "label": "finding", "split": "set", "patient_id": "case"}
     path.write_text(json.dumps({"modality": modality, "layout": layout, "resolution": SIDE}), encoding="utf-8")
     return path
@@ -81,7 +81,9 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     run("run", "train_latent_guides", {"output_dir": str(home), **few})
     run("run", "train_audit", {**trained, "max_epochs": 2})
     assert json.loads((models / "generator.json").read_text(encoding="utf-8"))["modality"] == "cells"
-    assert json.loads((models / "gate_class.json").read_text(encoding="utf-8"))["class_names"] == ["round", "square"]
+    gate_class = json.loads((models / "gate_class.json").read_text(encoding="utf-8"))
+    assert gate_class["class_names"] == ["round", "square"]
+    assert (gate_class["epochs"], gate_class["training"]["learning_rate"]) == (2, 0.001)
 
     let_pass(models)  # networks of a few steps' training agree on hardly any class
     made: dict[str, Any] = {**real, "models_dir": str(models)}

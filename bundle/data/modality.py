@@ -29,6 +29,9 @@ class Modality:
             forgives the neighbouring grade, stands beside every accuracy.
         pretrained: whether classifiers of the diagnosis start from ImageNet weights, for signs that are small and
             labelled images that are few.
+        class_epochs_share: epochs of the classifiers of the diagnosis, as a share of the identity guide's.
+        class_learning_rate_factor: their learning rate, as a multiple of the identity networks': well below 1 where
+            they start from ImageNet weights.
         preprocessing: name of the intensity and border treatment, a key of
             :data:`bundle.data.transforms.PREPROCESSINGS`.
         reference_histogram: the brightness, 0 (black) to 1 (white), at equally spaced quantiles of a typical image,
@@ -46,6 +49,8 @@ class Modality:
     class_aliases: tuple[tuple[str, str], ...] = ()
     ordered: bool = False
     pretrained: bool = False
+    class_epochs_share: float = 0.125
+    class_learning_rate_factor: float = 1.0
     preprocessing: str = "plain"
     reference_histogram: tuple[float, ...] = (0.0, 1.0)
     lambda_class: float = 5.0
@@ -125,6 +130,8 @@ MODALITIES: dict[str, Modality] = {
         ),
         ordered=True,
         pretrained=True,
+        class_epochs_share=0.3,
+        class_learning_rate_factor=0.15,
         preprocessing="retina",
         lambda_class=1.0,
         lambda_prior=10.0,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from monai.losses import ContrastiveLoss
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from bundle.data import ImageData
 from bundle.data.dataset import IDENTITY_SPLITS
@@ -24,14 +24,14 @@ from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 from bundle.networks.standardise import resized
 from bundle.training.classifier_augment import augment_for_audit
 from bundle.training.info import weights_info
-from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
-from bundle.training.seeds import stream_seed
+from bundle.training.network_trainer import NetworkTrainer, TrainingTask, role_seed
+from bundle.training.samplers import PairSampler
 
 __all__ = [
     "AUDIT_NETWORKS",
     "AuditTrainer",
-    "PairSampler",
     "new_audit_network",
+    "new_audit_trainer",
     "recognition_of_others",
     "verification_loss",
 ]
@@ -43,8 +43,6 @@ AUDIT_NETWORKS: dict[str, type[ContrastiveEmbedding] | type[SiameseVerifier]] = 
 }
 
 TEMPERATURE = 0.07
-# Stream of random numbers that each batch has of its own.
-ORDER = 0
 # Characters of an image's digest that the weights' JSON keeps: enough to tell images apart, by billions to one.
 DIGEST = 16
 
@@ -60,52 +58,6 @@ def new_audit_network(name: str, data: ImageData, seed: int) -> ContrastiveEmbed
     with torch.random.fork_rng():
         torch.manual_seed(role_seed(name, seed))
         return AUDIT_NETWORKS[name](data.modality.channels)
-
-
-class PairSampler(Sampler[list[int]]):
-    """Endless batches of pairs: images of different patients, then, in the same order, an image of each once more.
-
-    A patient with several images is shown by any two of them, else by the same image twice. Batches depend on the seed
-    and their number alone.
-
-    Args:
-        patients: whose image each one of the dataset is.
-        n_pairs: pairs in a batch; at most one for each patient.
-        seed: of the draws.
-
-    Attributes:
-        start: number of the first batch, from 0: a resumed run sets it.
-
-    Raises:
-        TrainingError: there are fewer than two patients.
-    """
-
-    def __init__(self, patients: Sequence[int], n_pairs: int, seed: int) -> None:
-        self.members = [[i for i, other in enumerate(patients) if other == one] for one in sorted(set(patients))]
-        if len(self.members) < 2:
-            raise TrainingError(
-                f"The audit's networks tell patients apart and need at least 2 in train; the dataset has "
-                f"{len(self.members)}."
-            )
-        self.batch_size = min(n_pairs, len(self.members))
-        self.seed = seed
-        self.start = 0
-
-    def __len__(self) -> int:
-        """Number of batches in which as many patients as there are come up."""
-        return max(1, len(self.members) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start
-        while True:
-            random = torch.Generator().manual_seed(stream_seed(self.seed, ORDER, number))
-            shown = torch.randperm(len(self.members), generator=random)[: self.batch_size].tolist()
-            halves = [
-                [self.members[one][int(torch.randint(len(self.members[one]), (), generator=random))] for one in shown]
-                for _ in range(2)
-            ]
-            yield halves[0] + halves[1]
-            number += 1
 
 
 @dataclass(frozen=True)
@@ -206,21 +158,17 @@ class AuditTrainer(NetworkTrainer):
     ) -> None:
         patients = [data.identity(record) for record in data.records(IDENTITY_SPLITS)]
         sampler = PairSampler(patients, batch_size, role_seed(name, seed))
-        super().__init__(
-            name,
-            weights_info(data, seed),
+        settings = {"batch_size": batch_size, "content_sha256": data.content_sha256(IDENTITY_SPLITS)}
+        task = TrainingTask(
+            network,
             dataset,
             sampler,
-            len(sampler),
-            network,
             PairBatch(network.side),
             self._loss(network),
-            {"batch_size": batch_size, "content_sha256": data.content_sha256(IDENTITY_SPLITS)},
-            output_dir,
-            device,
-            seed=seed,
-            **options,
+            weights_info(data, seed),
+            settings,
         )
+        super().__init__(name, task, output_dir, device, seed=seed, **options)
         self.data = data
         self.audited = network
 
@@ -261,3 +209,18 @@ class AuditTrainer(NetworkTrainer):
             return lambda features, _: verification_loss(network.compare(*features.chunk(2)))
         contrastive = ContrastiveLoss(temperature=TEMPERATURE)
         return lambda points, _: contrastive(*points.chunk(2))
+
+
+def new_audit_trainer(name: str, max_epochs: int, options: Mapping[str, Any]) -> AuditTrainer:
+    """Builds a network of the audit and its trainer.
+
+    Args:
+        name: one of `AUDIT_NETWORKS`.
+        max_epochs: see `AuditTrainer`.
+        options: the arguments of `AuditTrainer` that both networks share: ``data`` and ``seed`` at least.
+
+    Raises:
+        TrainingError: see `AuditTrainer`.
+    """
+    network = new_audit_network(name, options["data"], options["seed"])
+    return AuditTrainer(name, network=network, max_epochs=max_epochs, **options)

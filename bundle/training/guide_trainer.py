@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from bundle.data import ImageData
 from bundle.metrics.agreement import quadratic_kappa
@@ -22,10 +22,10 @@ from bundle.metrics.recognition import highest_probability, predict, recognition
 from bundle.networks.classifiers import Classifier, GateClassifier, Guide, NobodyHead
 from bundle.networks.imagenet_classifier import ImageNetClassifier
 from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
+from bundle.training.errors import TrainingError
 from bundle.training.info import weights_info
-from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
-from bundle.training.seeds import stream_seed
-from bundle.training.stylegan2_trainer import BalancedBatchSampler
+from bundle.training.network_trainer import NetworkTrainer, TrainingTask, role_seed
+from bundle.training.samplers import BalancedBatchSampler, BatchSampler, ShuffledBatchSampler
 
 __all__ = [
     "ROLES",
@@ -33,16 +33,14 @@ __all__ = [
     "GuideTrainer",
     "IdentityBatch",
     "Role",
-    "ShuffledBatchSampler",
     "calibrate_head",
     "class_scores",
     "new_classifier",
+    "new_guide_trainer",
 ]
 
 # Calibration keeps a head's scale between 1 and this: at a cosine that differs by 0.01, the odds are e^10.
 MOST_SCALE = 1000.0
-# Stream of random numbers that each epoch has of its own.
-ORDER = 0
 
 
 @dataclass(frozen=True)
@@ -103,45 +101,6 @@ def new_classifier(
         network = ImageNetClassifier(data.modality.channels, num_classes, role.trunk)
     network.load_imagenet(imagenet_file)
     return network
-
-
-class ShuffledBatchSampler(Sampler[list[int]]):
-    """Endless batches of full size, every image once in an epoch, that depend on the seed and their number alone.
-
-    Args:
-        n_images: images in the dataset.
-        batch_size: images in a batch; at most ``n_images`` are taken.
-        seed: of the order.
-
-    Attributes:
-        start: number of the first batch, from 0: a resumed run sets it.
-
-    Raises:
-        TrainingError: there are no images.
-    """
-
-    def __init__(self, n_images: int, batch_size: int, seed: int) -> None:
-        if n_images < 1:
-            raise TrainingError("There is no image to train on. Check the train split of the dataset.")
-        self.n_images = n_images
-        self.batch_size = min(batch_size, n_images)
-        self.seed = seed
-        self.start = 0
-
-    def __len__(self) -> int:
-        """Number of batches in an epoch; the images left over come in another epoch."""
-        return self.n_images // self.batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start
-        order = torch.empty(0)
-        while True:
-            epoch, batch = divmod(number, len(self))
-            if batch == 0 or number == self.start:
-                random = torch.Generator().manual_seed(stream_seed(self.seed, ORDER, epoch))
-                order = torch.randperm(self.n_images, generator=random)
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
-            number += 1
 
 
 @dataclass(frozen=True)
@@ -227,31 +186,19 @@ class GuideTrainer(NetworkTrainer):
         role = ROLES[name]
         own_seed = role_seed(name, seed)
         images = data.records(role.splits)
-        sampler: ShuffledBatchSampler | BalancedBatchSampler
-        if role.identity:
-            sampler = ShuffledBatchSampler(len(images), batch_size, own_seed)
-        else:
-            sampler = BalancedBatchSampler([record.label or 0 for record in images], batch_size, own_seed)
+        sampler: BatchSampler
         prepare: IdentityBatch | ClassBatch
         if role.identity:
+            sampler = ShuffledBatchSampler(len(images), batch_size, own_seed)
             prepare = IdentityBatch(role.augment, network.num_classes, nobody)
         else:
+            sampler = BalancedBatchSampler([record.label or 0 for record in images], batch_size, own_seed)
             prepare = ClassBatch(role.augment, network.num_classes)
-        super().__init__(
-            name,
-            weights_info(data, seed),
-            dataset,
-            sampler,
-            max(1, len(images) // sampler.batch_size),
-            network,
-            prepare,
-            nn.CrossEntropyLoss(),
-            {"nobody": nobody if role.identity else None, "batch_size": batch_size},
-            output_dir,
-            device,
-            seed=seed,
-            **options,
+        settings = {"nobody": nobody if role.identity else None, "batch_size": batch_size}
+        task = TrainingTask(
+            network, dataset, sampler, prepare, nn.CrossEntropyLoss(), weights_info(data, seed), settings
         )
+        super().__init__(name, task, output_dir, device, seed=seed, **options)
         self.data = data
         self.classifier = network
 
@@ -276,6 +223,34 @@ class GuideTrainer(NetworkTrainer):
         """Returns the share of the images of somebody, or of a class, that are named rightly."""
         predicted, wanted = output["pred"][: self.batch_size], output["label"][: self.batch_size]
         return float((predicted.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
+
+
+def new_guide_trainer(
+    name: str,
+    dataset: Dataset[Any],
+    max_epochs: int,
+    learning_rate: float,
+    options: Mapping[str, Any],
+    imagenet_file: str | os.PathLike[str] | None = None,
+) -> GuideTrainer:
+    """Builds a classifier and its trainer.
+
+    Args:
+        name: one of `ROLES`.
+        dataset: the images of the role's splits, as `ImageData.dataset` gives them.
+        max_epochs: passes over them.
+        learning_rate: see `NetworkTrainer`.
+        options: the arguments of `GuideTrainer` that all classifiers of a set share: ``data`` and ``seed`` at least.
+        imagenet_file: see `new_classifier`.
+
+    Raises:
+        TrainingError: see `new_classifier` and `GuideTrainer`.
+        TrunkUnavailable: see `new_classifier`.
+    """
+    network = new_classifier(name, options["data"], options["seed"], imagenet_file)
+    return GuideTrainer(
+        name, dataset=dataset, network=network, max_epochs=max_epochs, learning_rate=learning_rate, **options
+    )
 
 
 def calibrate_head(network: Classifier, known: Tensor, identities: Tensor, nobody: Tensor) -> dict[str, Any]:

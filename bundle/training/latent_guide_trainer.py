@@ -29,9 +29,10 @@ from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.sampling import sample_z
 from bundle.networks.stylegan2 import Generator
 from bundle.precision import bf16_autocast
-from bundle.training.guide_trainer import ShuffledBatchSampler
+from bundle.training.errors import TrainingError
 from bundle.training.info import DATA_KEYS
-from bundle.training.network_trainer import NetworkTrainer, TrainingError, role_seed
+from bundle.training.network_trainer import NetworkTrainer, TrainingTask, role_seed
+from bundle.training.samplers import ShuffledBatchSampler
 
 __all__ = ["FeatureInferer", "LabelledLatents", "LatentGuideTrainer", "ask_guides", "draw_latents"]
 
@@ -223,16 +224,14 @@ class LatentGuideTrainer(NetworkTrainer):
     ) -> None:
         teacher = LATENT_GUIDES[name][0]
         sampler = ShuffledBatchSampler(len(dataset), batch_size, role_seed(name, seed))
-        super().__init__(
-            name,
-            {key: infos["generator"][key] for key in DATA_KEYS if key in infos["generator"]},
+        task = TrainingTask(
+            network,
             dataset,
             sampler,
-            len(sampler),
-            network,
             _latent_batch,
             self._loss,
-            {
+            description={key: infos["generator"][key] for key in DATA_KEYS if key in infos["generator"]},
+            settings={
                 "batch_size": batch_size,
                 "n_latents": len(dataset),
                 "max_norm": MAX_NORM,
@@ -240,13 +239,9 @@ class LatentGuideTrainer(NetworkTrainer):
                 "teacher_sha256": infos[teacher]["sha256"],
                 **(settings or {}),
             },
-            output_dir,
-            device,
-            seed=seed,
-            inferer=FeatureInferer(),
             collate_fn=lambda batch: batch,
-            **options,
         )
+        super().__init__(name, task, output_dir, device, seed=seed, inferer=FeatureInferer(), **options)
         self.student = network
         self.examine = examine
         network.head.requires_grad_(False)

@@ -1,16 +1,15 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the trainings of networks of real images share: seeds, checkpoints, progress, the schedule, the weights."""
+"""What the trainings of classifiers, students and audit networks share: the task, the schedule, the weights."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from ignite.engine import Engine, Events
@@ -20,7 +19,6 @@ from monai.handlers import LrScheduleHandler
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from bundle.files import sweep_temporary
 from bundle.networks.weights import (
@@ -32,37 +30,14 @@ from bundle.networks.weights import (
     save_weights,
 )
 from bundle.precision import bf16_autocast
+from bundle.training.checkpoint import TrainingCheckpoint, changed_settings
+from bundle.training.core import ResumableTrainer
+from bundle.training.errors import TrainingError
 from bundle.training.gradients import require_finite_gradients
-from bundle.training.handlers import TrainingCheckpoint, differences
-from bundle.training.memory import tell_of_memory
-from bundle.training.seeds import stream_seed
+from bundle.training.progress import TrainingProgress
+from bundle.training.samplers import BatchSampler
 
-__all__ = [
-    "AutocastInferer",
-    "BatchSampler",
-    "NetworkTrainer",
-    "TrainingError",
-    "TrainingProgress",
-    "flat_numbers",
-    "role_seed",
-]
-
-# Stream of random numbers that each iteration has of its own; samplers take stream 0.
-STEP = 1
-
-
-class TrainingError(ValueError):
-    """A network that cannot be trained as asked; the message tells the cure."""
-
-
-class BatchSampler(Protocol):
-    """Endless batches that depend on the seed and their own number alone; ``start`` is the number of the first one."""
-
-    start: int
-    batch_size: int
-
-    def __iter__(self) -> Any:
-        """Yields lists of indices."""
+__all__ = ["AutocastInferer", "NetworkTrainer", "TrainingTask", "flat_numbers", "role_seed"]
 
 
 def role_seed(name: str, seed: int) -> int:
@@ -77,40 +52,6 @@ class AutocastInferer(SimpleInferer):
         """Maps images [B, C, H, W] to the network's output in fp32."""
         with bf16_autocast(inputs.device):
             return network(inputs.contiguous(memory_format=torch.channels_last), *args, **kwargs).float()
-
-
-class TrainingProgress:
-    """Progress bar over a network's images: images/s, time left, loss and accuracy on changed training images."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def attach(self, engine: Engine) -> None:
-        """Registers the events that open, advance and close the bar."""
-        engine.add_event_handler(Events.STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
-
-    def _open(self, engine: NetworkTrainer) -> None:
-        batch = engine.batch_size
-        self._accuracy = math.nan
-        self._bar = tqdm(
-            total=engine.state.max_epochs * engine.state.epoch_length * batch,
-            initial=engine.state.iteration * batch,
-            unit="image",
-            unit_scale=True,
-            desc=f"training {self.name}",
-            mininterval=0.5 if sys.stderr.isatty() else 60.0,
-            dynamic_ncols=True,
-        )
-
-    def _advance(self, engine: NetworkTrainer) -> None:
-        output: dict[str, Any] = engine.state.output
-        value = output["accuracy"]
-        self._accuracy = value if math.isnan(self._accuracy) else 0.95 * self._accuracy + 0.05 * value
-        postfix = {"loss": f"{float(output['loss']):.2f}", "accuracy": f"{self._accuracy:.1%}"}
-        self._bar.set_postfix(postfix, refresh=False)
-        self._bar.update(engine.batch_size)
 
 
 class _SaveAtEnd:
@@ -136,22 +77,39 @@ def flat_numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-class NetworkTrainer(SupervisedTrainer):
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a network is trained to do.
+
+    Attributes:
+        network: trained in place.
+        dataset: what it is trained on.
+        sampler: draws the batches from the dataset; its length is that of an epoch.
+        prepare_batch: turns a batch of the dataset into the network's input and the target.
+        loss_function: of the network's output and the target.
+        description: of the data behind the network, see `weights_info`: part of the weights' JSON.
+        settings: further options that must be the same when the run is resumed.
+        collate_fn: puts a batch together, see `torch.utils.data.DataLoader`; None stacks its items.
+    """
+
+    network: nn.Module
+    dataset: Dataset[Any]
+    sampler: BatchSampler
+    prepare_batch: Callable[..., Any]
+    loss_function: Callable[..., Tensor]
+    description: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    collate_fn: Callable[[Any], Any] | None = None
+
+
+class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
     """Trains one network with AdamW on a one-cycle schedule, measures it and writes its weights.
 
-    An iteration draws all its random numbers from a stream that its own number seeds: a run that goes on from its
-    checkpoint is bit for bit the run that was never stopped. A finished network is checked and not trained again.
+    A finished network is checked and not trained again.
 
     Args:
         name: of the weight file; the seed is derived from it.
-        description: of the data behind the network, see `weights_info`: part of the weights' JSON.
-        dataset: what to train on.
-        sampler: draws the batches from it.
-        epoch_length: batches in an epoch.
-        network: trained in place.
-        prepare_batch: turns a batch of the dataset into the network's input and what is wanted of it.
-        loss_function: of the network's output and what is wanted.
-        settings: further options that must be the same when the run goes on.
+        task: what to train.
         output_dir: gets ``models/<name>.pt`` and ``.json``, and ``checkpoints/<name>.pt``, which in the end holds the
             finished weights alone: should those in ``models`` be deleted or damaged, they are written again.
         device: where to train.
@@ -161,8 +119,8 @@ class NetworkTrainer(SupervisedTrainer):
         seed: of the whole set of networks; every one derives its own.
         checkpoint_epochs: epochs between two checkpoints.
         inferer: calls the network.
+        tracking: makes a handler that records the training, given the name of its run: that of the network.
         train_handlers: further Ignite handlers.
-        collate_fn: puts a batch together, see `torch.utils.data.DataLoader`; None stacks its items.
 
     Raises:
         TrainingError: the weights of another training are in the way, or damaged ones that no checkpoint has.
@@ -175,14 +133,7 @@ class NetworkTrainer(SupervisedTrainer):
     def __init__(
         self,
         name: str,
-        description: dict[str, Any],
-        dataset: Dataset[Any],
-        sampler: BatchSampler,
-        epoch_length: int,
-        network: nn.Module,
-        prepare_batch: Callable[..., Any],
-        loss_function: Callable[..., Tensor],
-        settings: dict[str, Any],
+        task: TrainingTask,
         output_dir: str | os.PathLike[str],
         device: torch.device | str,
         max_epochs: int,
@@ -191,63 +142,53 @@ class NetworkTrainer(SupervisedTrainer):
         seed: int = 0,
         checkpoint_epochs: int = 5,
         inferer: Inferer | None = None,
-        train_handlers: Sequence[Any] | None = None,
-        collate_fn: Callable[[Any], Any] | None = None,
+        tracking: Callable[..., Any] | None = None,
+        train_handlers: Sequence[Any] = (),
     ) -> None:
-        network = network.to(memory_format=torch.channels_last).requires_grad_(True)
+        network = task.network.to(memory_format=torch.channels_last).requires_grad_(True)
         network.to(device)
-        # Scales, thresholds, biases and the gains of batch norm are no weights to be kept small.
-        groups: list[dict[str, Any]] = [
-            {"params": [value for value in network.parameters() if value.ndim > 1]},
-            {"params": [value for value in network.parameters() if value.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, learning_rate, total_steps=max_epochs * epoch_length + 1, pct_start=0.15
-        )
+        epoch_length = len(task.sampler)
+        optimizer, self.scheduler = _one_cycle(network, learning_rate, weight_decay, max_epochs * epoch_length)
         super().__init__(
+            name,
+            role_seed(name, seed),
+            task.sampler,
             device=device,
             max_epochs=max_epochs,
-            train_data_loader=DataLoader(dataset, batch_sampler=cast(Any, sampler), collate_fn=collate_fn),
+            train_data_loader=DataLoader(task.dataset, batch_sampler=task.sampler, collate_fn=task.collate_fn),
             epoch_length=epoch_length,
             network=network,
             optimizer=optimizer,
-            loss_function=loss_function,
-            prepare_batch=prepare_batch,
+            loss_function=task.loss_function,
+            prepare_batch=task.prepare_batch,
             inferer=AutocastInferer() if inferer is None else inferer,
             train_handlers=[
                 _SaveAtEnd(),
                 LrScheduleHandler(cast(Any, self.scheduler), print_lr=False, epoch_level=False),
-                *(train_handlers or []),
-                TrainingProgress(name),
+                *([] if tracking is None else [tracking(run_name=name)]),
+                *train_handlers,
+                TrainingProgress({"loss": ".2f", "accuracy": ".1%"}, smoothed=["accuracy"]),
             ],
             decollate=False,
             optim_set_to_none=True,
         )
         self.name = name
-        self.description = description
-        self.sampler = sampler
+        self.description = task.description
         self.seed = seed
-        self.own_seed = role_seed(name, seed)
         self.weights_path = Path(output_dir) / "models" / f"{name}.pt"
-        self.settings: dict[str, Any] = {
-            "max_epochs": max_epochs,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "seed": seed,
-            "resolution": description["resolution"],
-            "split_sha256": description["split_sha256"],
-            **settings,
-        }
-        self.checkpoint = TrainingCheckpoint(
-            Path(output_dir) / "checkpoints" / f"{name}.pt",
-            self.settings,
-            {"trainer": self},
-            interval=checkpoint_epochs * epoch_length,
-        )
+        schedule = {"max_epochs": max_epochs, "learning_rate": learning_rate, "weight_decay": weight_decay}
+        of_data = {key: task.description[key] for key in ("resolution", "split_sha256")}
+        self.settings: dict[str, Any] = {**schedule, "seed": seed, **of_data, **task.settings}
         self.add_event_handler(
             IterationEvents.BACKWARD_COMPLETED, lambda: require_finite_gradients(network, name, self.state.iteration)
         )
+        checkpoint_path = Path(output_dir) / "checkpoints" / f"{name}.pt"
+        interval = checkpoint_epochs * epoch_length
+        self.checkpoint = TrainingCheckpoint(checkpoint_path, self.settings, {"trainer": self}, interval)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Finds the finished weights, or else loads the checkpoint, if there is one."""
         self.is_saved = False
         sweep_temporary(self.weights_path.parent)
         damage = self._find_saved()
@@ -270,54 +211,36 @@ class NetworkTrainer(SupervisedTrainer):
         """Returns the accuracy of an iteration's output."""
         raise NotImplementedError
 
-    @property
-    def batch_size(self) -> int:
-        """Images in a batch."""
-        return self.sampler.batch_size
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all epochs are done."""
-        return bool(self.state.iteration >= self.state.max_epochs * self.state.epoch_length)
-
     def run(self) -> None:  # type: ignore[override]
         """Trains to the last epoch, from wherever the state stands; then calibrates, measures and saves."""
         if self.is_saved:
             print(f"{self.weights_path} is complete and as it was written. Nothing to train.")
             return
         with self.checkpoint.lock():
-            if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
-                with tell_of_memory(self.name):
-                    super().run()
+            super().run()
             if not self.is_saved:  # killed between its last checkpoint and its weights
                 self.save()
                 self.checkpoint.save()
 
+    def stateful(self) -> dict[str, Any]:
+        """Returns the network, the optimiser and the schedule."""
+        return {"network": self.network, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
     def training_state(self) -> dict[str, Any]:
-        """All that a run needs to go on bit for bit, or the finished weights; tensors and plain values only."""
+        """All that a run needs to be resumed bit for bit, or the finished weights; tensors and plain values only."""
         if self.is_saved:
             return {"saved": {"network": half_state(self.network), "info": read_info(self.weights_path)}}
-        return {
-            "iteration": self.state.iteration,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-        }
+        return super().training_state()
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Takes over what `training_state` returned; finished weights are written again."""
-        if "saved" in state:
-            self.network.load_state_dict(state["saved"]["network"], strict=True)
-            save_weights(self.network, self.weights_path, state["saved"]["info"])
-            self.is_saved = True
-            print(f"{self.weights_path} was absent or damaged; {self.checkpoint.path} had it.")
+        if "saved" not in state:
+            super().load_training_state(state)
             return
-        self.network.load_state_dict(state["network"], strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.state.iteration = state["iteration"]
-        self.state.epoch = state["iteration"] // self.state.epoch_length
-        self.sampler.start = state["iteration"]
+        self.network.load_state_dict(state["saved"]["network"], strict=True)
+        save_weights(self.network, self.weights_path, state["saved"]["info"])
+        self.is_saved = True
+        print(f"{self.weights_path} was absent or damaged; {self.checkpoint.path} had it.")
 
     def save(self) -> dict[str, Any]:
         """Calibrates the network, measures it and writes the pair of files.
@@ -349,19 +272,29 @@ class NetworkTrainer(SupervisedTrainer):
             raise
         except WeightsError as error:
             return error
-        settings = info.get("training", {})
-        changed = differences({key: settings.get(key) for key in self.settings}, self.settings)
-        if changed:
-            raise TrainingError(
-                f"{self.weights_path} was trained with {'; '.join(changed)}. "
-                f"Give the old value{'s'[: len(changed) - 1]}, or another output_dir."
-            )
+        known = {key: info.get("training", {}).get(key) for key in self.settings}
+        if changed := changed_settings(self.weights_path, known, self.settings):
+            raise TrainingError(f"{changed}, or another output_dir.")
         self.is_saved = True
         return None
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-        torch.manual_seed(stream_seed(self.own_seed, STEP, self.state.iteration))
+        self.seed_iteration()
         output = super()._iteration(engine, batchdata)
         output["loss"] = output["loss"].detach()
         output["accuracy"] = self.accuracy(output)
         return output
+
+
+def _one_cycle(
+    network: nn.Module, learning_rate: float, weight_decay: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Returns the optimiser and its schedule."""
+    # Scales, thresholds, biases and the gains of batch norm are no weights to be kept small.
+    groups: list[dict[str, Any]] = [
+        {"params": [value for value in network.parameters() if value.ndim > 1]},
+        {"params": [value for value in network.parameters() if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.15)
+    return optimizer, schedule

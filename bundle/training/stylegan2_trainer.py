@@ -9,30 +9,26 @@ left out: at this size and with hundreds of images they cost time and help nothi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from bundle.networks.projected import STAGES, ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.precision import bf16_autocast
 from bundle.training.augment import AdaptiveAugment
+from bundle.training.core import ResumableTrainer
 from bundle.training.gradients import require_finite_gradients
 from bundle.training.losses import discriminator_loss, generator_loss, lazy_adam, r1_penalty
-from bundle.training.memory import tell_of_memory
-from bundle.training.seeds import stream_seed
+from bundle.training.samplers import BalancedBatchSampler
 from bundle.training.variety import VarietyLoss
 
-__all__ = ["BalancedBatchSampler", "StyleGAN2Trainer", "balanced_loader", "default_r1_gamma", "prepare_gan_batch"]
-
-# Streams of random numbers that each iteration has of its own.
-DATA, STEP = 0, 1
+__all__ = ["StyleGAN2Trainer", "balanced_loader", "default_r1_gamma", "prepare_gan_batch"]
 
 
 def default_r1_gamma(resolution: int, batch_size: int) -> float:
@@ -49,70 +45,21 @@ def prepare_gan_batch(
     return images, labels
 
 
-class BalancedBatchSampler(Sampler[list[int]]):
-    """Endless batches, each with every class in equal number, that depend on the seed and their own number alone.
-
-    Args:
-        labels: class of each image of the dataset.
-        batch_size: images in a batch.
-        seed: of the draws.
-        splits: split of each image. Within a class all splits are drawn from equally often: a few hundred further
-            images of another camera do not make that camera a mark of the class. None: all images are of one.
-
-    Attributes:
-        start: number of the first batch, from 0: a resumed run sets it.
-
-    Raises:
-        ValueError: there are no images.
-    """
-
-    def __init__(self, labels: Sequence[int], batch_size: int, seed: int, splits: Sequence[str] | None = None) -> None:
-        if not labels:
-            raise ValueError("There is no image to draw batches from. Check the split of the dataset.")
-        pools: dict[int, dict[str, list[int]]] = {}
-        for i, label in enumerate(labels):
-            pools.setdefault(label, {}).setdefault(splits[i] if splits else "", []).append(i)
-        self.pools = [[pools[label][split] for split in sorted(pools[label])] for label in sorted(pools)]
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = 0
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start
-        while True:
-            random = torch.Generator().manual_seed(stream_seed(self.seed, DATA, number))
-            turn = self._draw(len(self.pools), random)
-            batch = []
-            for i in range(self.batch_size):
-                pools = self.pools[(turn + i) % len(self.pools)]
-                members = pools[self._draw(len(pools), random)]
-                batch.append(members[self._draw(len(members), random)])
-            yield batch
-            number += 1
-
-    @staticmethod
-    def _draw(n: int, random: torch.Generator) -> int:
-        return int(torch.randint(n, (), generator=random)) if n > 1 else 0
-
-
 def balanced_loader(dataset: Dataset[dict[str, Any]], batch_size: int, seed: int) -> DataLoader[dict[str, Any]]:
     """Builds the endless loader that `StyleGAN2Trainer` trains from, on a `BalancedBatchSampler`.
 
     Args:
         dataset: dictionaries with ``image`` [C, H, W] in [-1, 1], ``label`` and ``split``, held in memory.
         batch_size: images in a batch.
-        seed: of the draws.
+        seed: random seed of the batches.
     """
     items = [dataset[i] for i in range(len(dataset))]  # type: ignore[arg-type]
     labels, splits = [int(item["label"]) for item in items], [item["split"] for item in items]
     return DataLoader(dataset, batch_sampler=BalancedBatchSampler(labels, batch_size, seed, splits))
 
 
-class StyleGAN2Trainer(Trainer):
+class StyleGAN2Trainer(ResumableTrainer):
     """Trains a conditional StyleGAN2 with the non-saturating loss, lazy R1, ADA and an average of the generator.
-
-    An iteration draws all its random numbers from a stream that its own number seeds: a run that goes on from
-    `state_dict` is bit for bit the run that was never stopped.
 
     The output of an iteration holds ``reals`` and ``fakes`` [B, C, H, W], ``latents`` [B, z_dim], the scalars
     ``g_loss``, ``d_loss`` and ``loss`` (their sum), ``p`` (augmentation), ``r_t`` (mean sign of the logits) and
@@ -135,7 +82,7 @@ class StyleGAN2Trainer(Trainer):
         ema_kimg: half-life of the generator's average, in thousands of images.
         ema_rampup: the half-life is at most this share of the images seen so far; keeps a start from random weights out
             of the average. None for a start from trained ones.
-        seed: of all draws.
+        seed: random seed of the training.
         inferer: calls the discriminator, ``inferer(images, discriminator, label)``.
         prepare_batch: turns a batch into images and labels on the device.
         train_handlers: Ignite handlers.
@@ -174,9 +121,11 @@ class StyleGAN2Trainer(Trainer):
             raise TypeError("train_data_loader must draw by a BalancedBatchSampler. Build it with balanced_loader.")
         if variety > 0.0 and not isinstance(discriminator, ProjectedDiscriminator):
             raise TypeError("variety is measured in the features of a ProjectedDiscriminator. Take one, or variety 0.")
-        self.sampler = train_data_loader.batch_sampler
         # amp=False for MONAI: its switch makes a CUDA gradient scaler, which bf16 does not need.
         super().__init__(
+            "the GAN",
+            seed,
+            train_data_loader.batch_sampler,
             device=device,
             max_epochs=max_epochs,
             data_loader=train_data_loader,
@@ -186,12 +135,12 @@ class StyleGAN2Trainer(Trainer):
             amp=False,
             decollate=False,
         )
-        place = self.state.device
-        self.generator = generator.to(memory_format=torch.channels_last).to(place).requires_grad_(True).train()
-        self.discriminator = discriminator.to(memory_format=torch.channels_last).to(place).requires_grad_(True).train()
+        for network in (generator, discriminator):
+            network.to(memory_format=torch.channels_last).to(self.state.device).requires_grad_(True).train()
+        self.generator, self.discriminator = generator, discriminator
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.augment = augment.to(place)
-        self.variety_loss = VarietyLoss(len(STAGES), generator.num_classes).to(place)
+        self.augment = augment.to(self.state.device)
+        self.variety_loss = VarietyLoss(len(STAGES), generator.num_classes).to(self.state.device)
         self.generator_optimizer = lazy_adam(list(generator.parameters()), learning_rate, (0.0, 0.99))
         self.discriminator_optimizer = lazy_adam(
             list(discriminator.parameters()),
@@ -199,51 +148,27 @@ class StyleGAN2Trainer(Trainer):
             (0.0, 0.99),
             r1_interval if r1_gamma > 0.0 else None,
         )
-        self.r1_gamma = r1_gamma
-        self.r1_interval = r1_interval
+        self.r1_gamma, self.r1_interval = r1_gamma, r1_interval
         self.variety = variety
-        self.ema_kimg = ema_kimg
-        self.ema_rampup = ema_rampup
-        self.seed = seed
+        self.ema_kimg, self.ema_rampup = ema_kimg, ema_rampup
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.bf16 = amp
-        self.images_seen = 0
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether all epochs are done."""
-        return bool(self.state.iteration >= self.state.max_epochs * self.state.epoch_length)
-
-    def run(self) -> None:  # type: ignore[override]
-        """Trains to the last epoch, from wherever the state stands."""
-        if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
-            with tell_of_memory("the GAN"):
-                super().run()
-
-    def training_state(self) -> dict[str, Any]:
-        """All that a run needs to go on bit for bit; tensors and plain values only."""
+    def stateful(self) -> dict[str, Any]:
+        """Returns the networks, what they are augmented and measured by, and the optimisers."""
         return {
-            "iteration": self.state.iteration,
-            "images_seen": self.images_seen,
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "average": self.average.state_dict(),
-            "augment": self.augment.state_dict(),
-            "variety_loss": self.variety_loss.state_dict(),
-            "generator_optimizer": self.generator_optimizer.state_dict(),
-            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "average": self.average,
+            "augment": self.augment,
+            "variety_loss": self.variety_loss,
+            "generator_optimizer": self.generator_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
         }
 
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `training_state` returned."""
-        for name in ("generator", "discriminator", "average", "augment", "variety_loss"):
-            getattr(self, name).load_state_dict(state[name], strict=True)
-        for name in ("generator_optimizer", "discriminator_optimizer"):
-            getattr(self, name).load_state_dict(state[name])
-        self.images_seen = state["images_seen"]
-        self.state.iteration = state["iteration"]
-        self.state.epoch = state["iteration"] // self.state.epoch_length
-        self.sampler.start = state["iteration"]
+    def training_state(self) -> dict[str, Any]:
+        """All that a run needs to be resumed bit for bit, and ``images_seen``, which earlier versions read."""
+        return {**super().training_state(), "images_seen": self.images_seen}
 
     def _autocast(self) -> torch.autocast:
         return bf16_autocast(self.state.device, self.bf16)
@@ -254,7 +179,7 @@ class StyleGAN2Trainer(Trainer):
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         number = self.state.iteration  # Ignite counts from 1 by now
-        torch.manual_seed(stream_seed(self.seed, STEP, number))
+        self.seed_iteration()
         reals, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         reals = reals.contiguous(memory_format=torch.channels_last)
 
@@ -265,8 +190,7 @@ class StyleGAN2Trainer(Trainer):
         g_loss = self._train_generator(fakes, reals, label, number)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
 
-        self.images_seen += reals.shape[0]
-        self._update_average(reals.shape[0])
+        self._update_average()
         return {
             "reals": reals,
             "fakes": fakes.detach(),
@@ -321,10 +245,10 @@ class StyleGAN2Trainer(Trainer):
         return loss
 
     @torch.no_grad()
-    def _update_average(self, batch_size: int) -> None:
+    def _update_average(self) -> None:
         half_life = self.ema_kimg * 1000.0
         if self.ema_rampup is not None:
             half_life = min(half_life, self.ema_rampup * self.images_seen)
-        weight = 1.0 - 0.5 ** (batch_size / max(half_life, 1e-8))
+        weight = 1.0 - 0.5 ** (self.batch_size / max(half_life, 1e-8))
         for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(value, weight)

@@ -51,7 +51,7 @@ class Distillation:
     Args:
         models: generator and guides.
         new_walk: makes the walks' inferer.
-        trainers: make the trainer of each of `LATENT_GUIDES`, given what only this class knows.
+        new_trainer: makes the trainer of a student, given its name and what only this class knows.
         tracking: makes the handler that records a training, given the name of its run.
         output_dir: gets ``models/latent_*``; meanwhile ``latents/`` holds what is needed to resume.
         n_latents: latents where walks begin.
@@ -65,7 +65,7 @@ class Distillation:
         self,
         models: ModelSet,
         new_walk: NewWalk,
-        trainers: Mapping[str, Callable[..., LatentGuideTrainer]],
+        new_trainer: Callable[..., LatentGuideTrainer],
         tracking: Callable[..., Any],
         output_dir: str,
         n_latents: int,
@@ -75,7 +75,7 @@ class Distillation:
         device: str | torch.device,
     ) -> None:
         self.models, self.new_walk = models, new_walk
-        self.trainers, self.tracking = trainers, tracking
+        self.new_trainer, self.tracking = new_trainer, tracking
         self.output_dir, self.work = Path(output_dir), Path(output_dir) / "latents"
         self.n_latents, self.n_visited, self.rounds = n_latents, n_visited, rounds
         self.seed, self.device = seed, device
@@ -147,7 +147,8 @@ class Distillation:
         network: LatentGuide,
         examine: Callable[[nn.Module], dict[str, Any]],
     ) -> LatentGuideTrainer:
-        return self.trainers[name](
+        return self.new_trainer(
+            name=name,
             infos=self.models.infos,
             dataset=dataset,
             network=network,

@@ -16,13 +16,12 @@ from bundle.networks.weights import load_weights
 from bundle.training.audit_networks import (
     AUDIT_NETWORKS,
     AuditTrainer,
-    PairSampler,
     new_audit_network,
     recognition_of_others,
     verification_loss,
 )
-from bundle.training.handlers import CheckpointError
-from bundle.training.network_trainer import TrainingError
+from bundle.training.checkpoint import CheckpointError
+from bundle.training.errors import TrainingError
 from tests.training.conftest import KillAt, Killed
 
 
@@ -105,27 +104,6 @@ def test_checkpoint_of_other_images_is_refused(
     monkeypatch.setattr(data, "content_sha256", lambda splits: "another")
     with pytest.raises(CheckpointError, match="content_sha256"):
         make_trainer("audit_embedding", data, tmp_path)
-
-
-def test_pairs_are_of_patients_and_nobody_comes_twice_in_a_batch() -> None:
-    patients = [0, 1, 1, 1, 2, 3, 4]
-    sampler = PairSampler(patients, 3, 0)
-    pairs = set()
-    for _, batch in zip(range(200), sampler, strict=False):
-        first, second = [patients[i] for i in batch[:3]], [patients[i] for i in batch[3:]]
-        assert first == second
-        assert len(set(first)) == 3
-        pairs |= set(zip(batch[:3], batch[3:], strict=True))
-    assert {(a, b) for a in (1, 2, 3) for b in (1, 2, 3)} <= pairs
-    assert {(0, 0), (4, 4), (5, 5), (6, 6)} <= pairs
-    again = PairSampler(patients, 3, 0)
-    again.start = 5
-    assert next(iter(again)) == next(batch for number, batch in enumerate(PairSampler(patients, 3, 0)) if number == 5)
-
-
-def test_one_patient_is_too_few() -> None:
-    with pytest.raises(TrainingError, match="at least 2 in train; the dataset has 1"):
-        PairSampler([0, 0], 4, 0)
 
 
 def test_verification_loss_weighs_pairs_of_one_patient_like_all_others() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from torch import Tensor
 
@@ -27,19 +27,18 @@ from bundle.metrics.recognition import (
 )
 from bundle.networks.classifiers import GateClassifier, Guide, NobodyHead
 from bundle.networks.weights import UnsealedError, load_weights
+from bundle.training.checkpoint import CheckpointError
 from bundle.training.classifier_augment import GUIDE_CHANGES
+from bundle.training.errors import TrainingError
 from bundle.training.gradients import DivergedError
 from bundle.training.guide_trainer import (
     ROLES,
     GuideTrainer,
-    ShuffledBatchSampler,
     calibrate_head,
     class_scores,
     new_classifier,
 )
-from bundle.training.handlers import CheckpointError
 from bundle.training.memory import TooLittleMemory
-from bundle.training.network_trainer import TrainingError
 from tests.training.conftest import KillAt, Killed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,19 +250,6 @@ def test_checkpoint_of_other_options_is_refused(data: ImageData, tmp_path: Path)
         make_trainer(data, tmp_path, learning_rate=1e-3)
 
 
-def test_batches_show_every_image_once_in_an_epoch_and_go_on_where_they_stopped() -> None:
-    sampler = ShuffledBatchSampler(10, 5, seed=3)
-    batches = [batch for batch, _ in zip(sampler, range(6), strict=False)]
-    for epoch in range(3):
-        assert sorted(batches[2 * epoch] + batches[2 * epoch + 1]) == list(range(10))
-    assert batches[:2] != batches[2:4]
-    sampler.start = 3
-    assert next(iter(sampler)) == batches[3]
-    assert len(next(iter(ShuffledBatchSampler(3, 8, seed=0)))) == 3
-    with pytest.raises(TrainingError, match="train split"):
-        ShuffledBatchSampler(0, 8, seed=0)
-
-
 def test_classifiers_of_one_set_start_apart_and_the_same_every_time(data: ImageData) -> None:
     one, again, other = (new_classifier("class_guide", data, seed) for seed in (0, 0, 1))
     assert torch.equal(one.head.weight, again.head.weight)
@@ -407,6 +393,15 @@ def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_fo
     before = (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns
     again.run()
     assert (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("modality", "epochs", "rate"), [("xray", 25, 0.002), ("fundus", 60, 0.0003)])
+def test_classifiers_of_diagnoses_train_as_their_modality_says(modality: str, epochs: int, rate: float) -> None:
+    parser = ConfigParser()
+    parser.read_config(ROOT / "configs" / "train_guides.json")
+    parser["data"] = {"_target_": "types.SimpleNamespace", "modality": get_modality(modality)}
+    assert parser.get_parsed_content("class_epochs") == epochs
+    assert parser.get_parsed_content("class_learning_rate") == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(("modality", "folders"), [("xray", ["cxr"]), ("fundus", ["fundus", "fundus_extra"])])

@@ -15,8 +15,8 @@ from bundle.networks.latent_guides import LatentGuide
 from bundle.networks.model_set import ModelSet, load_models
 from bundle.networks.sampling import sample_z
 from bundle.networks.weights import load_weights
+from bundle.training.errors import TrainingError
 from bundle.training.latent_guide_trainer import LabelledLatents, LatentGuideTrainer, ask_guides, draw_latents
-from bundle.training.network_trainer import TrainingError
 from tests.training.conftest import KillAt, Killed
 
 TEACHERS = {"latent_identity": "identity_guide", "latent_class": "class_guide"}

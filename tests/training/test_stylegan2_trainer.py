@@ -8,12 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import monai.bundle
 import pytest
 import torch
@@ -26,12 +25,12 @@ from torch.utils.data import DataLoader
 
 from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.weights import load_weights
-from bundle.training import handlers
+from bundle.training import best_generator, samples
 from bundle.training.augment import AdaptiveAugment
+from bundle.training.checkpoint import CheckpointError
 from bundle.training.gradients import DivergedError
 from bundle.training.losses import lazy_adam
 from bundle.training.stylegan2_trainer import (
-    BalancedBatchSampler,
     StyleGAN2Trainer,
     balanced_loader,
     default_r1_gamma,
@@ -59,41 +58,6 @@ def assert_same_bits(left: Any, right: Any, where: str = "state") -> None:
 
 def test_r1_gamma_heuristic() -> None:
     assert default_r1_gamma(64, 32) == pytest.approx(0.0002 * 64 * 64 / 32)
-
-
-def test_batches_are_balanced_and_depend_on_seed_and_number_alone() -> None:
-    labels = [0] * 50 + [1] * 3 + [2] * 7
-    batches = list(islice(BalancedBatchSampler(labels, 6, seed=1), 40))
-    for batch in batches:
-        assert Counter(labels[i] for i in batch) == {0: 2, 1: 2, 2: 2}
-    late = BalancedBatchSampler(labels, 6, seed=1)
-    late.start = 30
-    assert list(islice(late, 10)) == batches[30:]
-    assert list(islice(BalancedBatchSampler(labels, 6, seed=2), 40)) != batches
-    assert len({i for batch in batches for i in batch if labels[i] == 0}) > 35
-
-
-def test_classes_take_turns_where_the_batch_cannot_be_even() -> None:
-    labels = [0] * 5 + [1] * 5
-    counts = Counter(labels[i] for batch in islice(BalancedBatchSampler(labels, 3, seed=0), 200) for i in batch)
-    # 600 images; the odd one of each batch goes to either class with equal chance, standard error 7.
-    assert abs(counts[0] - 300) < 30
-
-
-def test_further_images_do_not_crowd_out_those_of_their_class() -> None:
-    labels = [0] * 55 + [1] * 10
-    splits = ["extra"] * 50 + ["train"] * 15
-    drawn = [i for batch in islice(BalancedBatchSampler(labels, 4, seed=0, splits=splits), 300) for i in batch]
-    counts = Counter((labels[i], splits[i]) for i in drawn)
-    # 600 images of each class; of class 0 either split has half of them, standard error 12.
-    assert counts[1, "train"] == 600
-    assert abs(counts[0, "extra"] - 300) < 50
-    assert counts[0, "extra"] + counts[0, "train"] == 600
-
-
-def test_no_image_is_an_error_that_names_the_cure() -> None:
-    with pytest.raises(ValueError, match="Check the split"):
-        BalancedBatchSampler([], 4, seed=0)
 
 
 def test_batches_become_plain_tensors() -> None:
@@ -361,12 +325,15 @@ def results(output_dir: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def small_measures() -> Iterator[None]:
     """Measures and pictures of 8 images, without SqueezeNet."""
-    latents = handlers.fixed_latents
+    latents = samples.fixed_latents
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handlers, "squeezenet_features", pooled)
-        patch.setattr(handlers, "lpips_model", lambda squeezenet_file: None)
-        patch.setattr(handlers, "mean_pairwise", lambda images, model, device: float(images.flatten(1).var(0).mean()))
-        patch.setattr(handlers, "fixed_latents", lambda n, *arguments: latents(8, *arguments))
+        patch.setattr(best_generator, "squeezenet_features", pooled)
+        patch.setattr(best_generator, "lpips_model", lambda squeezenet_file: None)
+        patch.setattr(
+            best_generator, "mean_pairwise", lambda images, model, device: float(images.flatten(1).var(0).mean())
+        )
+        for module in (best_generator, samples):
+            patch.setattr(module, "fixed_latents", lambda n, *arguments: latents(8, *arguments))
         yield
 
 
@@ -397,6 +364,40 @@ def test_configuration_trains(whole_run: Path) -> None:
     assert set(info["scores"]) == {"kid_val", "frechet_val", "features", "spread"}
     assert str(whole_run) not in str(info)
     assert [path.name for path in (whole_run / "samples").iterdir()] == ["kimg_000000.png"]
+
+
+def test_checkpoint_and_record_name_the_options(whole_run: Path, kind: dict[str, str]) -> None:
+    """By the names that earlier versions wrote: a run of theirs is resumed."""
+    given = {"resolution": 32, "batch_size": 2, "seed": 3, "init_from": None}
+    defaults = {"learning_rate": 0.0015, "variety": 4.0, "ema_kimg": 3.0}
+    augment = {"augment": "adaptive", "augment_p": 0.3, "augment_target": 0.6, "augment_kimg": 100.0}
+    of_kind: dict[str, Any] = {
+        "projected": {
+            "discriminator": "ProjectedDiscriminator",
+            "discriminator_learning_rate": 0.0005,
+            "r1_gamma": 0.0,
+        },
+        "residual": {
+            "discriminator": "Discriminator",
+            "discriminator_learning_rate": 0.0015,
+            "r1_gamma": default_r1_gamma(32, 2),
+        },
+    }[kind["discriminator"]]
+    wanted = {**given, **defaults, **augment, **of_kind}
+    content = torch.load(whole_run / "checkpoints" / "gan.pt", weights_only=True)
+    split_sha256 = load_weights(whole_run / "models" / "generator.pt")[1]["split_sha256"]
+    assert content["settings"] == {**wanted, "amp": True, "split_sha256": split_sha256}
+    assert content["trainer"].keys() == {
+        *("iteration", "images_seen", "generator", "discriminator", "average", "augment", "variety_loss"),
+        *("generator_optimizer", "discriminator_optimizer"),
+    }
+    client = mlflow.MlflowClient(f"sqlite:///{whole_run.parent / 'mlruns.db'}")
+    experiment = client.get_experiment_by_name("train_gan")
+    assert experiment is not None
+    recorded = client.search_runs([experiment.experiment_id], order_by=["start_time"])[0].data.params
+    assert recorded.pop("dataset_dir")
+    length = {"total_kimg": 0.012, "max_epochs": 3, "epoch_length": 2}  # MONAI's handler adds the last two
+    assert recorded == {name: str(value) for name, value in {**wanted, **length, "calibrate": True}.items()}
 
 
 def test_stopped_run_says_so_and_goes_on_to_the_same_bits(
@@ -489,7 +490,7 @@ def test_other_options_are_refused_by_name(whole_run: Path, tiny_dataset: Path, 
     cause: BaseException = caught.value
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    assert isinstance(cause, handlers.CheckpointError)
+    assert isinstance(cause, CheckpointError)
     assert "was trained with ema_kimg = 3.0, now it is 0.5. Give the old value to go on" in str(cause)
     assert_same_bits(results(whole_run), before)
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite handlers of the GAN's training: checkpoint and resume, progress, sample grids, distances, best weights."""
+"""Which of the generators that a GAN's training passes through is kept."""
 
 from __future__ import annotations
 
@@ -8,249 +8,28 @@ import copy
 import json
 import logging
 import os
-import signal
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from bundle.figures import image_grid, save_png
-from bundle.files import load_tensors, save_tensors, sha256_file, sweep_temporary
-from bundle.lock import run_lock
+from bundle.files import sha256_file, sweep_temporary
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise
-from bundle.networks.sampling import sample_images, sample_z
+from bundle.networks.sampling import sample_images
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import UnsealedError, WeightsError, half_state, load_weights, save_weights
+from bundle.training.core import every_kimg
+from bundle.training.samples import fixed_latents
 from bundle.training.spread import calibrate_spread
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 
-__all__ = [
-    "BestGenerator",
-    "CheckpointError",
-    "GanProgress",
-    "SampleGrid",
-    "TrainingCheckpoint",
-    "differences",
-    "fixed_latents",
-]
+__all__ = ["BestGenerator"]
 
 logger = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be gone on from with these options."""
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns what differs between two trainings' settings, each by its name with both values."""
-    return [
-        f"{name} = {old.get(name)!r}, now it is {new.get(name)!r}"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-
-
-class TrainingCheckpoint:
-    """Saves all that a run needs to go on, and goes on from it.
-
-    Loading happens when the handler is attached, so an engine knows where it stands before it runs. Ctrl-C and SIGTERM
-    end the run after the iteration at hand, with a checkpoint; anything harder costs the iterations since the last one.
-
-    Args:
-        path: the file; replaced as a whole.
-        settings: options that must be the same when the run goes on, by name.
-        parts: what to save, by name: objects with ``training_state()`` and ``load_training_state(state)``.
-        interval: iterations between two checkpoints.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any], parts: dict[str, Any], interval: int):
-        self.path = Path(path)
-        self.settings = settings
-        self.parts = parts
-        self.interval = interval
-        self._signal: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def attach(self, engine: Engine) -> None:
-        """Loads the checkpoint, if there is one, and registers the events that write it.
-
-        Raises:
-            CheckpointError: it belongs to a run with other options, or is damaged.
-        """
-        sweep_temporary(self.path.parent)
-        if self.path.exists():
-            self._load()
-        engine.add_event_handler(Events.STARTED, self._catch_signals)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._on_iteration)
-        engine.add_event_handler(Events.COMPLETED, self._on_completed)
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Keeps other runs away from the checkpoint.
-
-        Raises:
-            InUseError: another run has it.
-        """
-        return run_lock(self.path.parent, self.path.with_suffix(".lock"))
-
-    def save(self) -> None:
-        """Writes the checkpoint."""
-        content = {"settings": self.settings}
-        content.update({name: part.training_state() for name, part in self.parts.items()})
-        save_tensors(self.path, content)
-
-    def _load(self) -> None:
-        try:
-            if not self.path.is_file():  # a pipe would be waited for without end
-                raise OSError(f"{self.path} is not a file")
-            content = load_tensors(self.path)
-            settings = dict(content["settings"])
-        except Exception as error:  # whatever a damaged file makes the unpickler raise
-            raise CheckpointError(
-                f"{self.path} is not a readable checkpoint. Move it away to train from the start."
-            ) from error
-        changed = differences(settings, self.settings)
-        if changed:
-            raise CheckpointError(
-                f"{self.path} was trained with {'; '.join(changed)}. Give the old value{'s'[: len(changed) - 1]} to go "
-                f"on, or another output_dir to start anew."
-            )
-        try:
-            for name, part in self.parts.items():
-                part.load_training_state(content[name])
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, WeightsError):
-                raise
-            raise CheckpointError(
-                f"{self.path} does not hold the state of this training: it is damaged, or of another version of the "
-                f"bundle. Move it away to train from the start."
-            ) from error
-
-    def _catch_signals(self, engine: Engine) -> None:
-        def remember(number: int, frame: FrameType | None) -> None:
-            self._signal = number
-            signal.signal(number, self._previous[number])  # a second one acts at once
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, remember)
-            except ValueError:  # not in the main thread: signals are somebody else's there
-                return
-
-    def _on_iteration(self, engine: Engine) -> None:
-        if self._signal is not None:
-            self.save()
-            self._restore_signals()
-            print(
-                f"\nStopped at iteration {engine.state.iteration}, saved {self.path}; the same command goes on.",
-                file=sys.stderr,
-            )
-            raise SystemExit(128 + self._signal)
-        if engine.state.iteration % self.interval == 0:
-            self.save()
-
-    def _on_completed(self, engine: Engine) -> None:
-        self.save()
-        self._restore_signals()
-
-    def _restore_signals(self) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-        self._previous.clear()
-
-
-class GanProgress:
-    """Progress bar over the images of the whole run: images/s, time left, losses and the augmentation's p."""
-
-    def attach(self, engine: Engine) -> None:
-        """Registers the events that open, advance and close the bar."""
-        engine.add_event_handler(Events.STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
-
-    def _open(self, engine: StyleGAN2Trainer) -> None:
-        batch = engine.sampler.batch_size
-        total = engine.state.max_epochs * engine.state.epoch_length * batch
-        self._bar = tqdm(
-            total=total,
-            initial=engine.state.iteration * batch,
-            unit="image",
-            unit_scale=True,
-            desc="training the GAN",
-            mininterval=0.5 if sys.stderr.isatty() else 60.0,
-            dynamic_ncols=True,
-        )
-
-    def _advance(self, engine: StyleGAN2Trainer) -> None:
-        output: dict[str, Any] = engine.state.output
-        self._bar.set_postfix({name: f"{output[name]:.2f}" for name in ("g_loss", "d_loss", "p", "r_t")}, refresh=False)
-        self._bar.update(output["reals"].shape[0])
-
-
-def fixed_latents(n: int, z_dim: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Latents z [n, z_dim] ~ N(0, I) and labels [n], the classes in turn, that depend on the arguments alone."""
-    return sample_z(range(n), z_dim, seed), torch.arange(n) % num_classes
-
-
-class SampleGrid:
-    """Draws the averaged generator's images of fixed latents, one row of each class.
-
-    Args:
-        folder: gets ``kimg_NNNNNN.png``.
-        interval_kimg: thousands of images between two pictures.
-        class_names: name of each label.
-        seed: of the latents.
-        n: images in a row.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        interval_kimg: float,
-        class_names: Sequence[str],
-        seed: int = 0,
-        n: int = 16,
-    ) -> None:
-        self.folder = Path(folder)
-        self.interval_kimg = interval_kimg
-        self.class_names = tuple(class_names)
-        self.seed = seed
-        self.n = n
-
-    def attach(self, engine: Engine) -> None:
-        """Registers the pictures every ``interval_kimg`` and at the end."""
-        every_kimg(engine, self.interval_kimg, self.draw)
-
-    def draw(self, engine: StyleGAN2Trainer) -> None:
-        """Writes one picture."""
-        generator = engine.average
-        classes = len(self.class_names)
-        images = sample_images(generator, *fixed_latents(self.n * classes, generator.z_dim, classes, self.seed))
-        path = self.folder / f"kimg_{engine.images_seen // 1000:06d}.png"
-        rows = torch.cat([images[label::classes] for label in range(classes)])
-        save_png(image_grid(rows, len(rows) // classes, self.class_names), path)
-        engine.state.last_sample_grid = str(path)  # where a tracking handler finds the picture
-
-
-def every_kimg(engine: Engine, interval_kimg: float, function: Any) -> None:
-    """Calls ``function(engine)`` whenever another ``interval_kimg`` thousand images are done, and at the end."""
-
-    def on_iteration(engine: StyleGAN2Trainer) -> None:
-        batch = engine.state.output["reals"].shape[0]
-        interval = interval_kimg * 1000.0
-        if engine.images_seen // interval > (engine.images_seen - batch) // interval or engine.is_finished:
-            function(engine)
-
-    engine.add_event_handler(Events.ITERATION_COMPLETED, on_iteration)
 
 
 class BestGenerator:
@@ -269,7 +48,6 @@ class BestGenerator:
         info: what the weights' JSON says of the data.
         interval_kimg: thousands of images between two measurements.
         n_samples: images generated for one.
-        seed: of their latents.
         squeezenet_file: the feature network's weights; None lets torchvision find them.
         calibrate: False leaves the spread of the latents as it is.
     """
@@ -282,7 +60,6 @@ class BestGenerator:
         info: dict[str, Any],
         interval_kimg: float,
         n_samples: int = 512,
-        seed: int = 0,
         squeezenet_file: str | os.PathLike[str] | None = None,
         calibrate: bool = True,
     ) -> None:
@@ -292,7 +69,6 @@ class BestGenerator:
         self.info = info
         self.interval_kimg = interval_kimg
         self.n_samples = n_samples
-        self.seed = seed
         self.squeezenet_file = squeezenet_file
         self.calibrate = calibrate
         self.best_kid: float | None = None
@@ -302,7 +78,7 @@ class BestGenerator:
         self._unavailable = False
         self._kept: dict[str, Any] | None = None
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: StyleGAN2Trainer) -> None:
         """Registers a measurement every ``interval_kimg`` and at the end."""
         sweep_temporary(self.models_dir)
         every_kimg(engine, self.interval_kimg, self.measure)
@@ -316,7 +92,7 @@ class BestGenerator:
         self.best_kid, self.history, self._kept = state["best_kid"], state["history"], state.get("kept")
 
     def restore(self, engine: StyleGAN2Trainer) -> bool:
-        """Writes weights again that a run which goes on, or is finished, has kept, if they are absent or damaged.
+        """Writes the weights that this run has kept once more, if they are absent from the folder or damaged.
 
         Weights of another run are neither taken for these nor overwritten.
 
@@ -399,7 +175,7 @@ class BestGenerator:
     def _measure(self, engine: StyleGAN2Trainer) -> None:
         generator = copy.deepcopy(engine.average)
         if self.calibrate:
-            self._calibrate(generator, engine.state.device)
+            self._calibrate(engine, generator)
         scores = self._distances(engine, generator)
         self.history.append({"kimg": engine.images_seen / 1000.0, **scores})
         engine.state.metrics.update(scores)
@@ -409,11 +185,11 @@ class BestGenerator:
             spread = [round(float(value), 3) for value in generator.mapping.spread]
             self._save(engine, generator, {**scores, "features": FEATURES, "spread": spread})
 
-    def _calibrate(self, generator: Generator, device: torch.device) -> None:
+    def _calibrate(self, engine: StyleGAN2Trainer, generator: Generator) -> None:
         model = lpips_model(self.squeezenet_file)
 
         def measure(images: Tensor) -> float:
-            return mean_pairwise(images, model, device)
+            return mean_pairwise(images, model, engine.state.device)
 
         if self._variety is None:
             classes: list[list[Tensor]] = [[] for _ in range(generator.num_classes)]
@@ -421,13 +197,13 @@ class BestGenerator:
                 item = self.train[index]
                 classes[int(item["label"])].append(torch.as_tensor(item["image"]))
             self._variety = [measure(torch.stack(images)) for images in classes]
-        calibrate_spread(generator, self._variety, measure, seed=self.seed)
+        calibrate_spread(generator, self._variety, measure, seed=engine.own_seed)
 
     def _distances(self, engine: StyleGAN2Trainer, generator: Generator) -> dict[str, float]:
         device = engine.state.device
         if self._features is None:
             self._features = squeezenet_features(self.reals, self.squeezenet_file, device=device)
-        latents = fixed_latents(self.n_samples, generator.z_dim, generator.num_classes, self.seed + 1)
+        latents = fixed_latents(self.n_samples, generator.z_dim, generator.num_classes, engine.own_seed + 1)
         features = squeezenet_features(sample_images(generator, *latents), self.squeezenet_file, device=device)
         return {
             "kid_val": kid(features, self._features),

@@ -1,0 +1,88 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a GAN's training in one place, and the trainer that follows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from bundle.data import Modality
+from bundle.networks.projected import ProjectedDiscriminator
+from bundle.networks.stylegan2 import Discriminator, Generator
+from bundle.training.augment import AdaptiveAugment
+from bundle.training.stylegan2_trainer import StyleGAN2Trainer, balanced_loader
+
+__all__ = ["GanSettings", "new_gan_trainer"]
+
+
+@dataclass(frozen=True)
+class GanSettings:
+    """What a GAN's training depends on: recorded with the run, and the same when the run is resumed.
+
+    Attributes that are not described here are arguments of `StyleGAN2Trainer`, or, without their ``augment_``, of
+    `AdaptiveAugment`.
+
+    Attributes:
+        resolution: of the images in pixels.
+        batch_size: images in a batch.
+        discriminator: name of the discriminator's class.
+        variety: as for `StyleGAN2Trainer`; takes effect with a projected discriminator alone.
+        init_from: the ``generator.pt`` that the training starts from; None for random weights.
+        augment: "adaptive" lets the augmentation's p adapt, "fixed" keeps it.
+    """
+
+    resolution: int
+    batch_size: int
+    seed: int
+    discriminator: str
+    learning_rate: float
+    discriminator_learning_rate: float
+    r1_gamma: float
+    variety: float
+    ema_kimg: float
+    init_from: str | None
+    augment: str
+    augment_p: float
+    augment_target: float
+    augment_kimg: float
+
+
+def new_gan_trainer(
+    settings: GanSettings,
+    modality: Modality,
+    dataset: Dataset[dict[str, Any]],
+    networks: tuple[Generator, Discriminator | ProjectedDiscriminator],
+    **options: Any,
+) -> StyleGAN2Trainer:
+    """Builds the trainer of a GAN.
+
+    Args:
+        settings: of the training.
+        modality: of the images.
+        dataset: what is trained on, see `balanced_loader`.
+        networks: generator and discriminator, trained in place.
+        **options: further arguments of `StyleGAN2Trainer`: device, max_epochs and epoch_length at least.
+    """
+    generator, discriminator = networks
+    return StyleGAN2Trainer(
+        train_data_loader=balanced_loader(dataset, settings.batch_size, settings.seed),
+        generator=generator,
+        discriminator=discriminator,
+        augment=AdaptiveAugment(
+            p=settings.augment_p,
+            target=settings.augment_target if settings.augment == "adaptive" else None,
+            kimg=settings.augment_kimg,
+            colour=not modality.has_one_histogram,
+        ),
+        learning_rate=settings.learning_rate,
+        discriminator_learning_rate=settings.discriminator_learning_rate,
+        r1_gamma=settings.r1_gamma,
+        variety=settings.variety if isinstance(discriminator, ProjectedDiscriminator) else 0.0,
+        ema_kimg=settings.ema_kimg,
+        ema_rampup=0.05 if settings.init_from is None else None,
+        seed=settings.seed,
+        **options,
+    )
