@@ -17,6 +17,8 @@ __all__ = ["VarietyLoss", "class_variance"]
 
 # Share of a batch in the running means: they reach over some fifty batches.
 RATE = 0.02
+# In place of a variance of 0, which reals of a class have where a batch shows one of them several times.
+LEAST_VARIANCE = 1e-12
 
 
 def class_variance(features: list[Tensor], members: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class VarietyLoss(nn.Module):
     def share(self) -> float:
         """Variance of the fakes as a share of that of the reals, mean over maps and the classes seen; 1 before any."""
         seen = self.weight > 0
-        return float((self.fake[seen] / self.real[seen]).mean()) if bool(seen.any()) else 1.0
+        return float((self.fake[seen] / self.real[seen].clamp_min(LEAST_VARIANCE)).mean()) if bool(seen.any()) else 1.0
 
     def forward(self, fakes: list[Tensor], reals: list[Tensor], label: Tensor) -> Tensor:
         """Returns the loss, a scalar, and lets the running means take the batch in.
@@ -83,7 +85,8 @@ class VarietyLoss(nn.Module):
                 self.weight[value] += RATE * (1.0 - self.weight[value])
                 self.fake[value].lerp_(fake, RATE)
                 self.real[value].lerp_(class_variance(reals, members), RATE)
-                real = self.real[value] / self.weight[value]
-                gap = (1.0 - self.fake[value] / self.real[value]).clamp_min(0.0)
+                mean = self.real[value].clamp_min(LEAST_VARIANCE)
+                real = mean / self.weight[value]
+                gap = (1.0 - self.fake[value] / mean).clamp_min(0.0)
             loss = loss + (gap * (1.0 - fake / real)).sum()
         return loss

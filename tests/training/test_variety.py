@@ -101,3 +101,14 @@ def test_state_holds_the_means() -> None:
     second.load_state_dict(first.state_dict(), strict=True)
     batch = maps(0.2, seed=2), maps(0.4, seed=3), LABEL
     assert torch.equal(first(*batch), second(*batch))
+
+
+def test_the_same_real_image_several_times_is_no_division_by_zero() -> None:
+    loss = VarietyLoss(2, 2)
+    same = [values[:1].expand_as(values) for values in maps(0.4)]
+    fakes = [values.requires_grad_(True) for values in maps(0.1, seed=1)]
+    value = loss(fakes, same, LABEL)
+    gradients = torch.autograd.grad(value, fakes)
+    assert float(value) == 0.0
+    assert all(bool((gradient == 0.0).all()) for gradient in gradients)
+    assert loss.share > 1.0
