@@ -12,15 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.evaluation import walkers
+from bundle.evaluation.walk_costs import compared_walks, cost, shortened
 from bundle.evaluation.walk_quality import difference, path_figure, quality_table, student_figures
-from bundle.evaluation.walkers import Clock, Judged, Walk, Walker, cost
+from bundle.evaluation.walkers import Clock, Judged, Walk, Walker
 from bundle.gate.gate import GateDecision
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import save_weights
 from bundle.walk import trajectories
 from bundle.walk.objective import BalancedObjective
 from scripts.tools import benchmark
-from scripts.tools.benchmark import compared_walks, main, peak_memory, shortened
+from scripts.tools.benchmark import main, peak_memory
 
 
 @pytest.fixture

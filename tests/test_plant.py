@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bundle.auditing.planting import plant
 from bundle.data import ImageData, open_dataset
 from scripts.tools import plant as planting
 from scripts.tools import subset
-from scripts.tools.plant import plant
 
 
 @pytest.fixture

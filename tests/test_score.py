@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bundle.data import ImageData, Modality, open_dataset
+from bundle.data.subset import write_subset
 from bundle.evaluation.score import equal_draws, score_models
 from bundle.networks.model_set import ModelSet
 from bundle.networks.stylegan2 import Generator
-from scripts.tools.subset import write_subset
 
 
 class Replay(nn.Module):

@@ -23,7 +23,7 @@ from bundle.walk.inferer import PlanWalkInferer
 from bundle.walk.objective import Objective, PublishedObjective
 from bundle.walk.path import WalkSettings
 
-__all__ = ["Clock", "Judged", "Walk", "Walker", "cost", "published_walk", "straight_lines"]
+__all__ = ["Clock", "Judged", "Walk", "Walker", "published_walk", "straight_lines"]
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,3 @@ class Walker:
                 self.judged.w[label].append(w)
                 self.judged.pixels[label].append(pixels)
                 self.judged.verdicts[label].append(verdict)
-
-
-def cost(judged: Judged) -> tuple[float, float]:
-    """CPU and wall seconds for a released image: walk, synthesis and gate, of the points that did not pass as well."""
-    released = sum(int(verdict.passed.sum()) for parts in judged.verdicts for verdict in parts)
-    if not released:
-        return float("nan"), float("nan")
-    return (
-        (judged.walking.cpu + judged.judging.cpu) / released,
-        (judged.walking.wall + judged.judging.wall) / released,
-    )

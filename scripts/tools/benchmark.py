@@ -11,9 +11,6 @@ them alike.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -21,21 +18,21 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from bundle.allocator import keep_freed_memory
 from bundle.cohort.settings import generation_networks
 from bundle.command_line import plain_errors
 from bundle.data import get_modality
+from bundle.evaluation.walk_costs import WALKS, compared_walks, cost_table, shortened
 from bundle.evaluation.walk_quality import ReferenceImages, quality, quality_table, student_figures
-from bundle.evaluation.walkers import Walk, Walker, cost, published_walk, straight_lines
+from bundle.evaluation.walkers import Walker
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
 from bundle.files import write_json
 from bundle.gate.gate import open_gate
 from bundle.latent.prior import LatentPrior
-from bundle.markup import markdown_table, three_digits
+from bundle.markup import markdown_table
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.model_set import load_models
 from bundle.networks.training_data import open_training_data
@@ -44,35 +41,18 @@ from bundle.training.seeds import stream_seed
 from bundle.walk.distillation import TRIAL
 from bundle.walk.guides import ImageGuides
 from bundle.walk.inferer import PlanWalkInferer
-from bundle.walk.objective import BalancedObjective, PublishedObjective
-from bundle.walk.path import PUBLISHED_SETTINGS, WalkSettings
+from bundle.walk.objective import BalancedObjective
 from bundle.walk.trajectories import agreement
+from scripts.tools import machine
 
-__all__ = ["WALKS", "compared_walks", "cost_table", "main", "measure_memory", "peak_memory"]
+__all__ = ["main", "measure_memory", "peak_memory"]
 
-# Cohorts over which the distillation is spread.
-COHORTS = (100, 1000, 10_000)
 # Pairs of end points that an arm takes in its turn.
 TURN = 16
 # Sets of walks on which students and guides are compared.
 TRIALS = 5
 # Weights of the objective that a modality may set, as `generate` takes them.
 WEIGHTS = ("lambda_class", "lambda_prior")
-#: Names of the walks that are compared.
-WALKS = ("linear", "published", "image", "latent")
-
-
-def compared_walks(objective: BalancedObjective) -> dict[str, Walk]:
-    """Returns each of `WALKS`, PLAN's on this objective."""
-    latent = Walk("latent guides", objective, WalkSettings(), "latent")
-    image = dataclasses.replace(latent, title="batched, image space", guides="image")
-    published = published_walk(PublishedObjective(), PUBLISHED_SETTINGS)
-    return {"linear": straight_lines(latent), "published": published, "image": image, "latent": latent}
-
-
-def shortened(walk: Walk, steps: int) -> Walk:
-    """Returns the walk with at most so many steps."""
-    return dataclasses.replace(walk, settings=dataclasses.replace(walk.settings, steps=min(steps, walk.settings.steps)))
 
 
 def peak_memory(walk: str, models_dir: str, n_points: int) -> float:
@@ -93,34 +73,6 @@ def measure_memory(walk: str, models_dir: str, n_points: int) -> float:
     if status.exists():  # the kernel's other estimate, getrusage's, begins with what the parent process held
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
-
-
-def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillation: float) -> list[tuple[str, ...]]:
-    """Rows of what a released image costs by each walk; the first row names the columns."""
-    judged = [walker.judged for walker in walkers.values()]
-    points = sum(verdict.passed.numel() for one in judged for parts in one.verdicts for verdict in parts)
-    unit = sum(one.judging.cpu for one in judged) / points
-    costs = {name: cost(walker.judged) for name, walker in walkers.items()}
-    spread = [f"with distillation, over {n}" for n in COHORTS]
-    rows = [("walk", "paths", "steps", "CPU s", "wall s", "units", "times cheaper", "peak MiB", *spread)]
-    for name, walker in walkers.items():
-        cpu, wall = costs[name]
-        steps = walker.judged.steps
-        extra = [cpu + distillation / n if name == "latent" else cpu for n in COHORTS]
-        rows.append(
-            (
-                walker.way.title,
-                str(len(steps)),
-                f"{sum(steps) / len(steps):.0f}",
-                three_digits(cpu),
-                three_digits(wall),
-                three_digits(cpu / unit),
-                f"{costs['published'][0] / cpu:.0f}" if "published" in costs else "",
-                f"{memory[name]:.0f}",
-                *map(three_digits, extra),
-            )
-        )
-    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,12 +145,8 @@ def run(options: argparse.Namespace) -> None:
         walkers[name].walk(pairs, label)
     memory = {name: peak_memory(name, options.models_dir, options.n_points) for name in WALKS}
     costs = cost_table(walkers, memory, models.infos["latent_identity"]["cpu_seconds"])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    head = (
-        f"{models.generator.arguments['resolution']} px, {options.n_points} points a path, seed {options.seed}; "
-        f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
-        f"{torch.backends.cpu.get_cpu_capability()}"
-    )
+    resolution = models.generator.arguments["resolution"]
+    head = f"{resolution} px, {options.n_points} points a path, seed {options.seed}; {machine()}"
     print(f"\n{head}\n\nFor a released image:\n{markdown_table(costs)}", flush=True)
     networks = models.networks
     guides = ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], amp=False)

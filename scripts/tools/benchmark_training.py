@@ -10,64 +10,30 @@ does meets all of them alike.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from ignite.engine import Events
 from monai.data import Dataset
-from torch import Tensor, nn
+from torch import nn
 
+from bundle.markup import markdown_table
 from bundle.networks.projected import ProjectedDiscriminator
-from bundle.networks.stylegan2 import RESOLUTIONS, Discriminator, Generator, ModulatedConv2d
+from bundle.networks.stylegan2 import RESOLUTIONS, Discriminator, Generator
+from bundle.networks.stylegan2.grouped import with_grouped_convolutions
 from bundle.training.augment import AdaptiveAugment
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer, balanced_loader, default_r1_gamma
+from scripts.tools import machine
 
-__all__ = ["GroupedModulatedConv2d", "Speed", "main", "measure", "table"]
+__all__ = ["Speed", "main", "measure", "table"]
 
 # Of the shipped configuration: one iteration in so many evaluates R1.
 R1_INTERVAL = 16
 PLAIN_ITERATIONS = 2
 CLASSES = 2
-
-
-class GroupedModulatedConv2d(ModulatedConv2d):
-    """`ModulatedConv2d` as the paper writes it: one set of weights for each sample, applied as groups."""
-
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """See `ModulatedConv2d.forward`."""
-        batch, channels, height, width = x.shape
-        weight = self.weight * self.weight_gain * style.to(self.weight.dtype).view(batch, 1, channels, 1, 1)
-        if self.demodulate:
-            weight = weight * (weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8).rsqrt()
-        weight = weight.to(x.dtype)
-        x = x.reshape(1, batch * channels, height, width)
-        if self.up:
-            x = F.conv_transpose2d(x, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=batch)
-        else:
-            x = F.conv2d(x, weight.flatten(0, 1), padding=self.padding, groups=batch)
-        x = x.view(batch, -1, *x.shape[2:])
-        if not self.up:
-            return x
-        kernel = (self.kernel * 4.0).to(x.dtype).expand(x.shape[1], 1, 4, 4)
-        return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
-
-
-def with_grouped_convolutions(generator: Generator) -> Generator:
-    """Gives a generator `GroupedModulatedConv2d` in place of its modulated convolutions, in place."""
-    for module in generator.modules():
-        for name, child in module.named_children():
-            if isinstance(child, ModulatedConv2d):
-                out_channels, in_channels, size, _ = child.weight.shape
-                grouped = GroupedModulatedConv2d(in_channels, out_channels, size, child.up, child.demodulate)
-                grouped.load_state_dict(child.state_dict())
-                setattr(module, name, grouped)
-    return generator
 
 
 def _as_it_is(generator: Generator) -> Generator:
@@ -200,7 +166,7 @@ def table(speeds: dict[str, list[Speed]]) -> str:
         speeds: as `measure` returns them.
 
     Returns:
-        Lines of plain text.
+        In Markdown.
     """
     first = next(iter(speeds.values()))
     rows = [("variant", "images/s", "CPU-ms/image", "speed-up of the first", "in CPU time")]
@@ -214,8 +180,7 @@ def table(speeds: dict[str, list[Speed]]) -> str:
                 f"{statistics.median(b.cpu / a.cpu for a, b in zip(first, rounds, strict=True)):.2f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return markdown_table(rows)
 
 
 def _spread(values: Iterable[float]) -> str:
@@ -245,13 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{name} must be at least 1, not {getattr(options, name)}.")
 
     speeds = measure(options.resolution, options.batch_size, options.rounds)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     generator, discriminator = Generator(options.resolution), Discriminator(options.resolution)
     print(
         f"{options.resolution} px, batches of {options.batch_size}, {options.rounds} rounds: median (least-most)\n"
         f"generator {_parameters(generator)}, discriminator {_parameters(discriminator)} parameters\n"
-        f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
-        f"{torch.backends.cpu.get_cpu_capability()}\n"
+        f"{machine()}\n"
     )
     print(table(speeds))
 
