@@ -27,28 +27,16 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser, ConfigWorkflow, run_workflow
 
 import bundle.data
-from bundle.cohort.ledger import CohortError
+from bundle.cohort.ledger import CohortError as CohortError
 from bundle.command_line import own_error
 from bundle.commands import COMMANDS
-from bundle.data import DataError
+from bundle.data import DataError as DataError
 from bundle.networks.model_set import ModelSet
-from bundle.networks.weights import WeightsError
+from bundle.networks.weights import WeightsError as WeightsError
 from bundle.options import INTERNAL, OptionError, validate
 from bundle.results import STATUS, AuditResult, DataCheck, GeneratedCohort
 
-__all__ = [
-    "AuditResult",
-    "CohortError",
-    "DataCheck",
-    "DataError",
-    "GeneratedCohort",
-    "OptionError",
-    "WeightsError",
-    "audit",
-    "check_data",
-    "generate",
-    "load_models",
-]
+__all__ = ["audit", "check_data", "generate", "load_models"]
 
 Configs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Function = TypeVar("Function", bound=Callable[..., Any])
