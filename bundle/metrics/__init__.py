@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Distances and statistics between sets of images."""
+"""Metrics of images and sets of images: KID, Fréchet distance, LPIPS, copy detection, identity recognition."""

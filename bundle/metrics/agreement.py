@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How well two lists of grades agree."""
+"""Agreement of two lists of ordinal grades."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def quadratic_kappa(truth: ArrayLike, given: ArrayLike, num_classes: int) -> flo
     """Computes Cohen's kappa with quadratic weights (Cohen, Psychological Bulletin 70, 1968).
 
     Args:
-        truth: grades [N], 0 to ``num_classes`` - 1.
-        given: grades [N] that somebody else gave.
+        truth: reference grades [N], 0 to ``num_classes`` - 1.
+        given: predicted grades [N], in the same range.
         num_classes: number of grades.
 
     Returns:
-        1 for equal lists, 0 for no more agreement than by chance; NaN where all grades of both lists are one.
+        Kappa: 1 for equal lists, 0 for chance agreement, NaN if both lists consist of one and the same grade.
     """
     grades = np.concatenate([np.asarray(truth), np.asarray(given)])
     if len(np.unique(grades)) < 2:

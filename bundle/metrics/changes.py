@@ -1,9 +1,8 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What may happen to a copy of an image, as fixed changes that can be repeated.
+"""Deterministic image alterations, used to disguise copies of images and to test how robust recognition is.
 
-Every function maps images [N, C, H, W] in [-1, 1] to images of the same shape, the same way every time. Brightness may
-leave [-1, 1]: clamp the result.
+Every function maps images [N, C, H, W] in [-1, 1] to images of the same shape. Results may leave [-1, 1]: clamp them.
 """
 
 from __future__ import annotations
@@ -34,30 +33,33 @@ __all__ = [
 
 
 def affine(images: Tensor, rows: list[list[float]]) -> Tensor:
-    """Moves images [N, C, H, W] by the matrix from output to input coordinates in [-1, 1]; the border is drawn out."""
+    """Applies an affine map, given as a 2 x 3 matrix from output to input coordinates in [-1, 1], with border padding.
+
+    Pixels that come from outside the image take the value of the nearest border pixel.
+    """
     matrix = torch.tensor([rows], dtype=images.dtype, device=images.device).expand(len(images), 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def rotate(images: Tensor, degrees: float) -> Tensor:
-    """Rotates images by ``degrees``."""
+    """Rotates images about their centre by an angle in degrees."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return affine(images, [[cos, -sin, 0.0], [sin, cos, 0.0]])
 
 
 def shift(images: Tensor, right: float, down: float) -> Tensor:
-    """Shifts images by shares of their side."""
+    """Translates images to the right and down by fractions of their side."""
     return affine(images, [[1.0, 0.0, -2.0 * right], [0.0, 1.0, -2.0 * down]])
 
 
 def resize(images: Tensor, factor: float) -> Tensor:
-    """Enlarges images by ``factor`` about their middle, or reduces them where it is below 1; the size stays."""
+    """Zooms images about their centre by ``factor`` (above 1 enlarges); the image size does not change."""
     return affine(images, [[1.0 / factor, 0.0, 0.0], [0.0, 1.0 / factor, 0.0]])
 
 
 def perspective(images: Tensor, share: float) -> Tensor:
-    """Narrows the upper edge of images by ``share`` of the width at either end."""
+    """Moves both upper corners of images inwards by a fraction of the width, as in a perspective view."""
     height, width = images.shape[-2:]
     corners = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
     inset = round(share * width)
@@ -66,8 +68,8 @@ def perspective(images: Tensor, share: float) -> Tensor:
 
 
 def elastic(images: Tensor, share: float) -> Tensor:
-    """Bends images by waves whose amplitude is ``share`` of the side."""
-    # Waves of fixed phase, the displacement a share of the side: the same change at every resolution.
+    """Displaces pixels along sine waves whose amplitude is the fraction ``share`` of the side."""
+    # Fixed phases and an amplitude relative to the side give the same alteration at every resolution.
     height, width = images.shape[-2:]
     y = torch.linspace(0.0, 1.0, height, device=images.device).view(height, 1).expand(height, width)
     x = torch.linspace(0.0, 1.0, width, device=images.device).view(1, width).expand(height, width)
@@ -78,38 +80,38 @@ def elastic(images: Tensor, share: float) -> Tensor:
 
 
 def gamma(images: Tensor, exponent: float) -> Tensor:
-    """Raises brightness, taken from 0 to 1, to the power of ``exponent``."""
+    """Applies gamma correction: brightness, scaled to [0, 1], is raised to the power ``exponent``."""
     return ((images + 1.0) / 2.0) ** exponent * 2.0 - 1.0
 
 
 def contrast(images: Tensor, factor: float) -> Tensor:
-    """Multiplies the differences from an image's mean by ``factor``."""
+    """Multiplies the deviation of each pixel from the mean of its image by ``factor``."""
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return (images - mean) * factor + mean
 
 
 def noise(images: Tensor, deviation: float) -> Tensor:
-    """Adds Gaussian noise of standard deviation ``deviation``, in units of [-1, 1], the same every time."""
+    """Adds Gaussian noise of standard deviation ``deviation``, in units of [-1, 1], always from the same seed."""
     random = torch.Generator().manual_seed(0)
     return images + deviation * torch.randn(images.shape, generator=random).to(images)
 
 
 def blur(images: Tensor, share: float) -> Tensor:
-    """Blurs images by a Gaussian whose deviation is ``share`` of the side."""
+    """Applies a Gaussian blur whose standard deviation is the fraction ``share`` of the side."""
     sigma = share * images.shape[-1]
     return transforms.gaussian_blur(images, [2 * math.ceil(2.0 * sigma) + 1] * 2, [sigma, sigma])
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
-    """Codes images of 1 or 3 channels as JPEG of ``quality`` (1 to 100) and decodes them."""
+    """Encodes images of 1 or 3 channels as JPEG of ``quality`` (1 to 100) and decodes them."""
     pixels = ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
     coded = torch.stack([decode_jpeg(encode_jpeg(image, quality)) for image in pixels])
     return coded.to(images) / 127.5 - 1.0
 
 
 def occlude(images: Tensor, share: float) -> Tensor:
-    """Covers a square of ``share`` of the side with black."""
-    # A black square over one lung: a device, a marker, a redaction.
+    """Covers a square, whose side is the fraction ``share`` of the image's, with black."""
+    # On a chest X-ray the square covers part of one lung, as a device, a marker or a redaction would.
     height, width = images.shape[-2:]
     changed = images.clone()
     top, left = round(0.35 * height), round(0.15 * width)
@@ -118,5 +120,5 @@ def occlude(images: Tensor, share: float) -> Tensor:
 
 
 def posterise(images: Tensor, levels: int) -> Tensor:
-    """Rounds brightness to ``levels`` values."""
+    """Quantises brightness to ``levels`` values."""
     return ((images + 1.0) / 2.0 * (levels - 1)).round() / (levels - 1) * 2.0 - 1.0

@@ -1,9 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""When an image counts as a copy of a real one, and the changes by which copies are disguised to try that rule.
+"""The criterion by which an image counts as a copy of a training image, and the alterations that test this criterion.
 
-The rule is that of Dar et al. (arXiv 2402.01054): the correlation of an image with the nearest training image, in an
-embedding made for it, above what all but a few held-out images reach.
+It is that of Dar et al. (arXiv 2402.01054): an image is a copy if its correlation with the nearest training image, in
+a contrastive embedding, exceeds a high percentile of the same correlation of held-out images.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bundle.metrics import changes
 
 __all__ = ["PERCENTILE", "PLANTED_CHANGES", "copy_threshold"]
 
-#: Of the val images' correlations with their nearest training images: the threshold above which an image is a copy.
+#: Percentile of the validation images' correlations with their nearest training images that is the copy threshold.
 PERCENTILE = 95.0
 
-#: What is done to training images that are planted as copies, each of images [N, C, H, W] in [-1, 1]; the result is to
-#: be clamped to [-1, 1].
+#: Alterations of the training images that are planted as copies. Each maps images [N, C, H, W] in [-1, 1] to the same
+#: shape; clamp the result to [-1, 1].
 PLANTED_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "mirrored": lambda images: images.flip(-1),
     "rotated by 10 degrees": lambda images: changes.rotate(images, 10.0),
@@ -39,17 +39,17 @@ PLANTED_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def copy_threshold(val: Tensor) -> float:
-    """Calibrates above which correlation an image counts as a copy.
+    """Calibrates the correlation above which an image counts as a copy.
 
     Args:
-        val: correlations [N] of held-out images, which serve for calibration alone, with their nearest training images.
+        val: correlations [N] of the validation images with their nearest training images.
 
     Returns:
-        Their percentile `PERCENTILE`, linearly interpolated. By construction, about the rest of other held-out images
-        lie above it too: compare rates, never expect none.
+        The percentile `PERCENTILE` of ``val``, linearly interpolated. By construction about 5 % of other held-out
+        images exceed it too, so a copy rate must be compared with theirs, not with 0.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: ``val`` is empty.
     """
     if not len(val):
         raise ValueError(

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How far apart two sets of images are, as distributions of features."""
+"""Distances between the feature distributions of two sets of images: KID and the Fréchet distance."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["frechet_distance", "kid"]
 
 
 def kid(x: Tensor, y: Tensor) -> float:
-    """Kernel Inception Distance (Binkowski et al., arXiv 1801.01401), in whatever features are given.
+    """Computes the Kernel Inception Distance (Binkowski et al., arXiv 1801.01401) in the given features.
 
-    The unbiased estimator of the squared maximum mean discrepancy under the kernel ``k(a, b) = (a.b / d + 1)^3``
-    (equation 4 there): it is near 0, and as often below as above, for two samples of one distribution. Compare it by
+    It is the unbiased estimator of the squared maximum mean discrepancy with the kernel ``k(a, b) = (a.b / d + 1)^3``
+    (equation 4 there). For two samples of one distribution its mean is 0 and its sign varies, so compare values by
     differences and intervals, not by ratios.
 
     Args:
@@ -25,7 +25,7 @@ def kid(x: Tensor, y: Tensor) -> float:
         The distance, in units of the kernel (not multiplied by 1000).
 
     Raises:
-        ValueError: a set is too small, or the shapes do not fit.
+        ValueError: a set has fewer than 2 members, or the shapes do not match.
     """
     x, y = _as_features(x, y)
     n, m = len(x), len(y)
@@ -40,24 +40,25 @@ def kid(x: Tensor, y: Tensor) -> float:
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """Squared Frechet distance between the Gaussians fitted to two sets of features.
+    """Computes the squared Fréchet distance between Gaussians fitted to two sets of features.
 
-    ``|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))`` (Heusel et al., arXiv 1706.08500, equation 6), with
-    covariances divided by n - 1. It is called FID only in Inception features; elsewhere name the features. It falls as
-    n grows, so compare values at equal n only.
+    It is ``|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))`` (Heusel et al., arXiv 1706.08500, equation 6) with
+    covariances divided by n - 1. The name FID is reserved for Inception features. The value is biased: it falls as n
+    grows, so compare values at equal n only.
 
-    With ``S_x = A^T A`` and ``S_y = B^T B`` the trace of the root is the sum of the singular values of ``A B^T``: exact
-    for fewer images than features too, where a matrix square root of ``S_x S_y`` fails or turns complex.
+    With ``S_x = A^T A`` and ``S_y = B^T B``, the trace of the matrix root is the sum of the singular values of
+    ``A B^T``. This is exact also for fewer images than features, where a matrix square root of ``S_x S_y`` fails or
+    becomes complex.
 
     Args:
         x: features ``[N, d]``, N >= 2.
         y: features ``[M, d]``, M >= 2.
 
     Returns:
-        The distance, in squared units of the features, never below 0.
+        The distance, at least 0, in squared units of the features.
 
     Raises:
-        ValueError: a set is too small, or the shapes do not fit.
+        ValueError: a set has fewer than 2 members, or the shapes do not match.
     """
     x, y = _as_features(x, y)
     a, b = (_covariance_root(features) for features in (x, y))
@@ -67,7 +68,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 def _covariance_root(features: Tensor) -> Tensor:
     root = (features - features.mean(0)) / (len(features) - 1) ** 0.5
-    # R of the QR decomposition has the same R^T R in d rows: keeps the later product small for many images.
+    # R of the QR decomposition has the same Gram matrix in d rows only, which keeps A B^T small for many images.
     return torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""LPIPS between many images: each image passes the network once per block, each pair costs a dot product."""
+"""LPIPS between many images, computed as Euclidean distances of vectors so that a pair costs one dot product."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from bundle.metrics.features import as_rgb, squeezenet_trunk
 from bundle.precision import full_fp32
 
-if TYPE_CHECKING:  # the package itself is imported where it is used: training goes without it
+if TYPE_CHECKING:  # imported at run time only where it is used: training does not need the package
     import lpips
 
 __all__ = ["LPIPS_TRUNK", "embed", "lpips_model", "mean_pairwise", "nearest", "pairwise", "pairwise_within"]
 
 LPIPS_TRUNK = "LPIPS (SqueezeNet 1.1, v0.1)"
-"""What a column of these distances is to be called."""
+"""Name of this variant of LPIPS, for the labels of all figures that report it."""
 
 _BATCH = 32
 _MEMORY = 512 * 2**20
@@ -29,22 +29,22 @@ _MEMORY = 512 * 2**20
 def lpips_model(squeezenet_file: str | os.PathLike[str] | None = None) -> lpips.LPIPS:
     """Builds LPIPS 0.1 with the SqueezeNet trunk (Zhang et al., arXiv 1801.03924).
 
-    The linear layers come with the lpips package. The global random state is left as it was.
+    The linear layers come with the lpips package. The global random state is preserved.
 
     Args:
-        squeezenet_file: see `bundle.metrics.features.squeezenet_trunk`.
+        squeezenet_file: file of the trunk's weights, see `bundle.metrics.features.squeezenet_trunk`.
 
     Returns:
-        The model, in evaluation mode, taking no gradients. It wants images in [-1, 1].
+        The model for images in [-1, 1], in evaluation mode and with gradients disabled.
 
     Raises:
-        TrunkUnavailable: the trunk's weights are not to be had.
+        TrunkUnavailable: the SqueezeNet weights are not available.
     """
     import lpips
 
     trunk = squeezenet_trunk(squeezenet_file).state_dict()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # The package builds its trunk through arguments that torchvision deprecates; nothing a user can do about it.
+        # The package builds its trunk with arguments that torchvision has deprecated; users cannot change that.
         warnings.simplefilter("ignore", UserWarning)
         model = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
     for name, parameter in model.net.named_parameters():
@@ -60,15 +60,16 @@ def lpips_model(squeezenet_file: str | os.PathLike[str] | None = None) -> lpips.
 def embed(images: Tensor, model: lpips.LPIPS) -> Tensor:
     """Maps images to vectors whose squared Euclidean distances are LPIPS distances.
 
-    LPIPS is ``sum_l mean_hw sum_c v_lc (f_lchw - g_lchw)^2`` over features f, g of unit length in each place (equation
-    1 of the paper), and every v is at least 0. So it is the squared distance of all f scaled by ``sqrt(v / HW)``.
+    LPIPS is ``sum_l mean_hw sum_c v_lc (f_lchw - g_lchw)^2`` over features f and g that have unit length at each
+    position (equation 1 of the paper). Since every v is at least 0, it is the squared Euclidean distance between f and
+    g after both are scaled by ``sqrt(v / HW)``.
 
     Args:
-        images: ``[N, 1 or 3, H, W]`` in [-1, 1], on the model's device.
-        model: from `lpips_model`.
+        images: images ``[N, 1 or 3, H, W]`` in [-1, 1], on the model's device.
+        model: LPIPS network from `lpips_model`.
 
     Returns:
-        ``[N, D]`` float32; D is about 119 000 at 64 px, 522 000 at 128 px.
+        Vectors ``[N, D]``, float32; D is about 119 000 at 64 px and 522 000 at 128 px.
     """
     import lpips
 
@@ -85,24 +86,24 @@ def embed(images: Tensor, model: lpips.LPIPS) -> Tensor:
 def pairwise(
     x: Tensor, y: Tensor, model: lpips.LPIPS, memory: int = _MEMORY, device: str | torch.device | None = None
 ) -> Tensor:
-    """LPIPS between every image of ``x`` and every image of ``y``.
+    """Computes LPIPS between every image of ``x`` and every image of ``y``.
 
-    Equal to the lpips package to about 1e-6, at one pass of the network per image instead of two per pair. As many
-    vectors of one side as fit into ``memory`` are kept while all of the other passes by, so that more images cost time,
-    not memory.
+    Values equal those of the lpips package to about 1e-6. The network processes each image once per block instead of
+    twice per pair: a block keeps as many vectors of one side as fit into ``memory`` and compares them with all images
+    of the other side. More images therefore take more time, not more memory.
 
     Args:
-        x: ``[N, 1 or 3, H, W]`` in [-1, 1].
-        y: ``[M, 1 or 3, H, W]`` in [-1, 1], of the same size.
-        model: from `lpips_model`.
-        memory: bytes that kept vectors may take.
-        device: where to compute; by default where the model is.
+        x: images ``[N, 1 or 3, H, W]`` in [-1, 1].
+        y: images ``[M, 1 or 3, H, W]`` in [-1, 1], of the same size.
+        model: LPIPS network from `lpips_model`.
+        memory: largest size of the kept vectors, in bytes.
+        device: device of the computation; None for that of the model.
 
     Returns:
-        ``[N, M]`` float32, on the CPU, at least 0. A copy has a distance below 1e-5, not exactly 0.
+        Distances ``[N, M]``, float32, at least 0, on the CPU. That of two equal images is below 1e-5, not exactly 0.
 
     Raises:
-        ValueError: the images differ in size, or have an impossible shape.
+        ValueError: the images differ in size or are not ``[N, 1 or 3, H, W]``.
     """
     x, y = as_rgb(x), as_rgb(y)
     if x.shape[1:] != y.shape[1:]:
@@ -120,7 +121,7 @@ def pairwise(
             kept = _Kept(y[first : first + rows], width, model, device)
             for start in range(0, len(x), _BATCH):
                 distances[start : start + _BATCH, first : first + rows] = kept.to(x[start : start + _BATCH])
-            del kept  # before the next ones are made
+            del kept  # frees the memory before the next block is computed
     return distances
 
 
@@ -128,16 +129,16 @@ def pairwise(
 def pairwise_within(
     x: Tensor, model: lpips.LPIPS, memory: int = _MEMORY, device: str | torch.device | None = None
 ) -> Tensor:
-    """LPIPS between all images of one set: `pairwise` of it with itself, at half the passes of the network.
+    """Computes LPIPS between all images of one set, with about half the network passes of `pairwise`.
 
     Args:
-        x: ``[N, 1 or 3, H, W]`` in [-1, 1].
-        model: from `lpips_model`.
-        memory: see `pairwise`.
-        device: see `pairwise`.
+        x: images ``[N, 1 or 3, H, W]`` in [-1, 1].
+        model: LPIPS network from `lpips_model`.
+        memory: largest size of the kept vectors, in bytes.
+        device: device of the computation; None for that of the model.
 
     Returns:
-        ``[N, N]`` float32, on the CPU, symmetric, 0 on the diagonal.
+        Distances ``[N, N]``, float32, symmetric, 0 on the diagonal, on the CPU.
     """
     x = as_rgb(x)
     device = _place(model, device)
@@ -155,15 +156,12 @@ def pairwise_within(
                 found = kept.to(x[start : start + _BATCH])
                 distances[start : start + _BATCH, first:last] = found
                 distances[first:last, start : start + _BATCH] = found.T
-            del kept  # before the next ones are made
+            del kept  # frees the memory before the next block is computed
     return distances.fill_diagonal_(0.0)
 
 
 class _Kept:
-    """Vectors of some images, which others are compared with.
-
-    Distances do not change when the origin moves; near the kept vectors, little is lost to cancellation.
-    """
+    """The LPIPS vectors of one block of images, relative to their mean, which limits numerical cancellation."""
 
     def __init__(self, images: Tensor, width: int, model: lpips.LPIPS, device: torch.device) -> None:
         self.model, self.device = model, device
@@ -172,35 +170,35 @@ class _Kept:
             self.vectors[start : start + _BATCH] = embed(images[start : start + _BATCH].to(device), model)
         self.origin = self.vectors.mean(0)
         self.vectors -= self.origin
-        # A square of all vectors at once would take their memory a second time.
+        # Squaring all vectors at once would double the memory.
         self.norm = torch.cat([part.square().sum(1) for part in self.vectors.split(_BATCH)])
 
     def to(self, images: Tensor) -> Tensor:
-        """Distances [B, kept] of further images."""
+        """Returns the distances [B, kept] of further images to the kept ones."""
         vectors = embed(images.to(self.device), self.model) - self.origin
         squared = vectors.square().sum(1)[:, None] + self.norm - 2 * vectors @ self.vectors.T
         return squared.clamp_min(0).cpu()
 
     def within(self) -> Tensor:
-        """Distances among the kept ones."""
+        """Returns the distances [kept, kept] among the kept images."""
         squared = (self.norm[:, None] + self.norm - 2 * self.vectors @ self.vectors.T).clamp_min(0).cpu()
-        return squared.tril() + squared.tril(-1).T  # a product by blocks need not be symmetric to the last bit
+        return squared.tril() + squared.tril(-1).T  # a blocked matrix product need not be symmetric to the last bit
 
 
 def nearest(samples: Tensor, reals: Tensor, model: lpips.LPIPS, device: str | torch.device | None = None) -> Tensor:
-    """LPIPS from each sample to the real image nearest to it; its mean is the paper's mmL.
+    """Computes LPIPS from each sample to the nearest real image; the mean is the paper's mmL.
 
     Args:
-        samples: ``[N, 1 or 3, H, W]`` in [-1, 1].
-        reals: ``[M, 1 or 3, H, W]`` in [-1, 1], M >= 1.
-        model: from `lpips_model`.
-        device: see `pairwise`.
+        samples: synthetic images ``[N, 1 or 3, H, W]`` in [-1, 1].
+        reals: real images ``[M, 1 or 3, H, W]`` in [-1, 1], M >= 1, of the same size.
+        model: LPIPS network from `lpips_model`.
+        device: device of the computation; None for that of the model.
 
     Returns:
-        ``[N]`` float32, on the CPU.
+        Distances ``[N]``, float32, on the CPU.
 
     Raises:
-        ValueError: there is no real image, or the images do not fit.
+        ValueError: there is no real image, or the images differ in size or have another shape.
     """
     if not len(reals):
         raise ValueError("There is no real image to be near to. Give at least one.")
@@ -209,21 +207,21 @@ def nearest(samples: Tensor, reals: Tensor, model: lpips.LPIPS, device: str | to
 
 @full_fp32()
 def mean_pairwise(images: Tensor, model: lpips.LPIPS, device: str | torch.device | None = None) -> float:
-    """Mean LPIPS over all pairs of different images: the variety of a set.
+    """Computes the mean LPIPS over all pairs of different images, a measure of the variety of a set.
 
-    Squared distances have a mean of ``2 / (N - 1) sum_i |a_i - mean(a)|^2``, so that one pass over the images does,
-    in memory that does not grow with N.
+    The mean of the squared distances is ``2 / (N - 1) sum_i |a_i - mean(a)|^2``, so one pass over the images suffices,
+    in memory that does not depend on N.
 
     Args:
-        images: ``[N, 1 or 3, H, W]`` in [-1, 1], N >= 2.
-        model: from `lpips_model`.
-        device: see `pairwise`.
+        images: images ``[N, 1 or 3, H, W]`` in [-1, 1], N >= 2.
+        model: LPIPS network from `lpips_model`.
+        device: device of the computation; None for that of the model.
 
     Returns:
         The mean distance.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: there are fewer than two images.
     """
     if len(images) < 2:
         raise ValueError(f"Variety needs at least 2 images, not {len(images)}.")

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How well an identity classifier knows its patients again, and how well it knows that somebody is none of them."""
+"""Measures how well an identity classifier recognises its training patients and rejects images of other people."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
     "recognition_threshold",
 ]
 
-#: Of the val images' highest probabilities: the gate's threshold.
+#: Percentile of the validation images' highest probabilities that is the gate's threshold.
 PERCENTILE = 95.0
 
 
-#: Changes that the guides' training never makes: families it does not know, and families it knows ("beyond") at
-#: strengths above any it uses. Each maps images [N, C, H, W] in [-1, 1] to images of the same shape, the same way every
-#: time; the result is to be clamped to [-1, 1].
+#: Alterations that are not part of the guides' training augmentation: other kinds of alteration, and the same kinds
+#: with greater strength ("beyond"). Each maps images [N, C, H, W] in [-1, 1] to the same shape, deterministically;
+#: clamp the result to [-1, 1].
 UNSEEN_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "JPEG, quality 20": lambda images: changes.jpeg(images, 20),
     "gamma 0.6": lambda images: changes.gamma(images, 0.6),
@@ -56,13 +56,13 @@ UNSEEN_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 @torch.no_grad()
 @full_fp32()
 def predict(network: nn.Module, images: Tensor, batch_size: int = 64, bf16: bool = True) -> Tensor:
-    """Asks a classifier, in the mode that it is in.
+    """Evaluates a network on images, batch by batch; its training or evaluation mode is not changed.
 
     Args:
-        network: images to logits.
-        images: [N, C, H, W] in [-1, 1].
-        batch_size: images in memory at a time.
-        bf16: whether devices that compute in bf16 may do so; False for fp32.
+        network: network that maps images to logits.
+        images: images [N, C, H, W] in [-1, 1].
+        batch_size: number of images processed at a time.
+        bf16: whether to compute in bf16 on devices that support it; False for fp32.
 
     Returns:
         Logits [N, K], float32, on the CPU.
@@ -81,19 +81,18 @@ def predict(network: nn.Module, images: Tensor, batch_size: int = 64, bf16: bool
 
 
 def highest_probability(logits: Tensor) -> Tensor:
-    """Returns the highest probability [N] of softmax(logits [N, K]): how sure the classifier is to know somebody."""
+    """Returns the highest softmax probability [N] of logits [N, K]: the classifier's confidence in any identity."""
     return logits.softmax(dim=1).amax(dim=1)
 
 
 def recognition_threshold(logits: Tensor) -> float:
-    """Calibrates when the gate takes an image for somebody known.
+    """Calibrates the highest probability above which the gate counts an image as a recognised patient.
 
     Args:
-        logits: [N, K] of images of nobody: the val split, which neither the classifier nor G has seen.
+        logits: logits [N, K] of the validation images, whose patients neither the classifier nor G has seen.
 
     Returns:
-        The percentile `PERCENTILE` of their highest probabilities, linearly interpolated; an image above it counts as
-        recognised.
+        The percentile `PERCENTILE` of the highest probabilities, linearly interpolated.
 
     Raises:
         ValueError: there are no images.
@@ -108,22 +107,22 @@ def recognition_threshold(logits: Tensor) -> float:
 def recognition_scores(
     network: nn.Module, known: Tensor, identities: Tensor, val: Tensor, test: Tensor | None = None
 ) -> dict[str, Any]:
-    """Measures an identity classifier on images of its patients, as they are and changed, and of nobody.
+    """Measures an identity classifier on training images, original and altered, and on images of other people.
 
-    All is computed in fp32, as by the gate, which applies the threshold.
+    All logits are computed in fp32, as in the gate, which applies the threshold.
 
     Args:
-        network: images in [-1, 1] to logits [N, K], in evaluation mode.
-        known: training images [N, C, H, W].
-        identities: whose they are, [N].
-        val: images of nobody, for the threshold.
-        test: images of nobody that have calibrated nothing; None or empty leaves their measures out.
+        network: classifier that maps images in [-1, 1] to logits [N, K], in evaluation mode.
+        known: training images [N, C, H, W] in [-1, 1].
+        identities: class indices [N] of the patients of the training images.
+        val: validation images, of people that the classifier was not trained on; they calibrate the threshold.
+        test: test images, of further such people; if None or empty, their measures are omitted.
 
     Returns:
-        Top-1 accuracies on training images (clean; under each of `UNSEEN_CHANGES`; their mean), the mean highest
-        probability and the mean identity divergence (nats) per set, the threshold, the share of images above it
-        (``sensitivity`` on training images, clean and changed; ``false_alarms`` on test images), and AUROC of the
-        highest probability between training images and nobodies.
+        Top-1 accuracies on training images (original, under each of `UNSEEN_CHANGES`, and the mean of these), the mean
+        highest probability and the mean identity divergence (in nats) of each set, the threshold, the share of images
+        above it (``sensitivity`` on original and altered training images, ``false_alarms`` on test images), and the
+        AUROC of the highest probability between training images and test images (or validation images without these).
     """
     ask = partial(predict, network, bf16=False)
     logits = ask(known)
