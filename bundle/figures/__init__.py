@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and charts."""
+"""Image grids and charts for reports."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of an audit's report: how similar sets of images are to the nearest training image."""
+"""The chart of an audit report: correlations of several sets of images with their nearest training images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _GREY = "#5f6b7a"
 
 
 def correlation_chart(quantiles: Mapping[str, Sequence[float]], threshold: float) -> str:
-    """Draws one bar for each set, from its 5th to its 95th percentile, as SVG.
+    """Plots one bar per set, from the 5th to the 95th percentile, as SVG.
 
-    Quantiles only: a point for each image would give single distances away.
+    Only quantiles are plotted, since a point per image would disclose the distances of single images.
 
     Args:
-        quantiles: 5, 25, 50, 75 and 95 % of the correlation with the nearest training image, by set; sets without any
-            are left out.
-        threshold: above which an image counts as a copy.
+        quantiles: 5, 25, 50, 75 and 95 % quantiles of the correlation with the nearest training image, by name of the
+            set; sets with an empty list are omitted.
+        threshold: correlation above which an image counts as a copy.
 
     Returns:
         An ``<svg>`` element.

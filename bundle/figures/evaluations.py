@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of an evaluation: distances along paths, and the arms side by side."""
+"""Charts of an evaluation: distances along paths, and the measures of all arms side by side."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _KINDS = {
 
 
 def distance_chart(curves: Mapping[str, Mapping[str, Any]], trunk: str, n_reals: int) -> Figure:
-    """Draws the paper's figure over many pairs: LPIPS to the nearest real training image along paths.
+    """Plots LPIPS to the nearest training image along paths, as in the paper but over many pairs of end points.
 
     Args:
-        curves: ``low``, ``median`` and ``high`` at each point, and the number of ``paths``, by pool.
-        trunk: name of LPIPS's trunk.
+        curves: ``low``, ``median`` and ``high`` at each point, and the number of ``paths``, by name of the pool.
+        trunk: name of the LPIPS variant, for the axis label.
         n_reals: number of training images.
     """
     figure = Figure(figsize=(8.0, 3.6), layout="constrained")
@@ -36,7 +36,7 @@ def distance_chart(curves: Mapping[str, Mapping[str, Any]], trunk: str, n_reals:
     for pool, curve in curves.items():
         name, colour = _KINDS[pool]
         places = range(1, len(curve["median"]) + 1)
-        if pool == "long_published":  # of few pairs: no band
+        if pool == "long_published":  # too few pairs for a band
             axes.plot(
                 places, curve["median"], color=colour, linestyle="dashed", label=f"{name}, {curve['paths']} paths"
             )
@@ -52,11 +52,12 @@ def distance_chart(curves: Mapping[str, Mapping[str, Any]], trunk: str, n_reals:
 def arms_chart(
     titles: Sequence[str], columns: Sequence[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, Any] | None]]
 ) -> Figure:
-    """Draws some measures of all arms with their intervals.
+    """Plots measures of all arms with their intervals, one panel per measure.
 
     Args:
-        titles: of the arms.
-        columns: title of the measure; ``value``, ``low`` and ``high`` of each arm, or neither; the same of test images.
+        titles: titles of the arms.
+        columns: for each measure its title, a cell for each arm, and the cell of the test images or None. A cell has
+            ``value``, ``low`` and ``high``, or none of them if the measure cannot be estimated.
     """
     figure = Figure(figsize=(3.1 * min(3, len(columns)) + 1.2, 2.5 * -(-len(columns) // 3)), layout="constrained")
     FigureCanvasAgg(figure)

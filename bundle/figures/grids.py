@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Many small images on one sheet."""
+"""Grids of images, their conversion to 8 bits, and PNG files."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _WHITE = 255
 
 
 def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
-    """Turns images into bytes, the one way in which every picture and every released file is made.
+    """Converts images to 8 bits; every figure and every released file uses this function.
 
     Args:
-        images: ``[N, 1 or 3, H, W]`` in [-1, 1]; values outside are clipped.
+        images: images ``[N, 1 or 3, H, W]`` in [-1, 1]; values outside are clipped.
 
     Returns:
-        ``[N, H, W]`` for one channel, ``[N, H, W, 3]`` for three; -1 becomes 0 and 1 becomes 255, rounded to nearest.
+        uint8 pixels, ``[N, H, W]`` for one channel and ``[N, H, W, 3]`` for three; -1 is mapped to 0 and 1 to 255.
 
     Raises:
-        ValueError: another shape, or a value that is not finite.
+        ValueError: the images have another shape or contain values that are not finite.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
@@ -46,58 +46,58 @@ def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
-    """Turns bytes back into images, the inverse of `to_uint8` up to its rounding.
+    """Converts 8-bit pixels to images, the inverse of `to_uint8` up to rounding.
 
     Args:
-        pixels: uint8 ``[N, H, W]`` for one channel, ``[N, H, W, 3]`` for three.
+        pixels: uint8 pixels, ``[N, H, W]`` for one channel, ``[N, H, W, 3]`` for three.
 
     Returns:
-        ``[N, 1 or 3, H, W]`` float32 in [-1, 1].
+        Images ``[N, 1 or 3, H, W]``, float32, in [-1, 1].
     """
     images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.movedim(-1, 1)
     return images.float() / 127.5 - 1.0
 
 
 def image_grid(images: Tensor, columns: int, labels: Sequence[str] | None = None) -> Image.Image:
-    """Sets images side by side, row by row, at their own size.
+    """Arranges images in a grid, row by row, at their original size.
 
     Args:
-        images: ``[N, 1 or 3, H, W]`` in [-1, 1].
-        columns: images in a row.
-        labels: one text per row, written to its left.
+        images: images ``[N, 1 or 3, H, W]`` in [-1, 1].
+        columns: number of images in a row.
+        labels: one label per row, written to its left; None for no labels.
 
     Returns:
-        A picture of mode L (one channel) or RGB.
+        The grid, of mode L (one channel) or RGB.
 
     Raises:
-        ValueError: no image, no column, or other than one label per row.
+        ValueError: there is no image or no column, or the number of labels is not that of the rows.
     """
     return _sheet(images, columns, row_labels=labels)
 
 
 def contact_sheet(images: Tensor, captions: Sequence[str], columns: int = 8) -> Image.Image:
-    """Sets images side by side with a caption under each; one too long is cut to the image's width.
+    """Arranges images in a grid with a caption under each; long captions are cut to the width of the image.
 
     Args:
-        images: ``[N, 1 or 3, H, W]`` in [-1, 1].
-        captions: one text per image.
-        columns: images in a row.
+        images: images ``[N, 1 or 3, H, W]`` in [-1, 1].
+        captions: one caption per image.
+        columns: number of images in a row.
 
     Returns:
-        A picture of mode L (one channel) or RGB.
+        The sheet, of mode L (one channel) or RGB.
 
     Raises:
-        ValueError: no image, no column, or other than one caption per image.
+        ValueError: there is no image or no column, or the number of captions is not that of the images.
     """
     return _sheet(images, columns, captions=captions)
 
 
 def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Writes a picture as PNG under a temporary name that becomes ``path`` once it is whole.
+    """Writes an image as PNG to a temporary file that is renamed to ``path`` once it is complete.
 
     Args:
-        picture: what to write.
-        path: the file; missing folders are made.
+        picture: image to write.
+        path: name of the file; missing folders are created.
     """
     content = png_bytes(picture, optimize=True)
     with atomic_write(path) as temporary:
@@ -105,13 +105,13 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 
 
 def png_bytes(picture: Image.Image, **options: Any) -> bytes:
-    """Returns a picture as the content of a PNG file, to be written by whoever knows the file.
+    """Encodes an image as PNG.
 
-    Written by Pillow itself, a file on a full disk ends in an "encoder error", which says nothing of disks.
+    The caller writes the bytes, because Pillow reports a full disk as an "encoder error".
 
     Args:
-        picture: what to encode.
-        options: Pillow's, for PNG.
+        picture: image to encode.
+        options: Pillow's options for PNG.
     """
     stream = io.BytesIO()
     picture.save(stream, format="PNG", **options)
@@ -131,7 +131,7 @@ def _sheet(
         if texts is not None and len(texts) != expected:
             raise ValueError(f"{len(texts)} {name} do not fit {expected} places. Give one for each.")
     font = ImageFont.load_default(size=max(9, min(14, height // 8)))
-    # The tallest letters decide, so that every caption takes the same height.
+    # The height of the tallest letters is used for every caption.
     line = round(font.getbbox("Ågj")[3]) + _GAP if captions is not None else 0
     margin = round(max((font.getlength(text) for text in row_labels or ()), default=-2 * _GAP)) + 2 * _GAP
     picture = Image.new(

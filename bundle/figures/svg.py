@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Charts as text, for reports that are one file."""
+"""Conversion of charts to SVG text, for reports that consist of a single file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["as_svg"]
 
 
 def as_svg(figure: Figure) -> str:
-    """Returns an ``<svg>`` element, with neither a date nor random ids: equal figures give equal text."""
+    """Returns the ``<svg>`` element of a figure without date or random ids, so that equal figures give equal text."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "report"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})

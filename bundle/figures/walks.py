@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of walks: paths side by side, the loss over the steps, the distance to the nearest real image."""
+"""Figures of latent walks: images of paths, loss histories, distances to the nearest training image."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ __all__ = ["path_picture", "save_loss_histories", "save_nearest", "save_walks"]
 
 
 def path_picture(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
-    """Sets each pair's straight path above its walked one.
+    """Arranges the linear path of each pair of end points above its optimised path.
 
     Args:
-        pairs: caption, straight path and walked path, each [N, C, H, W] in [-1, 1].
+        pairs: for each pair its caption and the images of its linear and its optimised path, each [N, C, H, W] in
+            [-1, 1].
     """
     images = torch.cat([part for _, linear, plan in pairs for part in (linear, plan)])
     labels = [f"{caption}, {kind}" for caption, _, _ in pairs for kind in ("linear", "PLAN")]
@@ -35,11 +36,11 @@ def path_picture(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
 
 
 def save_loss_histories(loss_histories: Sequence[tuple[str, Tensor]], path: str | os.PathLike[str]) -> None:
-    """Draws the loss of some walks over their steps.
+    """Plots the loss of walks over the optimisation steps.
 
     Args:
-        loss_histories: caption and loss [steps] of each.
-        path: the PNG file.
+        loss_histories: caption and loss [steps] of each walk.
+        path: name of the PNG file.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -53,13 +54,13 @@ def save_loss_histories(loss_histories: Sequence[tuple[str, Tensor]], path: str 
 def save_nearest(
     pairs: Sequence[tuple[str, Tensor, Tensor]], trunk: str, n_reals: int, path: str | os.PathLike[str]
 ) -> None:
-    """Draws the paper's figure: LPIPS to the nearest real training image along the straight and the walked path.
+    """Plots LPIPS to the nearest training image along the linear and the optimised path, as in the paper.
 
     Args:
-        pairs: caption, distances along the straight path [N], distances along the walked path [N].
-        trunk: name of LPIPS's trunk.
-        n_reals: number of real images.
-        path: the PNG file; private, since it compares single images with real ones.
+        pairs: for each pair its caption, the distances [N] along the linear path and those [N] along the optimised one.
+        trunk: name of the trunk of LPIPS, for the axis label.
+        n_reals: number of training images.
+        path: name of the PNG file; it must be private, since the figure compares single images with real ones.
     """
     figure = Figure(figsize=(3.5 * len(pairs), 3.2), layout="constrained")
     for axes, (caption, linear, plan) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
@@ -72,12 +73,13 @@ def save_nearest(
 
 
 def save_walks(arms: Sequence[tuple[str, float, Tensor, Tensor]], path: str | os.PathLike[str]) -> None:
-    """Draws what walks cost, how far they leave patients recognisable, and one path of each.
+    """Plots the cost of several kinds of walk, the identity divergence along their paths, and one path of each.
 
     Args:
-        arms: name; cost of a released image in units of one synthesis and one check; identity divergence of all inner
-            points [P, N - 2]; images of one path [N, C, H, W] in [-1, 1], the same pair for all.
-        path: the PNG file.
+        arms: for each kind of walk its name; the cost of a released image, in units of one synthesis and one gate
+            check; the identity divergence [P, N - 2] of all inner points; and the images [N, C, H, W] in [-1, 1] of
+            one path, between the same end points for all kinds.
+        path: name of the PNG file.
     """
     figure = Figure(figsize=(11, 3.6 + 1.15 * len(arms)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.6, 1.15 * len(arms)])[:, 0]
@@ -88,7 +90,7 @@ def save_walks(arms: Sequence[tuple[str, float, Tensor, Tensor]], path: str | os
     cost.set(xscale="log", xlabel="cost of a released image\n(1 = one synthesis and one check)")
     cost.invert_yaxis()
     cost.margins(x=0.25)
-    for index, (_, _, divergence, _) in enumerate(arms):  # in the colours of the bars
+    for index, (_, _, divergence, _) in enumerate(arms):  # in the same colours as the bars
         places = range(2, divergence.shape[1] + 2)
         middle, high = divergence.clamp_min(1e-6).quantile(torch.tensor([0.5, 0.95]), dim=0).tolist()
         recognition.plot(places, middle, color=f"C{index}")
