@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The audit: privacy and fidelity, with controls, by networks that nothing else uses."""
+"""The audit: measures privacy and fidelity of a cohort, with controls, by networks that no other stage uses."""

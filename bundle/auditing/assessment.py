@@ -1,8 +1,8 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From distances to figures: every measure of the cohort beside the same of test images and of training images.
+"""Computes every measure of an audit for the cohort and, as references, for test images and for training images.
 
-Test images show what an estimate is where nobody is given away, training images what it is where everybody is.
+Test images in the place of a cohort show the value of a measure without copies, training images that with copies only.
 """
 
 from __future__ import annotations
@@ -47,35 +47,37 @@ from bundle.metrics.distribution import frechet_distance, kid
 
 __all__ = ["COLUMNS", "HALVES", "Assessment", "Estimates", "assess", "measure"]
 
-#: Whose estimate it is: the cohort's, that of images that are nobody's copy, that of images that all are.
+#: Sets that are measured: the cohort, and test or training images in its place.
 COLUMNS = ("cohort", "test", "training")
 #: Estimates by measure and column.
 Estimates = dict[str, dict[str, Estimate]]
 
-# Images of a percentile, at least: of fewer, the 5th would lie beside a single image's own distance.
+# Fewest images for a 5th percentile; with fewer, it would nearly disclose the distance of a single image.
 LEAST_FOR_PERCENTILE = 50
-# Images from which 1 % of them is one.
+# Fewest non-members for a false positive rate of 1 %.
 LEAST_FOR_RATE = 100
-#: Draws of halves for figures of whole sets.
+#: Number of random half-samples for measures of whole sets.
 HALVES = 100
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """All figures of an audit.
+    """All results of an audit.
 
     Attributes:
-        controls: trials of the instrument.
-        figures: of every measure, by the names of `bundle.auditing.catalogue`.
-        per_class: the same of those that have a meaning within a class, by class name, where labels are known.
-        excess: one-sided 95 % lower bound of the cohort's copy rate less the test images'.
-        nearer: synthetic images that are more similar to a training image than every test image is, by the embedding.
-        nearer_by_both: those of them of which the verifier, asked apart, names the same patient.
-        threshold: correlation above which an image is a copy.
-        disguises: copies in other orientations and as negatives.
-        farthest: of the changes under which planted copies are sought, the one that takes them farthest from training
-            images, and the KID to these: as far as that, the instrument has been tried.
-        quantiles: of the correlation with the nearest training image: 5, 25, 50, 75 and 95 %, by set.
+        controls: controls, in the order of the report.
+        figures: estimates of every measure of `bundle.auditing.catalogue`.
+        per_class: estimates of the measures that apply within a class, by class name; empty without labels.
+        excess: one-sided 95 % lower bound of the cohort's copy rate minus that of test images.
+        nearer: number of synthetic images whose highest correlation with a training image exceeds that of every test
+            image.
+        nearer_by_both: number of these whose patient, by the nearest training image, is the same for the embedding and
+            the verifier.
+        threshold: correlation above which an image counts as a copy.
+        disguises: result of the search for rotated, mirrored and inverted copies.
+        farthest: name of the alteration of planted copies whose KID to the training images is the largest, and this
+            KID; the audit's networks have not been tested on images beyond it.
+        quantiles: 5, 25, 50, 75 and 95 % quantiles of the correlation with the nearest training image, by set.
     """
 
     controls: list[Control]
@@ -93,14 +95,14 @@ class Assessment:
 def assess(
     distances: Distances, labels: Tensor | None, class_names: Sequence[str], seed: int, disguises: Disguises
 ) -> Assessment:
-    """Computes every control and every measure.
+    """Computes all controls and all measures.
 
     Args:
-        distances: all steps of it have been run.
-        labels: of the cohort's images, [N]; None where they are not known.
-        class_names: of the labels.
-        seed: of all draws.
-        disguises: what was found in other orientations.
+        distances: distances between the cohort and the real images; all of its steps must have been run.
+        labels: labels [N] of the cohort's images; None if they are unknown.
+        class_names: names of the classes, in the order of the labels.
+        seed: seed of the bootstrap draws and half-samples.
+        disguises: result of the search for rotated, mirrored and inverted copies.
     """
     threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_correlation"])
     sides = distances.sides(seed)
@@ -133,9 +135,9 @@ def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Estimate
     """Computes every measure of `bundle.auditing.catalogue` in every column.
 
     Args:
-        distances: all steps of it have been run.
-        sides: of it.
-        seed: of all draws.
+        distances: distances between the cohort and the real images; all of its steps must have been run.
+        sides: distances of the images of each column, from `Distances.sides`.
+        seed: seed of the bootstrap draws and half-samples.
     """
     threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_correlation"])
     return {
@@ -162,7 +164,7 @@ def _too_few(size: int) -> Estimate:
 
 
 def _of_images(sides: dict[str, Side], threshold: float) -> Estimates:
-    """Measures of single images, summed up."""
+    """Computes percentiles, means and shares of measures that are defined per image."""
     return {
         "copy_rate": {name: share(exceeds(side.correlation, threshold), side.draws) for name, side in sides.items()},
         "dcr_p5": {name: _percentile(side.first.clamp_min(0.0), side) for name, side in sides.items()},
@@ -220,7 +222,7 @@ def _known_mean(values: Tensor) -> float:
 
 
 def _of_sets(distances: Distances, seed: int) -> Estimates:
-    """Attacks on whole sets: on halves of the test patients, as many images in every set and every column."""
+    """Computes attacks on whole sets, on half-samples of equal size in all sets and columns."""
     names = ("aa_train", "aa_hold", "privacy_loss", "gan_leaks_auc")
     test = distances.real["test"]
     sampled = distances.reference.train_sample
@@ -242,7 +244,7 @@ def _of_sets(distances: Distances, seed: int) -> Estimates:
             "training": train[torch.from_numpy(random.integers(size, size=size))],
         }
         for column, mine in sets.items():
-            # An image that was drawn twice is no neighbour of itself.
+            # An image that was drawn twice must not count as its own neighbour.
             among = matrix[mine][:, mine].masked_fill(mine[:, None] == mine[None, :], torch.inf)
             seen, held_out = (
                 adversarial_accuracy(matrix[side][:, mine], matrix[side][:, side], among) for side in (train, second)
@@ -262,7 +264,7 @@ def _averaged(values: dict[str, dict[str, list[float]]], size: int) -> Estimates
 
 
 def _whole_attack(distances: Distances, seed: int) -> Estimates:
-    """GAN-Leaks with all synthetic images against all training images."""
+    """Computes the GAN-Leaks attack with the whole cohort against all training and test images."""
     roles = ("train", "test")
     nearest = distances.rows["lpips"].amin(dim=0).split([len(distances.real[role].pixels) for role in roles])
     members, others = (
@@ -289,13 +291,10 @@ def _whole_attack(distances: Distances, seed: int) -> Estimates:
 
 
 def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor], seed: int) -> Estimates:
-    """Measures of whole sets against training images, on halves by patient, as many images in every set.
+    """Computes fidelity measures on half-samples of patients, with equally many images in every set.
 
-    Args:
-        distances: all steps.
-        threshold: of a copy.
-        members: indices of the images of one class, by ``cohort``, ``train`` and ``test``; those absent are all.
-        seed: of the draws.
+    ``members`` are the indices of the images of one class by ``cohort``, ``train`` and ``test``; absent ones stand for
+    all images.
     """
     names = tuple(name for name in FIDELITY if name != "variety")
     features = distances.reference.features | {"cohort": distances.rows["features"]}
@@ -309,7 +308,7 @@ def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor]
         test, _ = half_samples(patients["test"], len(own["test"]), random)
         cohort = torch.from_numpy(random.permutation(len(own["cohort"])))
         draws.append((own["train"][train], own["train"][again], own["test"][test], own["cohort"][cohort]))
-    size = min(len(part) for draw in draws for part in draw)  # a large family can make one half smaller
+    size = min(len(part) for draw in draws for part in draw)  # a patient with many images can make one half smaller
     if size < LEAST:
         return {name: dict.fromkeys(COLUMNS, _too_few(size)) for name in names}
     values: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in names}
@@ -345,7 +344,7 @@ def _variety(distances: Distances, seed: int) -> dict[str, Estimate]:
         if len(patients) < LEAST:
             figures[column] = _too_few(len(patients))
             continue
-        # Halves, not draws with replacement: an image drawn twice would make a set look less various than it is.
+        # No draws with replacement: images that are drawn twice would lower the variety.
         halves = [half_samples(patients, len(patients), np.random.default_rng((seed, n)))[0] for n in range(HALVES)]
         replicates = np.array([variety(inner[half][:, half]) for half in halves])
         figures[column] = estimate(variety(inner), replicates, len(patients))

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What each measure of the report is called, where it is taken and what it ought to be."""
+"""The measures of an audit: their titles, the spaces in which they are computed, and their ideal values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["FIDELITY", "MEASURES", "PRIVACY", "Measure"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the report.
+    """The description of a measure, for one line of the report.
 
     Attributes:
-        title: its name.
-        space: where its distances, features or scores are taken.
-        ideal: what it is for a cohort that betrays nobody and looks real.
-        is_share: whether it reads best in percent.
+        title: name of the measure.
+        space: network or features from which the measure is computed.
+        ideal: value for a cohort that looks real and discloses no patient.
+        is_share: whether the measure is a share, to be shown in percent.
     """
 
     title: str
@@ -35,7 +35,7 @@ _VERIFIER = "Siamese verifier"
 _FEATURES = f"{FEATURES} features"
 _NOT_ABOVE, _NOT_BELOW, _NEAR = "not above test images'", "not below test images'", "near test images'"
 
-#: Measures of privacy, by their names in results.json, in the order of the report.
+#: Privacy measures by their names in results.json, in the order of the report.
 PRIVACY = {
     "copy_rate": Measure("Copy rate", _EMBEDDING, _NOT_ABOVE, True),
     "dcr_p5": Measure("Distance to the closest record (DCR), 5th percentile", _DISTANCE, _NOT_BELOW),
@@ -65,7 +65,7 @@ PRIVACY = {
     "gan_leaks_whole_tpr": Measure("the same: members found at 1 % false alarms", LPIPS_TRUNK, "1 % or below", True),
 }
 
-#: Measures of how real and how various images look.
+#: Measures of fidelity and variety, likewise.
 FIDELITY = {
     "kid": Measure("KID to training images", _FEATURES, _NEAR),
     "frechet": Measure("Fréchet distance to training images", _FEATURES, _NEAR),

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Trials of the instrument whose outcome is known: an audit whose controls fail says nothing of its cohort."""
+"""Controls of an audit: tests of its detectors on images with known answers; if one fails, the audit is invalid."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
 
 __all__ = ["ALTERED_FOUND", "EXACT_FOUND", "Control", "try_instrument"]
 
-#: Shares of the planted copies that must be found.
+#: Smallest shares of exact and of altered planted copies that must be detected.
 EXACT_FOUND, ALTERED_FOUND = 0.95, 0.90
-#: Share of held-out images that the threshold of a copy lets count as copies.
+#: Nominal copy rate of held-out images, which follows from the percentile of the copy threshold.
 SET_RATE = 1.0 - PERCENTILE / 100.0
 
 
 @dataclass(frozen=True)
 class Control:
-    """One trial.
+    """The result of one control.
 
     Attributes:
-        key: its name in results.json.
-        title: its name in the report.
-        estimate: the share that was found, or taken for copies.
-        required: in words.
-        passed: None where it is shown and decides nothing by itself.
+        key: name in results.json.
+        title: name in the report.
+        estimate: share of the images that were detected as copies.
+        required: requirement, in words.
+        passed: whether the requirement is met; None for controls that are reported only.
     """
 
     key: str
@@ -45,20 +45,21 @@ class Control:
 def try_instrument(
     distances: Distances, test: Side, rates: dict[str, Estimate], threshold: float, seed: int
 ) -> list[Control]:
-    """Seeks planted copies of training images, exact and altered, and takes real images for cohorts.
+    """Measures how many planted copies are detected, and the copy rates of real images in the place of a cohort.
 
-    Test images must not count as copies above the set rate. Theirs is a sample's rate, by a threshold that comes from
-    another sample, val: so the control fails where less than one in twenty redraws of both stays at or below it.
+    The copy rate of test images must not exceed the nominal rate, 5 %. Rate and threshold both have a sampling error,
+    from test and validation patients, so the control fails only if the one-sided 95 % lower bound of the rate, from
+    bootstrap draws of both, exceeds the nominal rate.
 
     Args:
-        distances: all steps of it have been run.
-        test: the test images as a cohort.
-        rates: copy rates of ``test`` and ``training`` images as cohorts.
-        threshold: of a copy.
-        seed: of the draws.
+        distances: distances between the cohort and the real images; all of its steps must have been run.
+        test: distances of the test images to the training images.
+        rates: copy rates of ``test`` and ``training`` images.
+        threshold: correlation above which an image counts as a copy.
+        seed: seed of the bootstrap draws.
 
     Returns:
-        The trials that decide first.
+        The controls; those that can invalidate the audit come first.
     """
     planted = distances.reference.read(f"{EMBEDDING}_planted")
     patients = distances.real["train"].patients[distances.reference.planted]

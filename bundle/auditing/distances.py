@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic images held against real ones, in steps that are kept on disk: all that the measures are made of."""
+"""Distances between synthetic and real images, computed in steps that are kept on disk; all measures use them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ __all__ = ["Distances", "Side"]
 
 @dataclass(frozen=True)
 class Side:
-    """What is known of each image of a set, [N] each, towards the training images.
+    """Distances of N images of one set to the training images; tensors are [N].
 
     Attributes:
-        correlation: with the most similar training image.
-        first: distance to that, 1 - correlation.
+        correlation: highest correlation with a training image, in the embedding.
+        first: distance to this training image, 1 - correlation.
         second: distance to the nearest training image of another patient.
-        index: of the nearest.
+        index: index of the nearest training image.
         lpips: LPIPS to the training image that is nearest by LPIPS.
-        verified: the verifier's highest logit.
-        verified_index: of the training image that has it.
-        others: how well the verifier tells other images of the nearest patient from those of all others
-            (`bundle.auditing.measures.other_images_auc`); NaN where there are none.
-        draws: of patients with replacement, as indices into the set.
+        verified: highest logit of the verifier with a training image.
+        verified_index: index of the training image with this logit.
+        others: AUC with which the verifier distinguishes other images of the nearest patient from those of all other
+            patients (`bundle.auditing.measures.other_images_auc`); NaN if there are none.
+        draws: bootstrap draws of patients, as indices into the set.
     """
 
     correlation: Tensor
@@ -51,35 +51,36 @@ class Side:
     draws: list[NDArray[np.int64]]
 
     def agree(self, patients: Tensor) -> Tensor:
-        """Marks the images, [N], of which embedding and verifier name the same of the training images' patients."""
+        """Returns whether embedding and verifier find the same patient, bool [N]; patients are the training images'."""
         return patients[self.index] == patients[self.verified_index]
 
     def of(self, members: Tensor, patients: Tensor, seed: int) -> Side:
-        """Returns the same of some members, with draws of their own.
+        """Returns the side of a subset, with new bootstrap draws.
 
         Args:
-            members: their indices.
-            patients: whose image each one of the whole set is.
-            seed: of the draws.
+            members: indices of the subset.
+            patients: patient number [N] of each image of the whole set.
+            seed: seed of the bootstrap draws.
         """
         tensors = {entry.name: getattr(self, entry.name)[members] for entry in fields(self) if entry.name != "draws"}
         return Side(**tensors, draws=patient_draws(patients[members], DRAWS, seed))
 
 
 class Distances(Steps):
-    """Synthetic images held against real ones: all that the measures are made of.
+    """Distances between synthetic and real images.
 
     Args:
-        cohort: uint8 pixels of the synthetic images.
-        reference: the real images.
-        folder: keeps the steps.
-        seed: of the images that are drawn for whatever takes all distances among them.
-        groups: [N], from 0, which images stand or fall together where others are drawn, as those of one path do; None
-            for each one by itself.
-        n_groups: how many numbers there are, see `bundle.auditing.resampling.patient_draws`.
+        cohort: uint8 pixels of the synthetic images, [N, H, W] or [N, H, W, 3].
+        reference: real images and their features.
+        folder: folder that keeps the results of the steps.
+        seed: seed of the choice of ``sample``.
+        groups: group number [N] of each image, from 0; bootstrap draws take the images of a group, such as those of one
+            path, together. None puts every image in its own group.
+        n_groups: number of groups, see `bundle.auditing.resampling.patient_draws`.
 
     Attributes:
-        sample: indices [n] of the synthetic images among which all distances are known, as many as test images.
+        sample: indices [n] of the synthetic images whose pairwise distances are computed, at most as many as there are
+            test images.
     """
 
     def __init__(
@@ -101,48 +102,48 @@ class Distances(Steps):
 
     @property
     def real(self) -> dict[str, RealImages]:
-        """Images of the roles ``train``, ``val`` and ``test``."""
+        """Real images of the roles ``train``, ``val`` and ``test``."""
         return self.reference.real
 
     def steps(self) -> Iterator[Step]:
-        """Yields the steps in their order; those of the reference come before."""
+        """Yields the steps in order; those of the reference must be run before."""
         yield from self.block_steps()
         yield self.within_step()
 
     def block_steps(self) -> Iterator[Step]:
-        """Yields the steps that hold the images, block by block, against the real ones."""
+        """Yields the steps that compare the synthetic images with the real ones, block by block."""
         n_real = sum(len(self.real[role].pixels) for role in ("train", "test"))
         for number, block in enumerate(self.cohort.split(BLOCK)):
             cost = (2 * EMBED_MS + SQUEEZENET_MS) * len(block) + LPIPS_MS * (len(block) + n_real)
             yield self.step(f"cohort_{number:04d}", cost, lambda block=block: self._block(block))  # type: ignore[misc]
 
     def within_step(self) -> Step:
-        """Returns the step that takes the distances among the sample."""
+        """Returns the step that computes the distances within ``sample``."""
         return self.step("within", LPIPS_MS * len(self.sample), self._within)
 
     @cached_property
     def rows(self) -> Tensors:
-        """What is known of each synthetic image.
+        """The results of the block steps for all N synthetic images.
 
-        ``point`` [N, D] of the embedding; ``correlation`` with the most similar training image, and its ``index``;
-        ``verified`` and ``verified_index``, the same by the verifier; ``others``, see `Side`; ``features`` [N, F];
-        ``lpips`` to every image of train, then of test.
+        ``point`` [N, D] is the embedding; ``correlation`` and ``index`` [N] belong to the most similar training image,
+        ``verified`` and ``verified_index`` to that of the verifier; ``others`` is that of `Side`; ``features`` [N, F]
+        are SqueezeNet features; ``lpips`` [N, train + test] are the distances to every training and test image.
         """
         blocks = [self.read(f"cohort_{number:04d}") for number in range(len(self.cohort.split(BLOCK)))]
         return {key: torch.cat([block[key] for block in blocks]) for key in blocks[0]}
 
     @cached_property
     def within(self) -> Tensor:
-        """LPIPS [n, n] among the images of the sample."""
+        """LPIPS [n, n] within ``sample``."""
         return self.read("within")["distances"]
 
     def of(self, members: Tensor, folder: str | os.PathLike[str], seed: int) -> Distances:
-        """Returns some of the images as a cohort of its own, of which only the distances within are still to be taken.
+        """Returns a subset of the images as a cohort, for which only `within_step` remains to be run.
 
         Args:
-            members: their indices [n].
-            folder: keeps the step.
-            seed: see `Distances`.
+            members: indices [n] of the subset.
+            folder: folder that keeps the result of this step.
+            seed: seed of the choice of ``sample``.
         """
         part = Distances(self.cohort[members], self.reference, folder, seed, self.groups[members], self.n_groups)
         part.__dict__["rows"] = {key: value[members] for key, value in self.rows.items()}
@@ -153,7 +154,7 @@ class Distances(Steps):
         return self.rows["lpips"][:, : len(self.real["train"].pixels)].amin(dim=1)
 
     def lpips_of_sample(self) -> Tensor:
-        """Returns all LPIPS among samples of the three sides: training images, test images, synthetic images."""
+        """Returns LPIPS [S, S] among the training sample, all test images and the synthetic sample, in this order."""
         n_train = len(self.real["train"].pixels)
         real = torch.cat([self.reference.train_sample, torch.arange(n_train, n_train + len(self.real["test"].pixels))])
         across = self.rows["lpips"][self.sample][:, real]
@@ -161,10 +162,10 @@ class Distances(Steps):
         return torch.cat([upper, torch.cat([across, self.within], dim=1)])
 
     def sides(self, seed: int) -> dict[str, Side]:
-        """Returns the cohort, the test images, and as many training images, drawn with replacement, as cohorts.
+        """Returns the sides of the cohort, of the test images, and of as many training images, drawn with replacement.
 
         Args:
-            seed: of all draws.
+            seed: seed of the choice of training images and of the bootstrap draws.
         """
         train, test = self.real["train"], self.real["test"]
         points, verifier = self.reference.points[EMBEDDING], self.reference.points[VERIFIER]
@@ -188,7 +189,7 @@ class Distances(Steps):
                 points["train"][drawn],
                 self.reference.network(VERIFIER).nearest(verifier["train"][drawn], verifier["train"]),
                 self.reference.others(verifier["train"][drawn], drawn),
-                torch.zeros(len(drawn)),  # each is its own nearest training image
+                torch.zeros(len(drawn)),  # a training image is its own nearest training image
                 train.patients[drawn],
             ),
         }

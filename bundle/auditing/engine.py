@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The audit as an Ignite engine: one iteration for each step, the last of which draws the conclusion and writes it."""
+"""The audit as an Ignite engine with one iteration per step; the last step writes the report."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ from bundle.steps import Step, StepEngine, Tensors
 
 __all__ = ["AuditEngine"]
 
-# Of what the steps on disk are made; counts up whenever that changes.
+# Format version of the kept results; to be increased whenever their content changes.
 FORMAT = 4
-# CPU-milliseconds of the conclusion, for the bar.
+# CPU-milliseconds of the last step, for the progress bar.
 CONCLUSION_MS = 30_000.0
 
 
 class AuditEngine(StepEngine):
-    """Judges a cohort and writes the report.
+    """Audits a cohort and writes the report.
 
-    A killed run goes on with the step that it was at: results of steps lie in ``private/audit``, in a folder named
-    after the content of all that they depend on.
+    An interrupted run resumes at the interrupted step: the results of the steps are kept in ``private/audit``, in a
+    folder named after a hash of everything that they depend on.
 
     Args:
         cohort: synthetic images.
         data: real images, at the resolution of the audit.
-        networks: ``audit_embedding`` and ``audit_verifier``.
-        infos: content of each one's JSON.
-        output_dir: gets ``report.html``, ``results.json`` and ``private/``.
-        seed: of all draws.
+        networks: networks ``audit_embedding`` and ``audit_verifier``.
+        infos: content of the JSON file of each network, by name.
+        output_dir: folder for ``report.html``, ``results.json`` and ``private/``.
+        seed: seed of all random choices and bootstrap draws.
         cohort_preprocessing: one of `bundle.auditing.images.PREPROCESSING`.
-        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
-        changed: what the report says of the configuration besides, see `bundle.options.check_options`.
-        device: where to compute.
+        squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
+        changed: changes of the configuration to be listed in the report, from `bundle.options.check_options`.
+        device: device of the computation.
         handlers: further Ignite handlers.
 
     Attributes:
-        verdict: once the engine has run.
-        results: content of results.json, once the engine has run.
+        verdict: conclusion; None until the engine has run.
+        results: content of results.json; empty until the engine has run.
 
     Raises:
         DataError: a split is empty, the cohort was made with another split of the data, or output_dir holds the results
@@ -223,7 +223,7 @@ def _rows(measures: dict[str, Measure], figures: Estimates) -> list[dict[str, An
 
 
 def _metrics(found: Assessment, verdict: Verdict) -> dict[str, float]:
-    """Numbers for MLflow, named as in results.json."""
+    """Returns the metrics for MLflow, named as in results.json."""
     metrics = {"exit_code": float(verdict.code), "images_nearer_than_every_test_image": float(found.nearer_by_both)}
     for key, figures in found.figures.items():
         for column, value in figures.items():

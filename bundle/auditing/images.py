@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The two sides of an audit: a folder of synthetic images, whoever made it, and the real images it is held against."""
+"""Loads both sides of an audit: a folder of synthetic images of any origin, and the real images for comparison."""
 
 from __future__ import annotations
 
@@ -45,37 +45,38 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Images smaller than this show nobody.
+#: Smallest longer side of an image, in pixels; smaller images do not show a recognisable person.
 LEAST_SIDE = 32
 
-#: What was done to a cohort's images. "applied": they look as the networks see real images, cropped and matched, as
-#: cohorts of this bundle do; "none": they look like the files in dataset_dir, which then are treated the same way.
+#: State of the cohort's images. "applied": they are already preprocessed like the real images that networks see, as
+#: cohorts of this bundle are; "none": they look like the files in dataset_dir and are preprocessed like these; "auto":
+#: see `choose_preprocessing`.
 PREPROCESSING = ("auto", "applied", "none")
 
-#: Splits of each role: what was learned from, what thresholds are calibrated on, what nobody has seen.
+#: Splits of each role: training images, images that calibrate thresholds, images that no network was trained on.
 ROLES = {"train": IDENTITY_SPLITS, "val": ("val",), "test": ("test",)}
 
-#: The picture of many images that a cohort of this bundle brings.
+#: The overview of images in a cohort of this bundle.
 CONTACT_SHEET = "contact_sheet.png"
 
-# Images of each side that are compared to settle the preprocessing.
+# Images of each side that are compared to determine the preprocessing.
 SAMPLE = 200
-# Each thread holds a decoded radiograph, some hundred megabytes at full size.
+# Limits the memory: each thread holds a decoded radiograph, some hundred megabytes at full size.
 THREADS = 8
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Synthetic images before they are brought to the audit's size.
+    """The files of synthetic images, before these are resized for the audit.
 
     Attributes:
-        records: one for each image, in the order of their names; the label is None where none is known.
-        side: longer side in pixels, the median over the images.
-        sides: number of different sizes.
-        digests: SHA-256 of each image's decoded pixels.
-        manifest: of a cohort that this bundle wrote and that is as it says; else empty.
-        holds: whether the manifest says what is there; None where there is none.
-        not_judged: names of the files that are no single image: tables, texts, the contact sheet.
+        records: one record per image, in the order of the names; the label is None if it is unknown.
+        side: median of the images' longer sides, in pixels.
+        sides: number of different image sizes.
+        digests: SHA-256 of the decoded pixels of each image.
+        manifest: content of the cohort's manifest if it matches the files; otherwise empty.
+        holds: whether the manifest matches the files; None if there is none.
+        not_judged: names of the files that are not audited: tables, texts and the contact sheet.
     """
 
     records: tuple[Record, ...]
@@ -88,13 +89,13 @@ class Cohort:
 
     @property
     def labels(self) -> Tensor | None:
-        """Labels [N], or None unless every image has one."""
+        """Labels [N]; None unless every image has one."""
         labels = [record.label for record in self.records]
         return None if None in labels else torch.tensor(labels, dtype=torch.int64)
 
     @property
     def sha256(self) -> str:
-        """Hash of what the images show and of their labels, whatever their names."""
+        """Hash of the images' pixels and labels, which does not depend on the names of the files."""
         content = sorted([digest, record.label] for digest, record in zip(self.digests, self.records, strict=True))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -104,10 +105,10 @@ class RealImages:
     """Real images of one role.
 
     Attributes:
-        pixels: uint8 [N, H, W] or [N, H, W, 3], as the networks see them.
-        labels: [N].
-        patients: [N], a number for each patient of this role.
-        records: for the private figures.
+        pixels: preprocessed images, uint8 [N, H, W] or [N, H, W, 3].
+        labels: labels [N]; -1 if unknown.
+        patients: patient number [N] of each image; each role counts its patients from 0.
+        records: records of the images, for the private results.
     """
 
     pixels: Tensor
@@ -120,7 +121,7 @@ class RealImages:
         """Loads one or more splits of a data set.
 
         Raises:
-            DataError: there is no image in them.
+            DataError: there is no image in these splits.
         """
         records = tuple(data.records(splits))
         if not records:
@@ -136,21 +137,22 @@ class RealImages:
         return cls(pixels, labels, torch.tensor(patients), records)
 
     def part(self, index: Tensor) -> RealImages:
-        """Returns some of the images, patients numbered anew."""
+        """Returns a subset of the images, with the patients renumbered from 0."""
         patients = self.patients[index].unique(return_inverse=True)[1]
         records = tuple(self.records[number] for number in index.tolist())
         return RealImages(self.pixels[index], self.labels[index], patients, records)
 
 
 class RealData:
-    """Real images of every role, and how results and caches name them.
+    """Real images of every role, with their description for results and caches.
 
     Args:
-        data: at the resolution of whatever is held against them.
+        data: data set, at the resolution of the images that are compared with it.
 
     Attributes:
-        sides: ``train``, ``val`` and ``test``; train with the extra images, which the networks saw as well.
-        own: indices of train's images that are not extra: those whose classes are in the shares of the test images.
+        sides: images by role (``train``, ``val``, ``test``); train includes the extra images, since the networks were
+            trained on them as well.
+        own: indices of the training images that are not extra; their class proportions are those of the test images.
 
     Raises:
         DataError: a split is empty.
@@ -163,7 +165,7 @@ class RealData:
         self.own = torch.tensor([n for n, record in enumerate(self.sides["train"].records) if record.name in own])
 
     def key(self) -> dict[str, Any]:
-        """Returns plain values that change with whatever distances to the images depend on."""
+        """Returns plain values that identify everything about the images that distances depend on."""
         return {
             "real": {role: self.data.digests(splits) for role, splits in ROLES.items()},
             "patients": {role: side.patients.tolist() for role, side in self.sides.items()},
@@ -173,7 +175,7 @@ class RealData:
         }
 
     def content(self) -> dict[str, Any]:
-        """Returns what results.json says of the images."""
+        """Returns the description of the images for results.json."""
         return {
             "real": {
                 role: {"images": len(side.pixels), "patients": int(side.patients.max()) + 1}
@@ -192,20 +194,20 @@ def open_cohort(
     modality: Modality,
     layout: str | Mapping[str, Any] = "auto",
 ) -> Cohort:
-    """Opens every image of a folder once and lists everything that is wrong at once.
+    """Reads every image of a folder once and reports all problems together.
 
-    Every file below the folder is judged or, if it is a text or the contact sheet of a cohort of this bundle, named in
-    `Cohort.not_judged`; a folder that holds anything else is refused.
+    Text files and the contact sheet of a cohort of this bundle are not audited but listed in `Cohort.not_judged`; any
+    other file that is not an image is an error.
 
     Args:
-        cohort_dir: images anywhere below it; labels come from a labels.csv, which must list every image, or from
-            folders named after the classes.
-        dataset_dir: the real images, which the cohort must not be; the classes are those that they name.
-        modality: preset.
-        layout: of dataset_dir.
+        cohort_dir: folder with the synthetic images, also in subfolders. Labels are read from a labels.csv, which must
+            list every image, or from folders named after the classes.
+        dataset_dir: folder or folders of the real images, which also define the classes.
+        modality: preset of the modality.
+        layout: layout of dataset_dir.
 
     Raises:
-        DataError: the folder is empty, is that of the real images, or holds files that cannot be judged.
+        DataError: the folder is empty, is or lies in that of the real images, or contains files that cannot be audited.
     """
     listing = _list_cohort(cohort_dir, dataset_dir)
     manifest, holds = _manifest(listing.folder)
@@ -232,7 +234,7 @@ def open_cohort(
 
 
 def _list_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir) -> FolderListing:
-    """Lists a folder of synthetic images; refuses one that cannot be such a folder."""
+    """Lists a folder of synthetic images, or raises `DataError` if it is none."""
     folder = Path(cohort_dir).expanduser().resolve()
     several = [dataset_dir] if isinstance(dataset_dir, str | Path) else dataset_dir
     real = [Path(one).expanduser().resolve() for one in several]
@@ -256,16 +258,16 @@ def _list_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir) ->
 
 
 def read_pixels(paths: Sequence[Path], modality: Modality, resolution: int, what: str) -> Tensor:
-    """Reads images as the networks see them, rounded to the 8 bits of a released file on either side of the audit.
+    """Reads and preprocesses images and rounds them to 8 bits, as in released files, on both sides of the audit.
 
     Args:
-        paths: files.
-        modality: its channels and preprocessing hold.
-        resolution: side in pixels.
-        what: for the progress bar.
+        paths: files of the images.
+        modality: preset that defines channels and preprocessing.
+        resolution: side of the result, in pixels.
+        what: name of the images for the progress bar.
 
     Returns:
-        uint8 [N, resolution, resolution], with a last axis of 3 for colour.
+        Pixels, uint8 [N, resolution, resolution], or [N, resolution, resolution, 3] for colour images.
     """
     transform = image_transform(modality, resolution)
     shape = (len(paths), resolution, resolution, 3) if modality.channels == 3 else (len(paths), resolution, resolution)
@@ -287,17 +289,17 @@ def choose_preprocessing(
     chosen: str,
     distance: Callable[[Tensor, Tensor], float],
 ) -> tuple[Modality, str]:
-    """Settles how a cohort's images are brought to what the networks see.
+    """Determines how the images of a cohort have to be preprocessed.
 
     Args:
-        cohort: its manifest may say.
-        data: the real images, at the resolution of the audit.
-        chosen: one of `PREPROCESSING`; "auto" believes the manifest, and else looks whether the images, as they are,
-            are more like training images as the networks see them or as they lie in their files.
-        distance: between two sets of images [N, C, H, W] in [-1, 1].
+        cohort: synthetic images, possibly with a manifest.
+        data: real images, at the resolution of the audit.
+        chosen: one of `PREPROCESSING`. "auto" relies on the manifest if it names the modality's preprocessing, and
+            otherwise tests whether the images are closer to preprocessed or to unprocessed training images.
+        distance: function that returns the distance between two sets of images [N, C, H, W] in [-1, 1].
 
     Returns:
-        The preset for the cohort's images, and how it was settled, in words.
+        The preset for reading the cohort's images, and the reason for this choice, in words.
     """
     modality = data.modality
     plain = replace(modality, preprocessing="plain")
@@ -319,7 +321,7 @@ def choose_preprocessing(
 
 
 def _other_files(listing: FolderListing, has_sheet: bool) -> tuple[list[str], list[Problem]]:
-    """Returns the names of what need not be judged, and what is wrong with other files that are no images."""
+    """Returns the names of the files that need no audit, and the problems of other files that are not images."""
     texts = [listing.name(path) for path in listing.images if has_sheet and _is_contact_sheet(listing, path)]
     problems = []
     for path in listing.clutter:
@@ -348,7 +350,7 @@ def _is_contact_sheet(listing: FolderListing, path: Path) -> bool:
 
 
 def _records(listing: FolderListing, modality: Modality, has_sheet: bool) -> tuple[list[Record], list[Problem]]:
-    """Returns the images of a cohort with their labels, and what is wrong with its labels.csv."""
+    """Returns the images of a cohort with their labels, and the problems of its labels.csv."""
     images = [path for path in listing.images if not (has_sheet and _is_contact_sheet(listing, path))]
     if (listing.folder / "labels.csv").is_file():
         records, problems, _, _ = read_tables(listing, [Table()], modality)
@@ -365,7 +367,7 @@ def _records(listing: FolderListing, modality: Modality, has_sheet: bool) -> tup
         try:
             records, _, reasons, _ = read_class_folders(listing, modality)
         except DataError:
-            records, reasons = [], []  # the folders mean something else: the images have no labels
+            records, reasons = [], []  # the folders are not named after classes: the images have no labels
         if records and not reasons:
             return records, []
     names = map(listing.name, images)
@@ -385,7 +387,7 @@ def _inspect(record: Record, channels: int) -> tuple[tuple[int, int], str] | Pro
 
 
 def _manifest(folder: Path) -> tuple[dict[str, Any], bool | None]:
-    """Returns the manifest of a cohort, if it holds, and whether it does."""
+    """Returns the manifest of a cohort, empty unless it matches the files, and whether it does."""
     if not os.path.lexists(folder / MANIFEST):
         return {}, None
     try:

@@ -1,10 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The audit's measures, each a function of distances or of scores alone.
-
-S are synthetic images, R_train the real images that the generator saw, R_hold real images that it never saw. Distances
-may be any; the audit names the space of each in its report.
-"""
+"""The measures of an audit, as functions of distances or scores; the catalogue names the space of each."""
 
 from __future__ import annotations
 
@@ -26,38 +22,39 @@ __all__ = [
     "variety",
 ]
 
-#: Of the distances to the nearest training image that are reported: means hide the few images that are too near.
+#: Quantile of the distances to the nearest training image that is reported, since means hide a few very near images.
 LOW = 0.05
-#: Neighbours that span the support of a set (Kynkäänniemi et al., NeurIPS 2019, take 3).
+#: Number k of neighbours for precision and recall (3 in Kynkäänniemi et al., NeurIPS 2019).
 NEIGHBOURS = 3
 
 
 def exceeds(similarity: Tensor, threshold: float) -> Tensor:
-    """Marks the images that count as copies; the mean is the copy rate (Dar et al., arXiv 2402.01054).
+    """Returns which images count as copies; the mean is the copy rate (Dar et al., arXiv 2402.01054).
 
     Args:
-        similarity: [N] of each image to the most similar training image.
-        threshold: from `bundle.metrics.copies.copy_threshold`.
+        similarity: similarity [N] of each image to the most similar training image.
+        threshold: copy threshold, from `bundle.metrics.copies.copy_threshold`.
 
     Returns:
-        [N], boolean.
+        Whether each image is a copy, bool [N].
     """
     return similarity.double() > threshold
 
 
 def nearest_two(distances: Tensor, patients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Finds the nearest training image and the nearest one of another patient.
+    """Finds the nearest training image and the nearest training image of another patient.
 
-    The first is the distance to the closest record (DCR), the first by the second the nearest-neighbour distance ratio
-    (NNDR): near 0 where an image is far nearer to one patient than to everybody else. A second image of the same
-    patient would hide that, hence the other patient.
+    The first distance is the distance to the closest record (DCR). Its ratio to the second is the nearest-neighbour
+    distance ratio (NNDR), near 0 for an image that is much nearer to one patient than to all others. The second
+    distance is to another patient because several images of one patient would hide this.
 
     Args:
-        distances: [N, M] from N images to M training images.
-        patients: [M], whose image each training image is.
+        distances: distances [N, M] from N images to M training images.
+        patients: patient number [M] of each training image.
 
     Returns:
-        Both distances, [N] each, and the index [N] of the nearest; infinite where there is no other patient.
+        The first distance [N], the second distance [N], infinite if there is no other patient, and the index [N] of the
+        nearest training image.
     """
     first, index = distances.min(dim=1)
     same = patients[index][:, None] == patients[None, :]
@@ -66,32 +63,32 @@ def nearest_two(distances: Tensor, patients: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def authentic(to_real: Tensor, index: Tensor, real_to_other: Tensor) -> Tensor:
-    """Marks images that are no noisy copies (Alaa et al., arXiv 2102.08921, authenticity, section 3).
+    """Returns which images are authentic, that is no noisy copies (Alaa et al., arXiv 2102.08921, section 3).
 
-    An image is inauthentic where it is nearer to its nearest training image than that one is to any other.
+    An image is not authentic if it is nearer to its nearest training image than this one is to its nearest neighbour.
 
     Args:
         to_real: distance [N] to the nearest training image.
-        index: [N], which one that is.
-        real_to_other: distance [M] from each training image to the nearest other one.
+        index: index [N] of the nearest training image.
+        real_to_other: distance [M] from each training image to its nearest neighbour among the training images.
 
     Returns:
-        [N], boolean.
+        Whether each image is authentic, bool [N].
     """
     return to_real >= real_to_other[index]
 
 
 def other_images_auc(similarity: Tensor, index: Tensor, patients: Tensor) -> Tensor:
-    """Asks whether an image leads to its patient by images that it is no copy of: the other eye, another visit.
+    """Computes how well an image identifies other images of its nearest patient, such as of the other eye or visit.
 
     Args:
-        similarity: [N, M] of N images with M training images.
-        index: [N], the nearest training image of each, which says who its patient is and is itself left out.
-        patients: [M], whose image each training image is.
+        similarity: similarity [N, M] of N images to M training images.
+        index: index [N] of the nearest training image, which defines the nearest patient and is itself excluded.
+        patients: patient number [M] of each training image.
 
     Returns:
-        [N], for each image the area under the ROC curve of its similarity to the patient's other training images
-        against those of all other patients; NaN where the patient, or everybody else, has none.
+        Area under the ROC curve [N] of the similarity to the nearest patient's other training images against that to
+        the images of all other patients; NaN if one of the two groups is empty.
     """
     same = patients[index][:, None] == patients[None, :]
     others = same.clone()
@@ -103,19 +100,19 @@ def other_images_auc(similarity: Tensor, index: Tensor, patients: Tensor) -> Ten
 
 
 def adversarial_accuracy(real_to_synthetic: Tensor, real_to_real: Tensor, synthetic_to_synthetic: Tensor) -> float:
-    """Nearest-neighbour adversarial accuracy (Yale et al., Neurocomputing 2020, equation 1).
+    """Computes the nearest-neighbour adversarial accuracy (Yale et al., Neurocomputing 2020, equation 1).
 
-    How often a nearest neighbour tells a real image from a synthetic one: 0.5 where the two sets cannot be told apart,
-    towards 0 where synthetic images sit upon real ones, towards 1 where the sets lie apart. The privacy loss is its
-    value for held-out images less its value for training images.
+    It is the accuracy with which nearest neighbours distinguish real from synthetic images: 0.5 for indistinguishable
+    sets, near 0 for synthetic images that copy real ones, near 1 for separate sets. The privacy loss is the value for
+    held-out images minus that for training images.
 
     Args:
         real_to_synthetic: distances [N, N].
-        real_to_real: distances [N, N]; the diagonal is passed over.
-        synthetic_to_synthetic: distances [N, N]; the diagonal is passed over.
+        real_to_real: distances [N, N]; the diagonal is ignored.
+        synthetic_to_synthetic: distances [N, N]; the diagonal is ignored.
 
     Returns:
-        The mean of the two halves.
+        The mean of the accuracies on real and on synthetic images.
     """
     real = real_to_synthetic.amin(dim=1) > _nearest_other(real_to_real)
     synthetic = real_to_synthetic.amin(dim=0) > _nearest_other(synthetic_to_synthetic)
@@ -123,26 +120,27 @@ def adversarial_accuracy(real_to_synthetic: Tensor, real_to_real: Tensor, synthe
 
 
 def membership_scores(to_synthetic: Tensor, to_reference: Tensor) -> Tensor:
-    """Scores of the calibrated full black-box attack of GAN-Leaks (Chen et al., arXiv 1909.03935, equations 4 and 8).
+    """Computes scores of GAN-Leaks' calibrated full black-box attack (Chen et al., arXiv 1909.03935, eq. 4 and 8).
 
-    An image that the generator saw is nearer to its samples than a reference lets expect. The reference there is
-    another generator; here it is real images that neither side holds, which a perfect generator would draw.
+    A training image of the generator is expected to be nearer to synthetic images than to reference images. The paper's
+    reference images are samples of another generator; here they are real images that are neither members nor
+    non-members of the attack, as samples of a perfect generator would be.
 
     Args:
-        to_synthetic: distance [N] from each real image to the nearest synthetic one.
-        to_reference: distance [N] from each real image to the nearest image of the reference.
+        to_synthetic: distance [N] from each real image to the nearest synthetic image.
+        to_reference: distance [N] from each real image to the nearest reference image.
 
     Returns:
-        [N]; the higher, the more likely a member.
+        Scores [N]; a higher score means a more likely member.
     """
     return to_reference - to_synthetic
 
 
 def area_under_curve(members: Tensor, others: Tensor) -> float:
-    """Area under the ROC curve of scores that should be higher for members, [N] and [M].
+    """Computes the area under the ROC curve of members' scores [N], expected to be higher, against others' [M].
 
-    It is the Mann-Whitney statistic by the number of pairs, from ranks (SciPy), of which equal scores share the mean: a
-    tenth of the time of tracing the curve, which counts where an interval asks for it a thousand times.
+    It is the Mann-Whitney statistic, from mid-ranks, divided by the number of pairs. This takes a tenth of the time of
+    tracing the curve, which matters for the thousand bootstrap draws of an interval.
     """
     n, m = len(members), len(others)
     ranks = rankdata(torch.cat([members, others]).double().numpy())
@@ -150,24 +148,25 @@ def area_under_curve(members: Tensor, others: Tensor) -> float:
 
 
 def true_positive_rate(members: Tensor, others: Tensor, false_positive_rate: float = 0.01) -> float:
-    """Highest share of members found while at most that share of the others is taken for members."""
+    """Computes the true positive rate of members at a false positive rate of at most ``false_positive_rate``."""
     allowed = int(false_positive_rate * len(others) + 1e-9)
     if allowed >= len(others):
         return 1.0
-    # Whoever scores higher than the first of the others who must not be taken.
+    # The threshold is the highest score of the others that must be rejected.
     return float((members > others.sort(descending=True).values[allowed]).double().mean())
 
 
 def precision_recall(real: Tensor, synthetic: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al., NeurIPS 2019), computed by torch-fidelity.
+    """Computes improved precision and recall (Kynkäänniemi et al., NeurIPS 2019) with torch-fidelity.
 
-    Precision is the share of synthetic images within the reach of real ones, recall the share of real images within the
-    reach of synthetic ones.
+    The manifold of a set is the union of spheres around its images, each with the distance to the image's k-th
+    neighbour as radius. Precision is the share of synthetic images in the manifold of the real ones, recall the share
+    of real images in that of the synthetic ones.
 
     Args:
-        real: features [N, D].
-        synthetic: features [N, D].
-        neighbours: k: an image reaches as far as its k-th neighbour within its own set.
+        real: features [N, D] of the real images.
+        synthetic: features [N, D] of the synthetic images.
+        neighbours: k.
 
     Returns:
         Precision and recall.
@@ -179,13 +178,13 @@ def precision_recall(real: Tensor, synthetic: Tensor, neighbours: int = NEIGHBOU
 
 
 def variety(distances: Tensor) -> float:
-    """Mean distance between two different images of a set, from its distances [N, N]."""
+    """Computes the mean distance between two different images of a set from its distances [N, N]."""
     n = len(distances)
     return float((distances.double().sum() - distances.diagonal().double().sum()) / (n * (n - 1)))
 
 
 def low_percentile(values: Tensor) -> float:
-    """The 5th percentile of values [N], linearly interpolated."""
+    """Computes the 5th percentile of values [N], linearly interpolated."""
     return float(values.double().quantile(LOW))
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The audit's own networks: those that fit the images, or new ones, trained once and kept."""
+"""Loads the networks of an audit, or trains and keeps them if there are none for the data set."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST
 
 __all__ = ["audit_networks", "default_audit_dir", "open_audit_data"]
 
-# Options of the training that its networks depend on, besides the images.
+# Training options that the networks depend on, besides the images.
 TRAINING_OPTIONS = ("resolution", "max_epochs", "batch_size", "learning_rate", "seed")
 
 
 def default_audit_dir(cohort: Cohort, options: dict[str, Any]) -> str:
-    """Names a folder after the cohort's content and the options, so that no audit overwrites another's report."""
+    """Returns a folder named after the cohort's content and the options, so that audits do not share a folder."""
     return f"output/audit-{content_digest([cohort.sha256, cohort.holds, cohort.not_judged, options], 10)}"
 
 
@@ -44,17 +44,18 @@ def open_audit_data(
     patient_pattern: str | None = None,
     drop_duplicates: bool | None = None,
 ) -> ImageData:
-    """Opens the real images, at the size at which the cohort can be compared with them.
+    """Opens the real images at the resolution of the audit: that of the cohort, but at most ``resolution``.
 
     Args:
-        dataset_dir: the images that the generator was trained on, and images held out.
-        cohort: its images are enlarged for nobody: the real ones are reduced to their size.
-        models_dir: beside it may lie the split file of the training.
-        output_dir: of the audit.
-        modality: preset.
-        resolution: side in pixels, at most.
-        seed: of the splits, where they have to be drawn.
-        layout: see `bundle.data.open_dataset`.
+        dataset_dir: folder or folders of the real images, both those that the generator was trained on and held-out
+            ones.
+        cohort: synthetic images; real images are downscaled to their size, because these are not upscaled.
+        models_dir: folder of the networks; the split file of their training is searched for next to it.
+        output_dir: output folder of the audit.
+        modality: preset of the modality, or its name.
+        resolution: largest side, in pixels.
+        seed: seed of the splits, if there is no split file.
+        layout: layout of dataset_dir, see `bundle.data.open_dataset`.
         patient_pattern: see `bundle.data.open_dataset`.
         drop_duplicates: see `bundle.data.open_dataset`.
 
@@ -75,26 +76,26 @@ def audit_networks(
     layout: str | Mapping[str, Any] = "auto",
     device: str = "cpu",
 ) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
-    """Finds the audit's networks of a data set, or trains them.
+    """Loads the audit's networks for a data set, or trains them.
 
-    Those in ``models_dir`` serve if they saw all of the training images and none of val and test, whatever the images
-    are called. Else networks are trained by configs/train_audit.json and kept in ``output/audit_networks`` of the
-    bundle's folder, under a name made from the content of the images and the options of the training.
+    The networks in ``models_dir`` are used if they were trained on all training images and on no validation or test
+    image; images are identified by content. Otherwise networks are trained with configs/train_audit.json and kept in
+    ``output/audit_networks`` of the bundle, in a folder named after a hash of the images and the training options.
 
     Args:
-        data: the real images.
-        dataset_dir: where they are.
-        models_dir: may hold ``audit_embedding`` and ``audit_verifier``.
-        bundle_root: the bundle's folder.
-        output_dir: of the audit.
-        layout: of dataset_dir.
-        device: where the networks go.
+        data: real images.
+        dataset_dir: folder or folders of the real images.
+        models_dir: folder that may contain ``audit_embedding`` and ``audit_verifier``.
+        bundle_root: folder of the bundle.
+        output_dir: output folder of the audit.
+        layout: layout of dataset_dir.
+        device: device of the networks.
 
     Returns:
-        Networks and contents of their JSONs, by name.
+        The networks, and the contents of their JSON files, both by name.
 
     Raises:
-        WeightsError: networks in the folder of their own content do not fit.
+        WeightsError: the folder named after the hash contains networks that do not match the images.
     """
     if _misfit(Path(models_dir), data) is None:
         return _load(Path(models_dir), device)
@@ -128,7 +129,7 @@ def audit_networks(
 
 
 def _misfit(folder: Path, data: ImageData) -> str | None:
-    """Says why networks of a folder cannot audit a data set; None if they can."""
+    """Returns the reason why the networks of a folder cannot be used for a data set; None if they can."""
     for name in AUDIT_NETWORKS:
         path = folder / f"{name}.pt"
         if not path.exists() and not path.with_suffix(".json").exists():

@@ -1,10 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Copies in disguise: training images that were turned, mirrored or inverted before they were given as synthetic.
+"""Detects training images that were rotated by multiples of 90 degrees, mirrored or inverted and passed as synthetic.
 
-The audit's networks know images as they lie in their files, and their mirror images; of a negative, or of an image on
-its side, they know nothing. Such copies are sought by plain correlation of the grey levels, which a quarter turn and an
-inversion leave as they were.
+The audit's networks are trained on images in their original orientation and on mirror images, but not on rotated or
+inverted ones. Such copies are detected by correlating the grey levels of each image, in all 16 variants, with those of
+the training images.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bundle.figures import from_uint8
 
 __all__ = ["AS_IT_LIES", "ORIENTATIONS", "Disguises", "seek_disguises"]
 
-#: What the networks know: the image and its mirror image.
+#: Names of the orientations that the audit's networks are trained on: the original and its mirror image.
 AS_IT_LIES = ("as it lies", "mirrored")
-# Pixels a side at which images are correlated: coarse, so that noise and compression hide nothing.
+# Side in pixels at which images are correlated; it is small, so that noise and compression have little effect.
 SIDE = 32
-# Images correlated at once.
+# Number of images that are correlated at a time.
 BLOCK = 500
-#: Share of real images that may fit better in another orientation, if a cohort that does is to be called turned.
+#: An orientation can be reported as the cohort's only if it is the best match of at most this share of held-out images.
 AMBIGUOUS = 0.05
 
 
@@ -44,7 +44,7 @@ def _name(quarters: int, mirrored: bool, inverted: bool) -> str:
     return ", ".join(words) or AS_IT_LIES[0]
 
 
-#: The eight orientations of a square and their negatives, each of images [N, C, H, W] in [-1, 1].
+#: The eight symmetries of a square and their negatives, as functions of images [N, C, H, W] in [-1, 1].
 ORIENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     _name(*case): _orientation(*case)
     for case in ((q, m, i) for i in (False, True) for m in (False, True) for q in range(4))
@@ -53,11 +53,12 @@ ORIENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Disguises:
-    """What was found.
+    """The result of the search.
 
     Attributes:
-        copies: number of images that are a training image in another orientation than `AS_IT_LIES`.
-        lying: in which orientation most of the cohort lies, where real images do not; empty where it lies as they do.
+        copies: number of images that are a training image in an orientation other than `AS_IT_LIES`.
+        lying: orientation in which most of the cohort matches real images better than in its own; empty if there is
+            none.
     """
 
     copies: int
@@ -67,13 +68,13 @@ class Disguises:
 def seek_disguises(cohort: Tensor, real: Sequence[tuple[Tensor, Tensor]]) -> Disguises:
     """Correlates each image, in every orientation, with every training image.
 
-    An image is a copy where its correlation lies nearer to 1, that of a copy, than to the highest that any stranger
-    reaches in any orientation: a stranger's image that was turned reaches, turned back, what a stranger's reaches.
+    An image is a copy if its highest correlation is nearer to 1, that of an exact copy, than to the highest correlation
+    of any held-out image in any orientation.
 
     Args:
-        cohort: uint8 pixels [N, H, W] or [N, H, W, 3], untreated: what preprocessing does depends on the orientation.
-        real: training images and strangers, the same of each, in every form that may have been disguised: as
-            preprocessing leaves them, and as they lie in their files.
+        cohort: uint8 pixels [N, H, W] or [N, H, W, 3] without preprocessing, whose result depends on the orientation.
+        real: pairs of training and held-out images, likewise uint8, one pair for each form in which they may have been
+            copied: preprocessed and not preprocessed.
     """
     is_copy = torch.zeros(len(cohort), dtype=torch.bool)
     lying = []
@@ -102,12 +103,12 @@ def _lying(cohort: dict[str, Tensor], strangers: dict[str, Tensor]) -> str:
 
 
 def _highest(pixels: Tensor, gallery: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns the highest correlation [N] of images, turned, with any image of the gallery."""
+    """Returns the highest correlation [N] of images, transformed by ``turn``, with any descriptor of the gallery."""
     blocks = (_descriptors(turn(from_uint8(block))) for block in pixels.split(BLOCK))
     return torch.cat([(block @ gallery.T).amax(dim=1) for block in blocks])
 
 
 def _descriptors(images: Tensor) -> Tensor:
-    """Returns vectors [N, D] whose inner products are correlations."""
+    """Returns unit vectors [N, D] whose inner products are the correlations of the images."""
     small = F.interpolate(images, SIDE, mode="bilinear", antialias=True).flatten(1)
     return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of copies of training images: a cohort that an audit must not let pass."""
+"""Writes a cohort of copies of training images, which an audit must reject."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["plant"]
 
 
 def plant(data: ImageData, folder: Path, n_images: int) -> None:
-    """Writes copies of training images, spread over the whole of them.
+    """Writes copies of training images, chosen at equal distances from the list of all.
 
     Args:
-        data: the real images, without preprocessing: copies look like the files that they are of.
-        folder: where the copies go; must not exist. Real images: keep it as private as the whole.
-        n_images: copies. Those with odd numbers are altered, each by the next of `PLANTED_CHANGES`.
+        data: real images, opened without preprocessing, so that the copies look like the original files.
+        folder: folder for the copies, which must not exist. It contains real images and must be kept private.
+        n_images: number of copies; every second one is altered, by each of `PLANTED_CHANGES` in turn.
 
     Raises:
         FileExistsError: the folder exists.
-        OptionError: there are fewer training images than that.
+        OptionError: n_images is below 1 or above the number of training images.
     """
     records = data.records("train")
     if not 1 <= n_images <= len(records):

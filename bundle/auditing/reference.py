@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Real images, and what the audit's networks make of them: the slow part of an audit that all cohorts share."""
+"""Features of and distances among the real images: the slow part of an audit, which does not depend on the cohort."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ __all__ = ["BLOCK", "EMBEDDING", "EMBED_MS", "LPIPS_MS", "SQUEEZENET_MS", "VERIF
 
 EMBEDDING, VERIFIER = "audit_embedding", "audit_verifier"
 
-# Images that pass the networks at once.
+# Number of images that are processed at a time.
 BLOCK = 500
-# Training images that are planted under each change, at most.
+# Largest number of training images that are planted as copies under each alteration.
 PLANTED = 400
-# Of these, how many are enough to tell how far a change takes a whole set of images.
+# Number of these that suffice for the KID between altered and original images.
 FAR = 100
-# CPU-milliseconds of one image at 128 px, so that the bar can tell the time left.
+# CPU-milliseconds per image at 128 px, from which the progress bar estimates the remaining time.
 EMBED_MS, SQUEEZENET_MS, LPIPS_MS = 1.0, 12.0, 25.0
-# Bytes that the vectors of LPIPS may take: less memory, and real images pass the network more often.
+# Bytes for LPIPS vectors; with less memory, the network has to process images more often.
 MEMORY = 2**30
-# Images whose vectors that holds at 128 px.
+# Number of images whose vectors fit into this memory at 128 px.
 KEPT = 500
 
 
 def reference_key(
     real: RealData, infos: Mapping[str, Mapping[str, Any]], squeezenet_file: str | os.PathLike[str] | None
 ) -> dict[str, Any]:
-    """Returns plain values that change with whatever a `Reference` depends on besides its seed.
+    """Returns plain values that identify everything that a `Reference` depends on, except its seed.
 
     Args:
-        real: images.
-        infos: content of the JSON of each network.
-        squeezenet_file: weights of SqueezeNet 1.1.
+        real: real images of all roles.
+        infos: content of the JSON file of each network, by name.
+        squeezenet_file: file of the SqueezeNet 1.1 weights; None for those of torchvision.
     """
     return {
         **real.key(),
@@ -59,19 +59,19 @@ def reference_key(
 
 
 class Reference(Steps):
-    """Real images, and what networks make of them: the same for every cohort that is held against them.
+    """Real images with their features and distances, computed in steps that are kept on disk for all cohorts.
 
     Args:
         real: images of the roles ``train``, ``val`` and ``test``.
-        networks: ``audit_embedding`` and ``audit_verifier``.
-        folder: keeps the steps.
-        seed: of the training images that are drawn for the trial and for whatever takes distances among them.
-        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
-        device: where to compute.
+        networks: networks ``audit_embedding`` and ``audit_verifier``.
+        folder: folder that keeps the results of the steps.
+        seed: seed of the choice of ``train_sample`` and ``planted``.
+        squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
+        device: device of the computation.
 
     Attributes:
-        train_sample: indices of as many training images as there are test images.
-        planted: indices of the training images that copies are made of.
+        train_sample: indices of a random sample of training images, at most as many as there are test images.
+        planted: indices of the training images of which copies are planted.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Reference(Steps):
         self._lpips: Any = None
 
     def steps(self) -> Iterator[Step]:
-        """Yields the steps in their order."""
+        """Yields the steps in order."""
         n_real = sum(len(side.pixels) for side in self.real.values())
         for name in self.networks:
             yield self.step(name, EMBED_MS * n_real, lambda name=name: self._points(name))  # type: ignore[misc]
@@ -105,46 +105,46 @@ class Reference(Steps):
         yield self.step("lpips", LPIPS_MS * n_real * (1 + n_real / KEPT / 2), self._among)
 
     def altered_step(self) -> Step:
-        """Returns the step that takes features of planted copies under each change, which only an audit asks for."""
+        """Returns the step that computes features of planted copies under each alteration, for audits only."""
         cost = (SQUEEZENET_MS + 1.0) * min(FAR, len(self.planted)) * len(PLANTED_CHANGES)
         return self.step("altered_features", cost, self._altered)
 
     @cached_property
     def points(self) -> dict[str, Tensors]:
-        """What each network makes of every real image, and the training image nearest to each held-out one."""
+        """Outputs of each network by role; for val and test also correlation and index of the nearest training image."""
         return {name: self.read(name) for name in self.networks}
 
     @cached_property
     def features(self) -> Tensors:
-        """Features [N, D] of the images of each role."""
+        """SqueezeNet features [N, 512] of the images of each role."""
         return self.read("features")
 
     @cached_property
     def among(self) -> Tensor:
-        """LPIPS between all real images: those of train, then of test, then of val."""
+        """LPIPS [R, R] between all real images, in the order train, test, val."""
         return self.read("lpips")["distances"]
 
     def lpips(self, rows: str, columns: str) -> Tensor:
-        """Returns LPIPS [N, M] between the images of two roles."""
+        """Returns LPIPS [N, M] between the images of the roles ``rows`` and ``columns``."""
         return self.among[self._places(rows)][:, self._places(columns)]
 
     def network(self, name: str) -> ContrastiveEmbedding | SiameseVerifier:
-        """Returns one of the networks."""
+        """Returns a network by its name."""
         network = self.networks[name]
         assert isinstance(network, ContrastiveEmbedding | SiameseVerifier)
         return network
 
     def predict(self, name: str, pixels: Tensor) -> Tensor:
-        """Returns what a network makes of uint8 pixels [N, H, W] or [N, H, W, 3]."""
+        """Returns the outputs [N, D] of a network for uint8 pixels [N, H, W] or [N, H, W, 3]."""
         return torch.cat([predict(self.network(name), from_uint8(block)) for block in pixels.split(BLOCK)])
 
     def measure_features(self, pixels: Tensor) -> Tensor:
-        """Returns the features [N, D] of uint8 pixels."""
+        """Returns the SqueezeNet features [N, 512] of uint8 pixels."""
         parts = pixels.split(BLOCK)
         return torch.cat([squeezenet_features(from_uint8(p), self.squeezenet_file, device=self.device) for p in parts])
 
     def measure_lpips(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Returns LPIPS [N, M] between uint8 pixels of two sets, or [N, N] within one."""
+        """Returns LPIPS [N, M] between two sets of uint8 pixels, or [N, N] within ``x`` if ``y`` is None."""
         if self._lpips is None:
             self._lpips = lpips_model(self.squeezenet_file)
         options: dict[str, Any] = {"model": self._lpips, "memory": MEMORY, "device": self.device}
@@ -153,11 +153,11 @@ class Reference(Steps):
         return pairwise(from_uint8(x), from_uint8(y), **options)
 
     def others(self, seen: Tensor, index: Tensor) -> Tensor:
-        """Returns `bundle.auditing.measures.other_images_auc` [N] of images by the verifier.
+        """Returns `bundle.auditing.measures.other_images_auc` [N] of images, by the verifier's similarity.
 
         Args:
-            seen: what the verifier makes of them.
-            index: [N], of the nearest training image.
+            seen: outputs [N, D] of the verifier for the images.
+            index: index [N] of the nearest training image.
         """
         gallery, patients = self.points[VERIFIER]["train"], self.real["train"].patients
         blocks = zip(self.network(VERIFIER).similarity(seen, gallery), index.split(ROWS), strict=True)
@@ -178,7 +178,7 @@ class Reference(Steps):
         return points
 
     def _planted(self, name: str) -> Tensors:
-        """Correlation of planted copies with the most similar training image, and its index."""
+        """Computes correlation and index of the training image that is the most similar one to each planted copy."""
         network = self.network(name)
         gallery = self.read(name)["train"]
         images = from_uint8(self.real["train"].pixels[self.planted])

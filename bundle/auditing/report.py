@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What an audit leaves: a report of aggregates, which may be shown, and which image is near whom, which may not."""
+"""Writes the results of an audit: a report of aggregates for publication, and private lists of nearest images."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from bundle.metrics.copies import copy_threshold
 
 __all__ = ["write_private", "write_report"]
 
-# Pairs in the private picture.
+# Number of pairs in the private contact sheet.
 PICTURED = 24
 
 
 def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
-    """Writes the report as one HTML file that needs nothing else.
+    """Writes the report as a self-contained HTML file.
 
     Args:
-        path: the file.
-        results: content of results.json; nothing else goes into the report.
+        path: name of the file.
+        results: content of results.json, the only source of the report.
     """
     write_html(
         path,
@@ -46,12 +46,12 @@ def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
 
 
 def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
-    """Writes which synthetic image is near which real one, as a table and as a picture.
+    """Writes the nearest training image of every synthetic image as a table, and the nearest pairs as a contact sheet.
 
     Args:
-        folder: private.
-        distances: all steps of it have been run.
-        cohort: names of the synthetic images.
+        folder: private folder for both files.
+        distances: distances between the cohort and the real images; all of its steps must have been run.
+        cohort: synthetic images with their names.
     """
     points, found = distances.reference.points[EMBEDDING], distances.rows
     records = distances.real["train"].records

@@ -1,8 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals: what another draw of patients would have made of an estimate.
+"""Estimates with confidence intervals from a bootstrap over patients.
 
-Whoever is drawn is a patient, with all images; synthetic images have no patients and are drawn one by one.
+A bootstrap draw takes patients with all of their images. Synthetic images have no patients: they are drawn singly or by
+groups, such as paths.
 """
 
 from __future__ import annotations
@@ -31,26 +32,25 @@ __all__ = [
     "share",
 ]
 
-#: Fewest images that an estimate may be published of: the mean of a single image is that image's own distance.
+#: Fewest images for a published estimate; with fewer, it would disclose the distances of single images.
 LEAST = 20
-#: Of the two-sided intervals.
+#: Level of the two-sided confidence intervals.
 LEVEL = 0.95
-#: Draws of patients for an interval.
+#: Number of bootstrap draws for an interval.
 DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate with its interval, or the reason why there is none.
+    """An estimate with its confidence interval, or the reason why there is none.
 
     Attributes:
-        value: the estimate; NaN where it cannot be estimated.
+        value: estimate; NaN if it cannot be estimated.
         low: lower end of the interval at `LEVEL`.
-        high: upper end.
-        n: images that it was taken from.
-        reason: why it cannot be estimated; empty where it can.
-        replicates: what other draws would have made of it, [draws]; what figures share their draws can be compared by
-            them. Empty where the interval comes from a formula.
+        high: upper end of the interval.
+        n: number of images behind the estimate.
+        reason: reason why it cannot be estimated; empty if it can.
+        replicates: value [draws] for each bootstrap draw; estimates with the same draws can be compared draw by draw.
     """
 
     value: float = math.nan
@@ -62,15 +62,15 @@ class Estimate:
 
     @property
     def withheld(self) -> str:
-        """Why the estimate is not published: it cannot be estimated, or would tell of single images; else empty."""
+        """Reason why the estimate is not published, including too few images; empty if it is published."""
         if self.reason or self.n >= LEAST:
             return self.reason
         return f"an estimate of fewer than {LEAST} images would tell of single ones; there are {self.n}"
 
     def content(self) -> dict[str, Any]:
-        """Returns plain values for JSON, of four digits: enough to read, too few to find a single distance by.
+        """Returns plain values for JSON, or the reason if the estimate is withheld.
 
-        An estimate of fewer than `LEAST` images is withheld.
+        Four digits suffice for a reader but do not identify the distance of a single image.
         """
         if reason := self.withheld:
             return {"not_estimable": reason, "n": self.n}
@@ -83,14 +83,15 @@ def rounded(value: float) -> float:
 
 
 def patient_draws(patients: Tensor, n_draws: int, seed: int, n_patients: int | None = None) -> list[NDArray[np.int64]]:
-    """Draws patients with replacement, as many as there are, and returns the indices of all their images.
+    """Draws as many patients as there are, with replacement, and returns the indices of all of their images.
 
     Args:
-        patients: [N], whose image each one is.
-        n_draws: how often.
-        seed: of the draws.
-        n_patients: numbers that ``patients`` may have, from 0, those without images included: sets whose patients have
-            the same numbers are then drawn together, and can be compared draw by draw. None for those that are there.
+        patients: patient number [N] of each image.
+        n_draws: number of bootstrap draws.
+        seed: seed of the bootstrap draws.
+        n_patients: number of patients, numbered from 0, including patients without images; sets with the same numbering
+            and seed then get the same draws of patients and can be compared draw by draw. None for the patients that
+            have images.
     """
     random = np.random.default_rng(seed)
     numbers = patients.numpy()
@@ -103,7 +104,7 @@ def patient_draws(patients: Tensor, n_draws: int, seed: int, n_patients: int | N
     draws = []
     for _ in range(n_draws):
         length = np.zeros(1, dtype=np.int64)
-        while not length.any():  # numbers without images may be all that is drawn, where there are few
+        while not length.any():  # a draw may consist of patients without images only
             chosen = random.integers(len(starts), size=len(starts))
             length = counts[chosen]
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
@@ -114,25 +115,26 @@ def patient_draws(patients: Tensor, n_draws: int, seed: int, n_patients: int | N
 def bootstrap(
     values: Tensor, draws: list[NDArray[np.int64]], statistic: Callable[[Tensor], float]
 ) -> NDArray[np.float64]:
-    """Returns a statistic of values [N], or [N, ...], on each draw."""
+    """Returns the statistic of values [N] or [N, ...] for each bootstrap draw."""
     return np.array([statistic(values[torch.from_numpy(draw)]) for draw in draws])
 
 
 def mean(values: Tensor) -> float:
-    """Returns the mean of values [...], the statistic of most figures."""
+    """Returns the mean of values [...]."""
     return float(values.mean())
 
 
 def estimate(value: float, replicates: NDArray[np.float64], n: int) -> Estimate:
-    """Puts an estimate together with the percentile interval of its replicates; NaN are draws without a value."""
+    """Returns an estimate with the percentile interval of its replicates; NaN replicates are ignored."""
     low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(value), float(low), float(high), n, replicates=replicates)
 
 
 def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Estimate:
-    """Share of the images that are marked, [N] boolean.
+    """Estimates the share of marked images, ``marked`` being bool [N].
 
-    Where none or all are, every draw says the same: the interval then is the exact binomial one (Clopper and Pearson).
+    If none or all are marked, all bootstrap draws are equal; the interval is then the exact binomial one of Clopper and
+    Pearson.
     """
     value = mean(marked.double())
     if 0 < value < 1:
@@ -143,12 +145,12 @@ def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Estimate:
 
 
 def half_samples(patients: Tensor, size: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Parts images into two halves that share no patient and returns indices of ``size`` of each.
+    """Splits images at random into two halves without common patients and returns indices of both.
 
     Args:
-        patients: [N], whose image each one is.
-        size: at most what the smaller half has, else that many are returned.
-        random: makes the draw.
+        patients: patient number [N] of each image.
+        size: largest number of indices returned of each half.
+        random: random generator of the split.
     """
     numbers = patients.numpy()
     shuffled = random.permutation(np.unique(numbers))

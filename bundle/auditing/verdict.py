@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What an audit concludes, in words and as an exit code."""
+"""The conclusion of an audit, in words and as an exit code."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from bundle.auditing.images import RealImages
 
 __all__ = ["COPIES", "PASSED", "UNUSABLE", "Verdict", "pixel_copies", "verdict_of"]
 
-#: Exit codes. 1 and 2 stand for errors and for impossible options, as everywhere in the bundle.
+#: Exit codes; 1 and 2 are those of errors and of invalid options, as in all commands.
 PASSED, COPIES, UNUSABLE = 0, 3, 4
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The conclusion.
+    """The conclusion of an audit.
 
     Attributes:
-        code: `PASSED`, `COPIES` (the cohort gives patients away) or `UNUSABLE` (the instrument failed its trial).
-        title: in one line.
-        reasons: what led to it.
+        code: `PASSED`, `COPIES` (the cohort discloses training images) or `UNUSABLE` (the audit is invalid, because a
+            control failed or the cohort is unlike the images on which copies are known to be detected).
+        title: conclusion in one line.
+        reasons: reasons for the conclusion.
     """
 
     code: int
@@ -33,11 +34,11 @@ class Verdict:
 
 
 def pixel_copies(cohort: Tensor, real: dict[str, RealImages]) -> dict[str, int]:
-    """Counts the synthetic images that are real ones, pixel for pixel, by the role of the real one.
+    """Counts the synthetic images that equal a real image in all pixels, by the role of the real image.
 
     Args:
-        cohort: uint8 pixels [N, ...].
-        real: images by role, brought to the same size.
+        cohort: uint8 pixels [N, ...] of the synthetic images.
+        real: real images by role, of the same size.
     """
     counts = {}
     left = [image.numpy().tobytes() for image in cohort]
@@ -49,13 +50,13 @@ def pixel_copies(cohort: Tensor, real: dict[str, RealImages]) -> dict[str, int]:
 
 
 def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test: int) -> Verdict:
-    """Draws the conclusion.
+    """Derives the conclusion from the results of an audit.
 
     Args:
-        found: all figures.
-        copies: from `pixel_copies`.
-        n_cohort: synthetic images.
-        n_test: test images.
+        found: controls and measures.
+        copies: counts of identical images, from `pixel_copies`.
+        n_cohort: number of synthetic images.
+        n_test: number of test images.
     """
     rates = found.figures["copy_rate"].items()
     told = {name: "" if rate.withheld else f" ({rate.value:.1%})" for name, rate in rates}
@@ -63,7 +64,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
     reasons = tuple(reason for _, reason in findings)
     failed = [control for control in found.controls if control.passed is False]
     if failed:
-        # An instrument that finds too little says nothing by finding nothing; copies pixel for pixel need none.
+        # An audit that misses known copies cannot clear a cohort; copies that it did find are reported nevertheless.
         failures = [
             f"Control failed: {control.title}: {control.estimate.value:.1%}, required {control.required}."
             for control in failed
@@ -87,7 +88,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
 def _findings(
     found: Assessment, copies: dict[str, int], n_cohort: int, n_test: int, told: dict[str, str]
 ) -> list[tuple[str, str]]:
-    """Returns titles and reasons of whatever speaks against a release; `told` are the copy rates, in brackets."""
+    """Returns title and reason of each finding against a release; `told` are the copy rates, in brackets."""
     findings: list[tuple[str, str]] = []
     identical = sum(copies.values())
     if identical:
@@ -108,7 +109,7 @@ def _findings(
         words = f"The copy rate{told['cohort']} exceeds that of test images{told['test']}{bound or ' beyond chance'}."
         findings.append(("NOT TO BE RELEASED: the cohort copies training images more often than chance does", words))
     if found.nearer_by_both:
-        # The rank of one more stranger among n_test + 1 is even: it comes first once in so many times.
+        # The rank of one further held-out image among n_test + 1 is uniform: it is the nearest with 1 / (n_test + 1).
         expected = n_cohort / (n_test + 1)
         words = (
             f"{found.nearer_by_both} of {n_cohort} images are nearer to a training patient than every test image is, "
@@ -122,7 +123,7 @@ def _findings(
 
 
 def _strange(found: Assessment) -> tuple[str, ...]:
-    """Says why the networks, which know real images as they lie and copies of them, have no say about a cohort."""
+    """Returns the reasons why a cohort is too unlike the real images for the audit's networks to detect copies."""
     reasons = []
     if found.disguises.lying:
         reasons.append(
