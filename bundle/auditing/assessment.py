@@ -69,10 +69,8 @@ class Assessment:
         figures: estimates of every measure of `bundle.auditing.catalogue`.
         per_class: estimates of the measures that apply within a class, by class name; empty without labels.
         excess: one-sided 95 % lower bound of the cohort's copy rate minus that of test images.
-        nearer: number of synthetic images whose highest correlation with a training image exceeds that of every test
-            image.
-        nearer_by_both: number of these whose patient, by the nearest training image, is the same for the embedding and
-            the verifier.
+        nearer: number of images whose highest correlation with a training image exceeds that of every test image.
+        nearer_by_both: number of these for which embedding and verifier find the same nearest patient.
         threshold: correlation above which an image counts as a copy.
         disguises: result of the search for rotated, mirrored and inverted copies.
         farthest: name of the alteration of planted copies whose KID to the training images is the largest, and this
@@ -291,11 +289,7 @@ def _whole_attack(distances: Distances, seed: int) -> Estimates:
 
 
 def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor], seed: int) -> Estimates:
-    """Computes fidelity measures on half-samples of patients, with equally many images in every set.
-
-    ``members`` are the indices of the images of one class by ``cohort``, ``train`` and ``test``; absent ones stand for
-    all images.
-    """
+    """Computes fidelity measures on half-samples of equal size; ``members`` are the indices of one class, by role."""
     names = tuple(name for name in FIDELITY if name != "variety")
     features = distances.reference.features | {"cohort": distances.rows["features"]}
     points = distances.reference.points[EMBEDDING] | {"cohort": distances.rows["point"]}

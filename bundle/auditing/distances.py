@@ -79,8 +79,7 @@ class Distances(Steps):
         n_groups: number of groups, see `bundle.auditing.resampling.patient_draws`.
 
     Attributes:
-        sample: indices [n] of the synthetic images whose pairwise distances are computed, at most as many as there are
-            test images.
+        sample: indices [n] of the synthetic images whose pairwise distances are computed, n <= number of test images.
     """
 
     def __init__(

@@ -47,8 +47,7 @@ def open_audit_data(
     """Opens the real images at the resolution of the audit: that of the cohort, but at most ``resolution``.
 
     Args:
-        dataset_dir: folder or folders of the real images, both those that the generator was trained on and held-out
-            ones.
+        dataset_dir: folder or folders of the real images: the training images of the generator and held-out images.
         cohort: synthetic images; real images are downscaled to their size, because these are not upscaled.
         models_dir: folder of the networks; the split file of their training is searched for next to it.
         output_dir: output folder of the audit.

@@ -57,8 +57,7 @@ class Disguises:
 
     Attributes:
         copies: number of images that are a training image in an orientation other than `AS_IT_LIES`.
-        lying: orientation in which most of the cohort matches real images better than in its own; empty if there is
-            none.
+        lying: orientation other than the cohort's own in which most of it matches real images best; empty if none.
     """
 
     copies: int

@@ -68,10 +68,7 @@ class Estimate:
         return f"an estimate of fewer than {LEAST} images would tell of single ones; there are {self.n}"
 
     def content(self) -> dict[str, Any]:
-        """Returns plain values for JSON, or the reason if the estimate is withheld.
-
-        Four digits suffice for a reader but do not identify the distance of a single image.
-        """
+        """Returns plain values for JSON, rounded so that they do not identify single images, or the reason for none."""
         if reason := self.withheld:
             return {"not_estimable": reason, "n": self.n}
         return {name: rounded(getattr(self, name)) for name in ("value", "low", "high")} | {"n": self.n}
@@ -89,9 +86,8 @@ def patient_draws(patients: Tensor, n_draws: int, seed: int, n_patients: int | N
         patients: patient number [N] of each image.
         n_draws: number of bootstrap draws.
         seed: seed of the bootstrap draws.
-        n_patients: number of patients, numbered from 0, including patients without images; sets with the same numbering
-            and seed then get the same draws of patients and can be compared draw by draw. None for the patients that
-            have images.
+        n_patients: number of patients, including those without images; sets with the same numbering (from 0) and seed
+            then get the same draws and can be compared draw by draw. None for the patients that have images.
     """
     random = np.random.default_rng(seed)
     numbers = patients.numpy()

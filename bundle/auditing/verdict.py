@@ -22,8 +22,8 @@ class Verdict:
     """The conclusion of an audit.
 
     Attributes:
-        code: `PASSED`, `COPIES` (the cohort discloses training images) or `UNUSABLE` (the audit is invalid, because a
-            control failed or the cohort is unlike the images on which copies are known to be detected).
+        code: `PASSED`, `COPIES` (training images were found in the cohort) or `UNUSABLE` (a control failed, or the
+            cohort is too unlike the real images for the audit).
         title: conclusion in one line.
         reasons: reasons for the conclusion.
     """

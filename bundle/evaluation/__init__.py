@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation: arms of synthetic images, compared by utility and privacy."""
+"""The evaluation: compares utility and privacy of image sets (arms) that were made in different ways."""

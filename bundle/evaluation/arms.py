@@ -1,10 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which images an arm of the comparison is made of.
+"""The arms of the comparison and the pools of images from which they are selected.
 
-Arms are chosen from pools: all images that one way of walking has made between the pairs of a seed. The arm with the
-gate takes the first that pass, in the order of the pairs, the one without it the first; so both stand on the same pairs
-as far as they reach, and the straight lines on the same pairs as the walks.
+A pool holds all images that one method has made from the end points of a seed. An arm without the gate takes the first
+images of a pool, in the order of the pairs of end points, and an arm with the gate the first that pass. All arms
+therefore use the same pairs as far as possible.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["ARMS", "LONG_ARMS", "POOLS", "Arm", "Pool", "PoolKind", "select"]
 
 @dataclass(frozen=True)
 class PoolKind:
-    """A way of making images.
+    """A method of making images.
 
     Attributes:
-        walk: ``random`` for single samples, else ``linear``, ``plan`` or ``published``.
-        long: whether paths have as many points as in the paper's figure, not as `generate` gives them.
+        walk: ``random`` for independent samples, otherwise the kind of path: ``linear``, ``plan`` or ``published``.
+        long: whether paths have as many points as in the paper's figure, instead of as many as in `generate`.
     """
 
     walk: str
@@ -32,7 +32,7 @@ class PoolKind:
 
     @property
     def single(self) -> bool:
-        """Whether images stand by themselves, on no path."""
+        """Whether images are independent samples, not points of a path."""
         return self.walk == "random"
 
     @property
@@ -53,13 +53,13 @@ POOLS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the tables.
+    """One image set of the comparison.
 
     Attributes:
-        title: in the tables.
-        pool: name of the pool it is taken from; empty for the real training images.
+        title: title in the tables.
+        pool: name of the pool from which images are selected; empty for the real training images.
         gated: whether images must pass the gate.
-        common: whether only the pairs count that the published algorithm walks as well.
+        common: whether only those pairs are used that the published algorithm walks as well.
     """
 
     title: str
@@ -68,7 +68,7 @@ class Arm:
     common: bool = False
 
 
-#: Arms of equal size, by name.
+#: Arms of equal size by name.
 ARMS = {
     "real": Arm("Real"),
     "random": Arm("Random sampling", "random"),
@@ -77,7 +77,7 @@ ARMS = {
     "plan": Arm("PLAN", "walks"),
     "plan_gate": Arm("PLAN + gate", "walks", gated=True),
 }
-#: Arms of long paths, every point of them.
+#: Arms of long paths, with every point of each path.
 LONG_ARMS = {
     "long_linear": Arm("Linear, long paths", "long_lines"),
     "long_plan": Arm("PLAN, long paths", "long_walks"),
@@ -89,15 +89,15 @@ LONG_ARMS = {
 
 @dataclass(frozen=True)
 class Pool:
-    """Images of one way of making them, class by class, pair by pair, point by point.
+    """Images of one method, sorted by class, pair and point.
 
     Attributes:
         pixels: uint8 [M, H, W] or [M, H, W, 3].
-        labels: [M].
-        pairs: [M], number of the pair within its class.
-        passed: [M], whether the gate lets it leave.
-        recognised: [M], whether it takes it for a patient.
-        mislabelled: [M], whether it sees another class.
+        labels: label [M] of each image.
+        pairs: number [M] of the pair of end points within its class.
+        passed: whether the image passes the gate, bool [M].
+        recognised: whether the gate recognises a training patient, bool [M].
+        mislabelled: whether the gate predicts another class than the label, bool [M].
     """
 
     pixels: Tensor
@@ -109,16 +109,16 @@ class Pool:
 
 
 def select(pool: Pool, arm: Arm, quotas: Mapping[int, int] | None, n_pairs: int | None = None) -> Tensor:
-    """Chooses the images of an arm.
+    """Selects the images of an arm from its pool.
 
     Args:
-        pool: that it is taken from.
-        arm: whether it is gated.
-        quotas: images wanted of each class; None for all.
-        n_pairs: pairs of each class that count; None for all.
+        pool: pool of the arm.
+        arm: arm, gated or not.
+        quotas: number of images of each class; None for all images.
+        n_pairs: number of pairs of each class from which images are selected; None for all pairs.
 
     Returns:
-        Indices into the pool, class by class; fewer than wanted where the pool has no more.
+        Indices into the pool, sorted by class; fewer than the quotas if the pool is too small.
     """
     parts = []
     for label in pool.labels.unique().tolist():

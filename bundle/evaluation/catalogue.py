@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What each measure of an evaluation is called, where it is taken and what it ought to be."""
+"""The measures of an evaluation: their titles, the spaces in which they are computed, and their ideal values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FEATURES = f"{FEATURES} features, all images of the arm against all training im
 _REAL = "near Real's"
 _JUDGE = "Real's classifier on the arm's images; in the column Real, on test images"
 
-#: The paper's columns and what stands beside them, by their names in results.json.
+#: The measures of the paper and related ones, by their names in results.json.
 PAPER = {
     "accuracy": Measure("Acc", _TEST, _REAL, True),
     "auc": Measure("AUC", _TEST, _REAL),
@@ -44,10 +44,10 @@ PAPER = {
     "mml": AUDIT_MEASURES["mml"],
 }
 
-#: Those that are taken of grades alone.
+#: Measures that are defined for ordinal grades only.
 GRADES = ("kappa", "statistics_kappa", "random_trunk_kappa", "label_kappa", "grade_rise")
 
-#: Of the images before the gate, by the gate; and of long paths.
+#: Measures of the gate's decisions and of long paths.
 PATHS = {
     "recognised": Measure("Recognised by the gate", "gate_identity", "0 %", True),
     "mislabelled": Measure("Label lost, by the gate", "gate_class", "0 %", True),
@@ -55,14 +55,14 @@ PATHS = {
     "path_variety": Measure("Mean LPIPS between two images of a long path", LPIPS_TRUNK, "high"),
 }
 
-#: Every measure, by name.
+#: All measures by name.
 MEASURES = {
     **PAPER,
     **{key: measure for key, measure in AUDIT_MEASURES.items() if key not in PAPER},
     **PATHS,
 }
 
-#: Arms that are compared, the first less the second.
+#: Pairs of arms that are compared by the difference first minus second and, for some measures, the ratio.
 COMPARISONS = (
     ("plan", "linear"),
     ("plan_gate", "linear_gate"),
@@ -72,7 +72,7 @@ COMPARISONS = (
     ("plan_gate", "random"),
     ("plan_gate", "real"),
 )
-#: The same of the long paths.
+#: Pairs of arms of long paths, likewise.
 LONG_COMPARISONS = (
     ("long_plan", "long_linear"),
     ("common_published", "common_linear"),

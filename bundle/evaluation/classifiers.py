@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The classifiers of one seed: one for each arm, and the shadow models of the membership attack."""
+"""Trains the classifiers of one seed: one per arm, and the shadow models of the membership inference attack."""
 
 from __future__ import annotations
 
@@ -20,47 +20,46 @@ from bundle.training.seeds import stream_seed
 
 __all__ = ["JUDGE", "SeedClassifiers"]
 
-#: The arm whose classifier says what the images of the others show: neither walk nor gate has asked it.
+#: The arm whose classifier predicts the classes of the other arms' images; neither walk nor gate uses this classifier.
 JUDGE = "real"
-# CPU-milliseconds of an image in a classifier's training at 64 px, in each epoch.
+# CPU-milliseconds per image and epoch of a classifier's training at 64 px.
 TRAIN_MS = 5.0
-# Streams of random numbers of a seed.
+# Independent random streams of a seed.
 TARGET, SHADOW, HALF = range(3)
 
 
 class SeedClassifiers:
-    """Classifiers of one seed, trained or read from disk when they are first asked for.
+    """Classifiers of one seed, trained or read from disk when they are first needed.
 
     Args:
-        pools: of the same seed.
+        pools: image pools of the seed.
     """
 
     def __init__(self, pools: SeedPools) -> None:
         self.pools, self.setting, self.seed = pools, pools.setting, pools.seed
 
     def steps(self) -> Iterator[Step]:
-        """Yields a step for each classifier."""
+        """Yields one step per classifier."""
         for arm in ARMS:
             yield self._arm_step(arm)
         for number in range(self.setting.n_shadows):
             yield self._shadow_step(number)
 
     def logits(self, arm: str) -> Tensors:
-        """Returns what an arm's classifier says: ``logits`` [N, classes] of the real images that are judged.
+        """Returns an arm's ``logits`` [N, classes] for the images `Setting.judged`; empty if the arm is too small.
 
-        Of the judge, also those of each other arm's images, by the arm's name. They are empty where the arm has too few
-        images.
+        For the arm `JUDGE`, also those for the images of every other arm that is large enough, by the arm's name.
         """
         return self._arm_step(arm).result()
 
     def shadow_logits(self) -> Tensor | None:
-        """Returns each shadow model's logits [S, N, classes]; None where a half of the images lacks a class."""
+        """Returns the shadow models' logits [S, N, classes]; None if a half of the images lacks a class."""
         found = [self._shadow_step(number).result()["logits"] for number in range(self.setting.n_shadows)]
         return torch.stack(found) if all(len(logits) for logits in found) else None
 
     @cached_property
     def halves(self) -> Tensor:
-        """Which of the real images each shadow model was trained on, see `random_halves`."""
+        """Real images on which each shadow model is trained, bool [S, N], see `random_halves`."""
         return random_halves(self.setting.judged_patients, self.setting.n_shadows, stream_seed(self.seed, HALF))
 
     def _step(self, name: str, images: float, compute: Any) -> Step:
@@ -76,7 +75,7 @@ class SeedClassifiers:
     def _of_arm(self, arm: str) -> Tensors:
         if self.pools.shortage(arm):
             return {"logits": torch.empty(0)}
-        # The same initial weights in every arm.
+        # All arms use the same seed, and so the same initial weights.
         network = self._trained(*self.pools.images(arm), stream_seed(self.seed, TARGET))
         found = {"logits": classify(network, self.setting.judged, self.setting.classifier)}
         if arm == JUDGE:

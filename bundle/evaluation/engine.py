@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation as an Ignite engine: arms and seeds one after the other, each result kept, tables at the end."""
+"""The evaluation as an Ignite engine with one iteration per step; results are kept and the last step writes tables."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["EvaluationEngine"]
 
 @dataclass(frozen=True)
 class ArmStep(Step):
-    """The step after which an arm and seed are measured.
+    """A step that computes the estimates of one arm and seed.
 
     Attributes:
-        arm: its name.
-        estimates: of the seed.
+        arm: name of the arm.
+        estimates: estimates of the seed.
     """
 
     arm: str = ""
@@ -42,26 +42,26 @@ class ArmStep(Step):
 class EvaluationEngine(StepEngine):
     """Compares arms over seeds and writes the report.
 
-    A killed run resumes where it was: each part of a pool, each classifier and the estimates of each arm and seed lie
-    in ``private/evaluation``, in a folder named after the content of all that they depend on. Several processes may
-    share the work by seeds; the last one, told all seeds, finds theirs done.
+    An interrupted run resumes: the parts of the pools, the classifiers and the estimates are kept in
+    ``private/evaluation``, in a folder named after a hash of everything that they depend on. Several processes can
+    compute different seeds at the same time; a final run with all seeds then uses their results.
 
     Args:
-        source: makes the images.
+        source: maker of the synthetic images.
         data: real images, at the resolution of the generator.
-        networks: ``audit_embedding`` and ``audit_verifier``.
-        infos: content of each one's JSON.
-        output_dir: gets ``report.html``, ``results.json``, the figures and ``private/``.
-        quotas: images of each class in an arm.
-        seeds: of end points, classifiers and attacks.
-        n_shadows: shadow models of a seed; even, at least 4.
-        settings: how classifiers are trained.
-        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
-        device: where to compute.
+        networks: networks ``audit_embedding`` and ``audit_verifier``.
+        infos: content of the JSON file of each network, by name.
+        output_dir: folder for ``report.html``, ``results.json``, the figures and ``private/``.
+        quotas: number of images of each class in an arm, by label.
+        seeds: seeds of end points, classifiers and attacks.
+        n_shadows: number of shadow models per seed; even, at least 4.
+        settings: training settings of the classifiers; None for the defaults.
+        squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
+        device: device of the computation.
         handlers: further Ignite handlers.
 
     Attributes:
-        results: content of results.json, once the engine has run.
+        results: content of results.json; empty until the engine has run.
 
     Raises:
         DataError: a split is empty.
@@ -94,7 +94,7 @@ class EvaluationEngine(StepEngine):
         self.steps = list(self._steps())
 
     def take(self, step: Step) -> dict[str, Any]:
-        """Takes one step; of an arm, returns and records what was measured of it."""
+        """Runs one step; if it is an `ArmStep`, returns and records the estimates of the arm."""
         step.run()
         if not isinstance(step, ArmStep) or step.estimates is None:
             return {"arm": "", "seed": "", "metrics": {}}

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""All that is measured of the arms of one seed, with intervals."""
+"""Estimates, with confidence intervals, of all measures of the arms of one seed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from bundle.training.seeds import stream_seed
 
 __all__ = ["ESTIMATES_MS", "SeedEstimates"]
 
-#: CPU-milliseconds of an arm's estimates.
+#: CPU-milliseconds of an arm's estimates, for the progress bar.
 ESTIMATES_MS = 15_000.0
-# Stream of random numbers of a seed, after those of its classifiers.
+# Random stream of a seed, after those of its classifiers.
 ATTACK = 3
 
 
 class SeedEstimates:
-    """Estimates of one seed, taken or read from disk when they are first asked for.
+    """Estimates of one seed, computed or read from disk when they are first needed.
 
     Args:
-        classifiers: of the same seed.
+        classifiers: classifiers of the seed.
     """
 
     def __init__(self, classifiers: SeedClassifiers) -> None:
@@ -44,20 +44,20 @@ class SeedEstimates:
         self.setting, self.seed = classifiers.setting, classifiers.seed
 
     def steps(self) -> Iterator[tuple[str, Step]]:
-        """Yields each arm and the step that takes its estimates."""
+        """Yields each arm and the step that computes its estimates."""
         for arm in self.setting.arms:
             yield arm, self._step(f"figures_{arm}", lambda arm=arm: self._of_arm(arm))  # type: ignore[misc]
 
     def of_arm(self, arm: str) -> dict[str, Estimate]:
-        """Returns the estimates of an arm, by measure; under an empty name alone, why there are none."""
+        """Returns the estimates of an arm by measure; if there are none, only the reason, under the empty name."""
         return _unpacked(self._step(f"figures_{arm}", lambda: self._of_arm(arm)).result())
 
     def strangers_step(self) -> Step:
-        """Returns the step that takes the audit's estimates of real images in the place of a cohort."""
+        """Returns the step that computes the audit's measures of real images in the place of a cohort."""
         return self._step("strangers", self._strangers)
 
     def strangers(self) -> dict[str, dict[str, Estimate]]:
-        """Returns the audit's estimates of ``test`` and ``training`` images in the place of a cohort, by column."""
+        """Returns the audit's measures of ``test`` and ``training`` images in the place of a cohort, by column."""
         columns: dict[str, dict[str, Estimate]] = {"test": {}, "training": {}}
         for name, value in _unpacked(self.strangers_step().result()).items():
             column, _, key = name.partition(" ")
@@ -103,7 +103,7 @@ class SeedEstimates:
         return found | ratio_figures(scores[:n], scores[n:], train.patients, test.patients)
 
     def _shown_labels(self, arm: str) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
-        """What the judge says of an arm's images, their labels and draws of their pairs; test images in its own arm."""
+        """Returns the judge's logits for an arm's images, their labels and draws; for its own arm, of test images."""
         setting, logits = self.setting, self.classifiers.logits(JUDGE)
         if arm == JUDGE:
             return logits["logits"][len(setting.train.pixels) :], setting.test.labels, setting.test_draws
@@ -127,7 +127,7 @@ class SeedEstimates:
         return _packed({f"{column} {key}": found[key][column] for key in found for column in columns})
 
     def _distribution(self, part: Distances) -> dict[str, Estimate]:
-        """KID and Fréchet distance of all images of an arm, with intervals of halves of pairs and of patients."""
+        """Estimates KID and Fréchet distance of all images of an arm, with intervals from half-samples."""
         train = self.setting.reference.features["train"][self.setting.real.own]
         mine, patients = part.rows["features"], self.setting.train.patients
         statistics: dict[str, Callable[[Tensor, Tensor], float]] = {"kid_all": kid, "frechet_all": frechet_distance}
@@ -140,7 +140,7 @@ class SeedEstimates:
                 others = half_samples(patients, len(patients), random)[0]
                 replicates.append(statistic(mine[own], train[others]))
             value = statistic(mine, train)
-            # A half differs from the whole as the whole does from another draw; a bias of small sets is taken out.
+            # Half-samples deviate from the whole about as the whole from the population; centring removes their bias.
             found[name] = estimate(value, np.array(replicates) - np.mean(replicates) + value, len(mine))
         return found
 
@@ -158,7 +158,7 @@ class SeedEstimates:
 
 
 def _half_of_groups(groups: Tensor, n_groups: int | None, random: np.random.Generator) -> Tensor:
-    """Returns the images of half of the groups: of those that are there, the first in an order of all that may be."""
+    """Returns the images of half of the groups, the first ones of a random order that arms share by their numbering."""
     order = torch.from_numpy(random.permutation(n_groups or int(groups.max()) + 1))
     present = order[torch.isin(order, groups)]
     return torch.isin(groups, present[: max(1, len(present) // 2)]).nonzero()[:, 0]

@@ -1,8 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks on a classifier: was a patient's image behind the images that it was trained on?
+"""Membership inference attacks on a classifier of synthetic images.
 
-Members are the generator's training images, the others test images, which nothing behind the classifier has seen.
+Members are the training images of the generator that made its training data. The others are test images, on which
+neither generator nor classifier were trained.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ __all__ = [
     "ratio_figures",
 ]
 
-#: Images of each side that an attack is tried on, at least.
+#: Fewest members, and fewest others, for an attack.
 LEAST_FOR_ATTACK = 20
-#: Others, of which 1 % is at least one image.
+#: Fewest others for a false positive rate of 1 %.
 LEAST_FOR_RATE = 100
 FOLDS = 5
 
 
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit-scaled confidence, log(p_y / (1 - p_y)), [N] (Carlini et al., arXiv 2112.03570, section IV-C).
+    """Computes logit-scaled confidences [N], log(p_y / (1 - p_y)) (Carlini et al., arXiv 2112.03570, section IV-C).
 
     Args:
-        logits: [N, K].
-        labels: y, [N].
+        logits: logits [N, K].
+        labels: labels y [N].
     """
     logits = logits.double()
     mine = logits.gather(1, labels[:, None])[:, 0]
@@ -49,23 +50,23 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def joined_patients(members: Tensor, others: Tensor) -> Tensor:
-    """Numbers the patients of both sides in one row, [N + M]: on each they count from 0, and nobody is on both."""
+    """Concatenates patient numbers [N] and [M], both from 0, after shifting the latter so that none is in both."""
     return torch.cat([members, others + int(members.max()) + 1])
 
 
 def random_halves(patients: Tensor, n_halves: int, seed: int) -> Tensor:
-    """Draws halves of the patients, each with its complement: every image lies in every second one.
+    """Draws random halves of the patients, each with its complement, so that every image is in half of them.
 
     Args:
-        patients: [N], whose image each one is.
-        n_halves: even.
-        seed: of the draws.
+        patients: patient number [N] of each image.
+        n_halves: number of halves; even, at least 4, since the variance needs more than one half and its complement.
+        seed: seed of the random halves.
 
     Returns:
-        [n_halves, N], boolean.
+        Whether each half contains each image, bool [n_halves, N].
 
     Raises:
-        ValueError: ``n_halves`` is odd or below 4: one half and its complement have no spread.
+        ValueError: ``n_halves`` is odd or below 4.
     """
     if n_halves < 4 or n_halves % 2:
         raise ValueError(f"Halves come with their complements: give an even number of 4 or more, not {n_halves}.")
@@ -80,20 +81,20 @@ def random_halves(patients: Tensor, n_halves: int, seed: int) -> Tensor:
 
 
 def likelihood_ratios(target: Tensor, shadows: Tensor, trained_on: Tensor) -> Tensor:
-    """Scores of the likelihood-ratio attack (LiRA; Carlini et al., arXiv 2112.03570, algorithm 1), transferred.
+    """Computes scores of a transferred likelihood-ratio attack (LiRA; Carlini et al., arXiv 2112.03570, algorithm 1).
 
-    The shadow models were trained on real images, the target on images that a generator made of them: its confidences
-    are first brought to the mean and deviation of the shadow models', which whoever may ask it can do. For each image,
-    Gaussians are fitted to the confidences of the shadow models that saw it and of those that did not, each with its
-    own mean and, since there are few models, one variance for all images (section VI-C there).
+    The shadow models were trained on real images, the target on synthetic ones. Its confidences are therefore first
+    scaled to the mean and standard deviation of those of the shadow models; this needs query access only. For each
+    image, Gaussians are fitted to the confidences of the shadow models that were trained on it and of those that were
+    not, with one mean each and, since there are few models, a common variance of all images (section VI-C there).
 
     Args:
         target: confidences [N] of the classifier under attack.
         shadows: confidences [S, N] of the shadow models.
-        trained_on: [S, N], which of them was trained on which image.
+        trained_on: whether each shadow model was trained on each image, bool [S, N].
 
     Returns:
-        [N], log of the ratio; the higher, the more likely a member.
+        Log-likelihood ratios [N]; a higher value means a more likely member.
     """
     target, shadows = target.double(), shadows.double()
     target = (target - target.mean()) / target.std().clamp_min(1e-9) * shadows.std(dim=1).mean() + shadows.mean()
@@ -110,13 +111,13 @@ def likelihood_ratios(target: Tensor, shadows: Tensor, trained_on: Tensor) -> Te
 def ratio_figures(
     members: Tensor, others: Tensor, member_patients: Tensor, other_patients: Tensor
 ) -> dict[str, Estimate]:
-    """Returns ``lira_auc`` and ``lira_tpr``, members found at 1 % false alarms, from the scores of an attack.
+    """Estimates ``lira_auc``, the AUC of an attack, and ``lira_tpr``, its true positive rate at 1 % false positives.
 
     Args:
-        members: scores [N].
-        others: scores [M].
-        member_patients: [N], who is drawn anew for the intervals.
-        other_patients: [M].
+        members: scores [N] of the members.
+        others: scores [M] of the others.
+        member_patients: patient number [N] of each member, for the bootstrap.
+        other_patients: patient number [M] of each other image.
     """
     size = min(len(members), len(others))
     if size < LEAST_FOR_ATTACK:
@@ -139,20 +140,20 @@ def ratio_figures(
 def attack_by_outputs(
     logits: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], patients: tuple[Tensor, Tensor], seed: int
 ) -> dict[str, Estimate]:
-    """Attacks a classifier by what it answers: the paper's MIA, 50 % where nothing is betrayed.
+    """Estimates the accuracy of an attack on the classifier's outputs, the paper's MIA; chance is 50 %.
 
-    Whoever attacks knows of four fifths of the patients whether they are members, learns from them what the
-    classifier's answers say of it (gradient boosting on loss, confidence, entropy and label), and is tried on the last
-    fifth; five times. That is more than an outsider can know.
+    The attack model (gradient boosting on loss, confidence, entropy and label) is evaluated by five-fold
+    cross-validation over patients: it is trained on four fifths of the patients, whose membership is known. This is
+    more than an outsider can know. Members and others are subsampled to equal numbers in each class.
 
     Args:
-        logits: of members [N, K] and of others [M, K].
-        labels: of both.
-        patients: of both.
-        seed: of the members that are drawn, as many of each class as there are others, and of the folds.
+        logits: logits [N, K] of the members and [M, K] of the others.
+        labels: labels [N] and [M].
+        patients: patient numbers [N] and [M], each from 0.
+        seed: seed of the subsampling, the folds and the attack model.
 
     Returns:
-        ``mia_accuracy``.
+        The estimate ``mia_accuracy``.
     """
     random = np.random.default_rng(seed)
     kept: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pools of images: each made in its own way, part by part, from the same networks and end points."""
+"""Makes pools of synthetic images with different methods, from the same networks and end points."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from bundle.walk.path import WalkSettings
 
 __all__ = ["PoolMaker", "evaluation_models", "image_quotas"]
 
-# Pairs of a class that are made and kept together.
+# Number of pairs of a class that form a part, whose images are made and kept together.
 PART_PAIRS = 16
-# The gate is said to let too little pass if it is less than this share of so many times the images of an arm.
+# A class stops growing once it has more than TRIED times the images of an arm and less than LEAST_SHARE of them passed.
 LEAST_SHARE, TRIED = 0.05, 4
 
 
 def evaluation_models(models_dir: str, device: str) -> ModelSet:
-    """Loads what `generate` needs for its default walk, from one folder."""
+    """Loads the networks that `generate` needs for its default walk, from one folder."""
     return load_models(models_dir, device, generation_networks(default_guides(models_dir)))
 
 
 def image_quotas(data: ImageData, n_images: int | None) -> dict[int, int]:
-    """Says how many images of each class an arm has: as many as the training images, or in their proportion.
+    """Returns the number of images of each class in an arm, by label, in the proportions of the training images.
 
     Args:
-        data: the real images.
-        n_images: of an arm; None for as many as there are training images.
+        data: real images.
+        n_images: number of images in an arm; None for that of the training images.
 
     Raises:
-        DataError: a class has no training image, or would have none in an arm.
+        DataError: a class has no training image, or would have no image in an arm.
     """
     labels = [record.label for record in data.records("train")]
     counts = {label: labels.count(label) for label in range(len(data.class_names))}
@@ -66,18 +66,18 @@ class PoolMaker:
     """Makes the images of pools, part by part.
 
     Args:
-        models: from `evaluation_models`.
-        n_points: points of a path as `generate` makes it.
-        long_points: points of a long path.
-        long_pairs: long paths of each class, straight and walked.
-        published_pairs: those of them that the published algorithm walks as well.
-        objective: what PLAN minimises.
-        walk_settings: how it is minimised.
-        published_objective: what the published algorithm minimises.
-        published_settings: how it is minimised.
+        models: networks from `evaluation_models`.
+        n_points: number of points of a path in `generate`, ends included.
+        long_points: number of points of a long path.
+        long_pairs: number of long paths of each class for linear paths and for PLAN.
+        published_pairs: number of these that the published algorithm walks as well; 0 to leave it out.
+        objective: objective of PLAN's walk.
+        walk_settings: step count, learning rate and stopping rule of PLAN's optimiser.
+        published_objective: objective of the published algorithm.
+        published_settings: step count, learning rate and stopping rule of the published algorithm's optimiser.
 
     Attributes:
-        settings: all that the images depend on besides seed and pool, as plain values.
+        settings: plain values that identify everything the images depend on, except seed and pool.
     """
 
     def __init__(
@@ -115,19 +115,19 @@ class PoolMaker:
         }
 
     def size(self, pool: str, quotas: dict[int, int]) -> int:
-        """Returns how many images a pool has at first, about."""
+        """Returns the approximate number of images of a pool before it grows."""
         return sum(self._pairs(pool, quota) * self._points(pool) for quota in quotas.values())
 
     def cost(self, pool: str) -> float:
-        """Returns about how many CPU-milliseconds an image of a pool takes."""
-        # Below 64 px it is the number of calls that takes time.
+        """Returns the approximate CPU-milliseconds per image of a pool."""
+        # Below 64 px the time depends on the number of calls, not of pixels.
         pixels = (max(64, int(self.models.infos["generator"]["resolution"])) / 128) ** 2
         plan = 2.5 if self.guides == "latent" else 400.0 * pixels
         walking = {"published": 8000.0 * pixels, "plan": plan}
         return walking.get(POOLS[pool].walk, 0.0) + 8.0 * pixels
 
     def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
-        """Yields class and pairs of the parts that a pool has at first."""
+        """Yields label and pair numbers of the parts of a pool before it grows."""
         kind = POOLS[pool]
         size = 1 if kind.walk == "published" else PART_PAIRS
         for label, quota in quotas.items():
@@ -136,7 +136,7 @@ class PoolMaker:
                 yield label, range(first, first + size if kind.grows else min(first + size, pairs))
 
     def further(self, pool: str, part: tuple[int, range], quota: int, passed: int) -> tuple[int, range] | None:
-        """Names the part after one that has not filled a class, or None where the gate lets too little pass."""
+        """Returns the part after the last one of a class without enough images; None if too few pass the gate."""
         label, pairs = part
         made = pairs.stop * self.n_points
         if not POOLS[pool].grows or (made > TRIED * quota and passed < LEAST_SHARE * made):
@@ -144,12 +144,12 @@ class PoolMaker:
         return label, range(pairs.stop, pairs.stop + PART_PAIRS)
 
     def _points(self, pool: str) -> int:
-        """Images between the ends of a pair, both included."""
+        """Returns the number of images of a pair of end points, ends included."""
         kind = POOLS[pool]
         return 2 if kind.single else self.long_points if kind.long else self.n_points
 
     def _pairs(self, pool: str, quota: int) -> int:
-        """Pairs of a class that a pool has at first."""
+        """Returns the number of pairs of a class before the pool grows."""
         kind = POOLS[pool]
         if kind.long:
             return self.published_pairs if kind.walk == "published" else self.long_pairs
@@ -159,7 +159,7 @@ class PoolMaker:
         """Makes one part of a pool."""
         kind = POOLS[pool]
         generator = self.models.generator
-        if kind.single:  # the ends of the pairs, each one by itself
+        if kind.single:  # the end points themselves, as independent samples
             z = pair_latents(pairs, label, generator.z_dim, generator.num_classes, seed).flatten(0, 1)
             device = next(generator.parameters()).device
             with torch.no_grad():

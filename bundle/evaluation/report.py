@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation leaves: tables over seeds, comparisons and pictures, aggregates all of them."""
+"""Writes the results of an evaluation, aggregates only: tables over seeds, comparisons and charts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from bundle.metrics.lpips import LPIPS_TRUNK
 
 __all__ = ["evaluation_results", "markdown_tables", "write_evaluation"]
 
-# Shares of the paths between which the band of the picture lies.
+# Quantiles over paths for lower edge, line and upper edge of the band in the chart of distances.
 BAND = (0.05, 0.5, 0.95)
-#: What the picture of the arms shows.
+#: Measures in the chart of the arms.
 CHARTED = ("accuracy", "mia_accuracy", "copy_rate", "lpips_p5", "mml", "kid_all")
-#: Measures whose ratio of two arms means something.
+#: Measures for which the ratio of two arms is reported.
 RATIOS = ("mml", "lpips_p5", "kid_all", "frechet_all", "smoothness", "path_variety")
-#: Measures whose differences the tables show; results.json has those of all.
+#: Measures whose differences between arms are in the tables; results.json has those of all measures.
 DIFFERENCES = (
     "accuracy",
     "kappa",
@@ -48,9 +48,9 @@ DIFFERENCES = (
     "mislabelled",
     "label_accuracy",
 )
-#: Measures whose differences from test images the tables show.
+#: Measures whose differences from test images are in the tables.
 AGAINST_TEST = ("copy_rate", "dcr_p5", "nndr_p5", "lpips_p5", "mml", "reidentified", "same_patient_named")
-#: Measures of long paths that the tables show.
+#: Measures of long paths in the tables.
 LONG_KEYS = ("smoothness", "path_variety", "mml", "lpips_p5", "copy_rate", "kid_all", "frechet_all", "mislabelled")
 
 
@@ -61,19 +61,18 @@ def evaluation_results(
     strangers: Mapping[str, Mapping[str, Estimate]],
     curves: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Sums up what was measured of all seeds.
+    """Summarises the estimates of all seeds.
 
     Args:
-        setting: of the evaluation.
-        seeds: of the estimates, in their order.
-        estimates: of each arm, seed by seed.
-        strangers: of ``test`` and ``training`` images in the place of a cohort.
-        curves: of each pool of long paths, LPIPS to the nearest training image at each point, [P, N].
+        setting: data, networks and options of the evaluation.
+        seeds: seeds, in the order of the estimates.
+        estimates: estimates of each arm, seed by seed.
+        strangers: estimates of ``test`` and ``training`` images in the place of a cohort.
+        curves: LPIPS [P, N] to the nearest training image at each point of the paths, by pool of long paths.
 
     Returns:
         Content of results.json.
     """
-    # Kappa is taken of grades alone.
     graded = setting.data.modality.ordered
     measures = {key: measure for key, measure in MEASURES.items() if graded or key not in GRADES}
     source = setting.source
@@ -103,11 +102,11 @@ def evaluation_results(
 
 
 def write_evaluation(output_dir: Path, results: dict[str, Any]) -> None:
-    """Writes ``results.json``, ``report.html``, ``tables.md`` and the pictures.
+    """Writes ``results.json``, ``report.html``, ``tables.md`` and the charts.
 
     Args:
-        output_dir: gets them.
-        results: see `evaluation_results`.
+        output_dir: folder for the files.
+        results: results from `evaluation_results`.
     """
     write_json(output_dir / "results.json", results)
     pictures = _pictures(results)
@@ -147,13 +146,13 @@ def _comparison(estimates: Mapping[str, Sequence[Mapping[str, Estimate]]], first
 
 
 def _against(seeds: Sequence[Mapping[str, Estimate]], test: Mapping[str, Estimate]) -> dict[str, Any]:
-    """Differences from test images in the place of the cohort."""
+    """Computes the differences between an arm and test images in the place of a cohort."""
     keys = [key for key in PRIVACY if all(key in found for found in seeds) and key in test and not test[key].reason]
     return {key: difference([found[key] for found in seeds], [test[key]] * len(seeds)).content() for key in keys}
 
 
 def _band(distances: Tensor) -> dict[str, Any]:
-    """Quantiles over all long paths of all seeds, [P, N], at each point."""
+    """Computes quantiles of distances [P, N] over the paths of all seeds at each point."""
     low, middle, high = distances.double().quantile(torch.tensor(BAND, dtype=torch.float64), dim=0)
     rounded = {"low": low, "median": middle, "high": high}
     return {"paths": len(distances), **{name: [round(float(v), 4) for v in side] for name, side in rounded.items()}}
@@ -194,7 +193,7 @@ def _write_html(results: dict[str, Any], pictures: Mapping[str, Figure], path: P
 
 
 def _show(cell: Mapping[str, Any] | None, is_share: bool, signed: bool = False) -> str:
-    """Writes a cell: mean, spread over seeds, interval."""
+    """Formats a cell: mean, standard deviation over seeds, interval."""
     if not cell:
         return "-"
     if "not_estimable" in cell:
@@ -215,7 +214,7 @@ def _show(cell: Mapping[str, Any] | None, is_share: bool, signed: bool = False) 
 
 
 def markdown_tables(results: dict[str, Any]) -> str:
-    """Lays the tables out in Markdown, as docs/results/ shows them."""
+    """Returns the tables in Markdown, as in docs/results/."""
 
     def by_measure(keys: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
         measured = {**results["arms"], **results["strangers"]}
@@ -244,7 +243,7 @@ def markdown_tables(results: dict[str, Any]) -> str:
     for kind, chosen in (("difference", differences), ("ratio", RATIOS)):
         rows = []
         for comparison in results["comparisons"]:
-            if not any(key in comparison[kind] for key in chosen):  # real images have no ratio
+            if not any(key in comparison[kind] for key in chosen):  # no ratio is defined with the real arm
                 continue
             names = [results["titles"][comparison[side]] for side in ("first", "second")]
             row = [

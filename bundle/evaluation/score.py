@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What ``score`` runs: the bars that shipped weights have to meet, measured on the images they were trained on."""
+"""The command ``score``: tests a generator and its identity guide against thresholds for released weights."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from bundle.networks.stylegan2 import Generator
 
 __all__ = ["equal_draws", "score_models"]
 
-# Deviations of Gaussian blurs, in pixels, whose KID shows how much a loss of sharpness alone makes of it.
+# Standard deviations, in pixels, of Gaussian blurs whose KID shows the effect of a loss of sharpness alone.
 BLURS = (0.5, 0.8)
-# One sample in so many is a training image in the control: the bar against memorising must be missed then.
+# One sample in PLANTED is replaced by a training image in the control of the memorisation threshold, which must fail.
 PLANTED = 10
-# Samples of each class in the picture.
+# Number of samples of each class in samples.png.
 PICTURED = 16
 PERCENTILE = 0.05
 COLLAPSE = 0.8
@@ -44,27 +44,29 @@ RECOGNITION = 0.9
 def score_models(
     models: ModelSet, data: ImageData, output_dir: str, n_seeds: int = 5, squeezenet_file: str | None = None
 ) -> None:
-    """Measures a generator and its identity guide against their bars and prints the table.
+    """Compares a generator and its identity guide with acceptance thresholds and prints the table.
 
-    For each class: KID of samples to training images, below that between these and the training images of another
-    class, the mean over the others (neighbouring grades may hardly differ; a single class has no such bar); mean
-    pairwise LPIPS of samples, at least 0.8 of that of training images; 5th percentile of LPIPS from a sample to the
-    nearest training image, at least that of test images, at equal n, with a control that must miss it. Samples that
-    crowd are near to all images: so that distance is also given to equal numbers of training and of held-out images
-    (val and test), which no network has seen; what is nearer to the former has been remembered. Of grades: the mean
-    grade that ``gate_class``, trained on real images, expects of the samples of a class, above that of the class below.
-    For phi_id: share of the training images that it names under changes its training never used, at least 0.9. Samples
-    are drawn with ``n_seeds`` seeds, as many in a class as there are training images; the spread is over them.
+    Samples are made with ``n_seeds`` seeds, for each class as many as it has training images. For each class:
+
+    - KID of samples to training images is below the mean KID between training images of this and of each other class.
+    - Mean pairwise LPIPS of samples is at least 0.8 of that of training images.
+    - The 5th percentile of LPIPS from a sample to the nearest training image is at least that of as many test images.
+      A control with planted training images must fail this. As samples with little variety are near to all images, the
+      distance is also compared between equal numbers of training and held-out images; lower ones to the former indicate
+      memorisation.
+    - For ordinal grades, the mean grade that ``gate_class`` predicts is above that of the next lower class.
+
+    phi_id must recognise at least 0.9 of the training images under each alteration in `UNSEEN_CHANGES`.
 
     Args:
-        models: ``generator``, ``identity_guide`` where it is to be measured, and ``gate_class`` to grade samples.
-        data: the images that they were trained on.
-        output_dir: gets ``scores.json`` and ``samples.png``, the first samples of each class.
+        models: ``generator`` and, optionally, ``identity_guide`` and ``gate_class``, whose thresholds are then tested.
+        data: data set that the networks were trained on.
+        output_dir: folder for ``scores.json`` and ``samples.png``, the first samples of each class.
         n_seeds: number of seeds.
-        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
+        squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
 
     Raises:
-        TrunkUnavailable: there are none.
+        TrunkUnavailable: the SqueezeNet weights are not available.
     """
     real = _RealImages(data, squeezenet_file)
     grader = models.networks.get("gate_class") if data.modality.ordered else None
@@ -92,7 +94,7 @@ def score_models(
 
 
 class _RealImages:
-    """The images that the networks were trained on and those held out, with what every class is measured by."""
+    """Training and held-out images, with the features and distances that all classes share."""
 
     def __init__(self, data: ImageData, squeezenet_file: str | None) -> None:
         self.names = data.class_names
@@ -106,11 +108,11 @@ class _RealImages:
         self.test_nearest = nearest(self.test, self.train, self.lpips)
 
     def measure_features(self, images: Tensor) -> Tensor:
-        """Returns features [N, D] for KID."""
+        """Returns features [N, 512] for KID."""
         return squeezenet_features(images, self.squeezenet_file)
 
     def between(self, label: int) -> float | None:
-        """Returns the mean KID between a class and each of the others; None where there is no other."""
+        """Returns the mean KID between a class and each other class; None if there is no other class."""
         mine = self.features[self.train_label == label]
         others = [self.features[self.train_label == other] for other in range(len(self.names)) if other != label]
         return mean(kid(mine, other) for other in others) if others else None
@@ -118,15 +120,15 @@ class _RealImages:
 
 @dataclass(frozen=True)
 class _ClassScore:
-    """What was measured of the samples of a class.
+    """The measures of the samples of one class.
 
     Attributes:
-        name: of the class.
-        measured: values by measure, one for each seed.
-        between: bar of the KID; None where there is no other class.
-        bar_near: bar of the distance to the nearest training image: that of test images.
-        control: that distance where some samples are training images.
-        pictured: the first samples.
+        name: name of the class.
+        measured: values by measure, one per seed.
+        between: threshold of the KID; None if there is no other class.
+        bar_near: threshold of the 5th percentile of the distance to the nearest training image.
+        control: this percentile if some samples are replaced by training images.
+        pictured: first samples.
     """
 
     name: str
@@ -170,7 +172,7 @@ def _measure_class(
 
 
 def _class_rows(found: _ClassScore, below: _ClassScore | None) -> list[dict[str, Any]]:
-    """Lays a class beside its bars; `below` is the class of the grade below, for classes that are grades."""
+    """Returns the rows that compare a class with its thresholds; `below` is the next lower grade, if there is one."""
     bars: list[tuple[str, str, str, float | None, Callable[[float, float], bool]]] = [
         ("kid", "KID to training images", "below KID between the classes", found.between, operator.lt),
         ("variety", "mean pairwise LPIPS, share of real", "at least", COLLAPSE, operator.ge),
@@ -216,7 +218,7 @@ def _row(
 
 
 def _memory(measured: dict[str, list[float]]) -> dict[str, float | None]:
-    """Compares the distance to training images with that to held-out images."""
+    """Compares the distances of samples to training images with those to held-out images."""
     differences = [a - b for a, b in zip(measured["to_training"], measured["to_held_out"], strict=True)]
     return {
         "to_training": mean(measured["to_training"]),
@@ -227,7 +229,7 @@ def _memory(measured: dict[str, list[float]]) -> dict[str, float | None]:
 
 
 def equal_draws(label: Tensor, other: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws indices into two sets of labels, [N] and [M]: of each class as many as the smaller side has of it."""
+    """Draws random indices into two sets of labels [N] and [M], equally many of each class in both."""
     random = torch.Generator().manual_seed(seed)
     draws: tuple[list[Tensor], list[Tensor]] = ([], [])
     for value in label.unique():
@@ -240,13 +242,13 @@ def equal_draws(label: Tensor, other: Tensor, seed: int) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def _expected_grade(grader: nn.Module, images: Tensor) -> float:
-    """The grade that a classifier expects of images [N, C, H, W], their mean: classes times their probabilities."""
+    """Returns the mean over images of the expected grade, which is the sum of grades times their probabilities."""
     probabilities = predict(grader, images).double().softmax(dim=1)
     return float((probabilities @ torch.arange(probabilities.shape[1], dtype=torch.float64)).mean())
 
 
 def _low(distances: Tensor) -> float:
-    """The low percentile of the distances [N, M] of N images to the nearest of M."""
+    """Returns the 5th percentile of the distances to the nearest image, from all distances [N, M]."""
     return float(distances.min(dim=1).values.quantile(PERCENTILE))
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The pools of one seed: their images, made part by part, and the distances of these to the real ones."""
+"""The pools of one seed: their images, made part by part, and the distances of these to the real images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["SeedPools"]
 
 
 class SeedPools:
-    """Pools of one seed, made or read from disk when they are first asked for.
+    """Pools of one seed, made or read from disk when they are first needed.
 
     Args:
-        setting: of the evaluation.
-        seed: of the end points.
+        setting: data, networks and options of the evaluation.
+        seed: seed of the end points.
     """
 
     def __init__(self, setting: Setting, seed: int) -> None:
@@ -33,7 +33,7 @@ class SeedPools:
         self._distances: dict[str, Distances] = {}
 
     def steps(self) -> Iterator[Step]:
-        """Yields the steps in an order that shows progress evenly."""
+        """Yields the steps in an order in which the progress bar advances evenly."""
         source, quotas = self.setting.source, self.setting.quotas
         for name in self.setting.pools:
             parts = list(source.parts(name, quotas))
@@ -53,12 +53,12 @@ class SeedPools:
                 yield self._paths_step(name, 25.0 * n)
 
     def release(self) -> None:
-        """Frees the memory of images and distances, which are read from disk where they are asked for again."""
+        """Frees the memory of images and distances, which are read from disk if they are needed again."""
         self._pools.clear()
         self._distances.clear()
 
     def pool(self, name: str) -> Pool:
-        """Returns a pool: as many parts as it takes until each class has enough images that pass the gate."""
+        """Returns a pool, with as many parts as are needed until each class has enough images that pass the gate."""
         if name not in self._pools:
             quotas = self.setting.quotas
             parts = list(self.setting.source.parts(name, quotas))
@@ -71,11 +71,11 @@ class SeedPools:
         return self._pools[name]
 
     def distances(self, name: str) -> Distances:
-        """Returns the distances of a pool; its pairs are numbered as those of the pools that it is compared with."""
+        """Returns the distances of a pool, whose groups are pairs with the same numbers in all pools compared."""
         if name not in self._distances:
             pool = self.pool(name)
             distances = Distances(pool.pixels, self.setting.reference, self.folder / name, DRAW_SEED)
-            for step in distances.block_steps():  # distances within are a matter of arms
+            for step in distances.block_steps():  # distances within a set are computed per arm
                 step.run()
             kind = POOLS[name]
             compared = [
@@ -85,47 +85,47 @@ class SeedPools:
             ]
             reached = torch.cat([self.arm_pool(arm).pairs[self.chosen(arm)] for arm in compared])
             n_pairs = 1 + max(reached.tolist(), default=0)
-            # Pairs that no arm reaches have no number of their own: nothing of them is ever drawn.
+            # Pairs beyond the last that an arm uses need no number of their own, since they are in no bootstrap draw.
             distances.groups = pool.labels * n_pairs + pool.pairs.clamp_max(n_pairs - 1)
             distances.n_groups = n_pairs * len(self.setting.quotas)
             self._distances[name] = distances
         return self._distances[name]
 
     def curves(self, name: str) -> Tensors:
-        """Returns of each long path of a pool ``nearest`` [P, N], LPIPS to the nearest training image at each point.
+        """Returns measures of the P long paths of a pool, with N points each.
 
-        Besides ``smoothness`` and ``variety`` [P], the mean LPIPS between neighbours and between any two of its images,
-        ``groups`` [P] and ``pairs`` [P], see `Pool`.
+        ``nearest`` [P, N] is LPIPS to the nearest training image, ``smoothness`` and ``variety`` [P] are the mean LPIPS
+        between neighbouring and between any two images, ``groups`` and ``pairs`` [P] are those of the path.
         """
         return self._paths_step(name).result()
 
     def arm_pool(self, arm: str) -> Pool:
-        """Returns the pool that an arm is taken from."""
+        """Returns the pool from which an arm is selected."""
         return self.pool(self.setting.arms[arm].pool)
 
     def chosen(self, arm: str) -> Tensor:
-        """Returns indices of an arm's images in its pool; of long paths every point."""
+        """Returns the indices of an arm's images in its pool; arms of long paths contain every point."""
         kind, pool = self.setting.arms[arm], self.arm_pool(arm)
         if POOLS[kind.pool].long:
             return select(pool, kind, None, self.setting.source.published_pairs if kind.common else None)
         return select(pool, kind, self.setting.quotas)
 
     def images(self, arm: str) -> tuple[Tensor, Tensor]:
-        """Returns pixels and labels of an arm of equal size, the real one included."""
+        """Returns pixels and labels of an arm in `ARMS`, including the real one."""
         if not ARMS[arm].pool:
             return self.setting.train.pixels, self.setting.train.labels
         pool, chosen = self.arm_pool(arm), self.chosen(arm)
         return pool.pixels[chosen], pool.labels[chosen]
 
     def cohort(self, arm: str) -> Distances:
-        """Returns the images of an arm as a cohort, with the distances among them."""
+        """Returns the images of an arm as a cohort, with the distances within it."""
         distances = self.distances(self.setting.arms[arm].pool)
         part = distances.of(self.chosen(arm), self.folder / arm, DRAW_SEED)
         part.within_step().run()
         return part
 
     def shortage(self, arm: str) -> str:
-        """Says why an arm has too few images to be compared; empty where it has enough."""
+        """Returns the reason why an arm has too few images to be compared; empty if it has enough."""
         if not self.setting.arms[arm].pool or arm in self.setting.long_arms:
             return ""
         pool = self.arm_pool(arm)
@@ -147,7 +147,7 @@ class SeedPools:
         )
 
     def _filled(self, pool: str, parts: list[tuple[int, range]], quota: int) -> list[Tensors]:
-        """Returns these parts of a class, and further ones until enough images pass the gate."""
+        """Returns the given parts of a class, and further ones until enough images pass the gate."""
         waiting, found, passed = list(parts), [], 0
         while waiting:
             part = waiting.pop(0)
@@ -163,7 +163,7 @@ class SeedPools:
         return Step(f"paths_{name} seed {self.seed}", cost, lambda: self._paths(name), path)
 
     def _paths(self, name: str) -> Tensors:
-        """How long paths go by the nearest training image, and how far apart their images are."""
+        """Computes the measures that `curves` returns."""
         pool, distances, points = self.pool(name), self.distances(name), self.setting.source.long_points
         paths = pool.pixels.split(points)
         within = torch.stack([self.setting.reference.measure_lpips(path) for path in paths])
@@ -178,5 +178,5 @@ class SeedPools:
 
     @staticmethod
     def _visit(made: Pool | Distances) -> Tensors:
-        """Keeps nothing: what was made stays in memory until `release`."""
+        """Returns an empty result, since pools and distances stay in memory until `release`."""
         return {}

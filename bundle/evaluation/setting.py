@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What all seeds of an evaluation have in common."""
+"""The data, networks and options that all seeds of an evaluation share."""
 
 from __future__ import annotations
 
@@ -28,37 +28,38 @@ from bundle.files import content_digest
 
 __all__ = ["DRAW_SEED", "Setting"]
 
-# Of what the files on disk are made; counts up whenever that changes.
+# Format version of the kept results; to be increased whenever their content changes.
 FORMAT = 6
-#: Seed of all draws of intervals: the same in all arms and seeds, which are so compared draw by draw.
+#: Seed of all bootstrap draws, equal for all arms and seeds so that these can be compared draw by draw.
 DRAW_SEED = 0
 
 
 class Setting:
-    """Real images, networks and options of an evaluation, and where its results are kept.
+    """Real images, networks and options of an evaluation, and the folders of its results.
 
     Args:
-        source: makes the images.
+        source: maker of the synthetic images.
         data: real images, at the resolution of the generator.
-        networks: ``audit_embedding`` and ``audit_verifier``.
-        infos: content of each one's JSON.
-        home: private folder that keeps the results of steps.
-        quotas: images of each class in an arm.
-        n_shadows: shadow models of a seed; even, at least 4.
-        classifier: how classifiers are trained.
-        squeezenet_file: weights of SqueezeNet 1.1; None lets torchvision find them.
-        device: where to compute.
+        networks: networks ``audit_embedding`` and ``audit_verifier``.
+        infos: content of the JSON file of each network, by name.
+        home: private folder that keeps the results of the steps.
+        quotas: number of images of each class in an arm, by label.
+        n_shadows: number of shadow models per seed; even, at least 4.
+        classifier: training settings of the classifiers.
+        squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
+        device: device of the computation.
 
     Attributes:
-        real: images of all roles. The generator saw extra images too, in other shares of the classes than arms and test
-            images have: distances are taken to them as well; classifiers, attacks and distributions leave them out.
+        real: images of all roles, including the extra images that the generator was trained on. Distances to training
+            images include the extra ones; classifiers, attacks, KID and Fréchet distance of an arm do not, since their
+            class proportions differ from those of arms and test images.
         train: training images without the extra ones.
         test: test images.
-        arms: by name; those of the published algorithm only where it walks.
-        long_arms: those of long paths among them.
-        pools: names of the pools that they are taken from.
-        folder: keeps the steps of the seeds; named after all that they depend on.
-        reference: real images as the audit's networks see them.
+        arms: all arms by name; those of the published algorithm only if it is evaluated.
+        long_arms: arms of long paths.
+        pools: names of the pools from which the arms are selected.
+        folder: folder of the results of the seeds, named after a hash of everything that they depend on.
+        reference: features of and distances among the real images.
 
     Raises:
         DataError: a split is empty.
@@ -104,20 +105,20 @@ class Setting:
 
     @cached_property
     def judged(self) -> torch.Tensor:
-        """Pixels of training and test images together: what the attacks are tried on."""
+        """Pixels of the training and test images, which are the members and others of the attacks."""
         return torch.cat([self.train.pixels, self.test.pixels])
 
     @cached_property
     def judged_labels(self) -> torch.Tensor:
-        """Their labels."""
+        """Labels of `judged`."""
         return torch.cat([self.train.labels, self.test.labels])
 
     @cached_property
     def judged_patients(self) -> torch.Tensor:
-        """Whose image each of them is."""
+        """Patient numbers of `judged`."""
         return joined_patients(self.train.patients, self.test.patients)
 
     @cached_property
     def test_draws(self) -> list[NDArray[np.int64]]:
-        """Draws of the test images' patients."""
+        """Bootstrap draws of the test images' patients."""
         return patient_draws(self.test.patients, DRAWS, DRAW_SEED)

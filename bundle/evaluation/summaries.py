@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From the figures of single seeds to what is said of all of them, and of two arms that were measured alike."""
+"""Summarises the estimates of single seeds over all seeds, and compares two arms by difference or ratio."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Binary = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64
 
 @dataclass(frozen=True)
 class Summary:
-    """A measure over seeds.
+    """A measure, or a comparison of two arms, over all seeds.
 
     Attributes:
-        value: mean over the seeds; of a comparison, that of the two means.
-        spread: standard deviation over the seeds; NaN for a single one.
-        low: lower end of the interval, for which both patients (or paths) and seeds were drawn anew.
-        high: upper end.
-        seeds: the value of each.
-        n: images behind the first of them.
-        reason: why it cannot be estimated; empty where it can.
+        value: mean over the seeds; for a comparison, the difference or ratio of the two means.
+        spread: standard deviation over the seeds; NaN for a single seed.
+        low: lower end of the interval, from bootstrap draws of both patients (or paths) and seeds.
+        high: upper end of the interval.
+        seeds: values of the single seeds.
+        n: number of images behind the value of the first seed.
+        reason: reason why it cannot be estimated; empty if it can.
     """
 
     value: float = np.nan
@@ -41,7 +41,7 @@ class Summary:
     reason: str = ""
 
     def content(self) -> dict[str, Any]:
-        """Returns plain values for JSON, of four digits."""
+        """Returns plain values for JSON, rounded to four digits."""
         if self.reason:
             return {"not_estimable": self.reason, "n": self.n}
         spread = {} if np.isnan(self.spread) else {"spread": rounded(self.spread)}
@@ -50,34 +50,34 @@ class Summary:
 
 
 def over_seeds(figures: Sequence[Estimate]) -> Summary:
-    """Sums up one measure of one arm.
+    """Summarises one measure of one arm.
 
     Args:
-        figures: one of each seed, with replicates of the same draws.
+        figures: estimates of the seeds, with replicates of the same bootstrap draws.
     """
     return compare(figures, figures, lambda mine, _: mine)
 
 
 def difference(mine: Sequence[Estimate], other: Sequence[Estimate]) -> Summary:
-    """Mean of one arm less that of another, draw by draw and seed by seed."""
+    """Computes the mean of one arm minus that of another, paired by bootstrap draw and seed."""
     return compare(mine, other, np.subtract)
 
 
 def ratio(mine: Sequence[Estimate], other: Sequence[Estimate]) -> Summary:
-    """Mean of one arm by that of another, draw by draw and seed by seed."""
+    """Computes the mean of one arm divided by that of another, paired by bootstrap draw and seed."""
     return compare(mine, other, np.divide)
 
 
 def compare(mine: Sequence[Estimate], other: Sequence[Estimate], how: Binary) -> Summary:
     """Compares the means of two arms over the same seeds.
 
-    In each draw, the seeds are drawn with replacement as well, so that the interval holds both what other patients (or
-    other paths) and what other seeds would have made of it. With a single seed it holds the former alone.
+    Seeds are drawn with replacement in each bootstrap draw as well, so that the interval covers the variation over
+    patients (or paths) and over seeds; with a single seed it covers the former only.
 
     Args:
-        mine: figures of the first arm, one of each seed.
-        other: of the second, in the same order.
-        how: what is taken of the two means.
+        mine: estimates of the first arm, one per seed.
+        other: estimates of the second arm, in the same order.
+        how: function of the two means, such as their difference.
     """
     reason = next((estimate.reason for estimate in (*mine, *other) if estimate.reason), "")
     n = mine[0].n
@@ -94,7 +94,7 @@ def compare(mine: Sequence[Estimate], other: Sequence[Estimate], how: Binary) ->
         single = how(*values)
         value = float(how(*(np.array(side.mean()) for side in values)))
     low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if mine is other and len(set(replicates.tolist())) == 1:  # none or all in every draw, which is no certainty
+    if mine is other and len(set(replicates.tolist())) == 1:  # shares of 0 or 1 have exact binomial intervals
         low, high = min(estimate.low for estimate in mine), max(estimate.high for estimate in mine)
     spread = float(single.std(ddof=1)) if len(mine) > 1 else np.nan
     return Summary(value, spread, float(low), float(high), tuple(map(float, single)), n)

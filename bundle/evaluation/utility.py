@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What images are worth to whoever trains on them: a classifier, fitted to them alone and tried on real images."""
+"""Utility of images for training: classifiers that are trained on them alone and evaluated on real images."""
 
 from __future__ import annotations
 
@@ -49,29 +49,29 @@ __all__ = [
     "train_classifier",
 ]
 
-# Streams of random numbers of a training: weights, order of the images, their changes, what dropout leaves out.
+# Independent random streams of a training: initial weights, order of the images, augmentation, dropout.
 WEIGHTS, ORDER, CHANGES, DROPOUT = range(4)
 
-# Of smaller images the ResNet-18's last stage sees a single pixel, and the bf16 gradient of a 3 x 3 kernel that strides
-# over one pixel is memory nobody has written, on CPUs with AVX-512 (PyTorch 2.14, oneDNN 3): NaN now and then.
+# Smaller images have a single pixel in the last stage of ResNet-18. There the bf16 gradient of a strided 3 x 3 kernel
+# is uninitialised memory, sometimes NaN, on CPUs with AVX-512 (PyTorch 2.14, oneDNN 3).
 LEAST_SIDE = 17
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """How a classifier is trained: the same way on whatever images.
+    """Training settings of a classifier, equal for all arms.
 
     Attributes:
-        epochs: passes over the images.
-        batch_size: images in a batch.
-        learning_rate: the highest of the one-cycle schedule of AdamW.
-        weight_decay: of AdamW.
-        side: larger images are reduced to so many pixels, which is where the diagnosis still shows; at least 17.
-        rotation: images are turned by up to so many degrees.
-        shift: and moved by up to this share of their side.
-        scale: and resized by up to this share.
-        gamma: and made lighter or darker, by an exponent up to this or down to its inverse.
-        pretrained: the network is SqueezeNet 1.1 with ImageNet weights, in place of a ResNet-18 with random ones.
+        epochs: number of passes over the images.
+        batch_size: number of images in a batch.
+        learning_rate: peak learning rate of the one-cycle schedule of AdamW.
+        weight_decay: weight decay of AdamW.
+        side: largest side in pixels, to which larger images are downscaled; at least 17.
+        rotation: largest rotation, in degrees.
+        shift: largest translation, as a fraction of the side.
+        scale: largest change of scale, as a fraction.
+        gamma: largest exponent of the random gamma correction; the smallest is its inverse.
+        pretrained: whether to fine-tune SqueezeNet 1.1 from ImageNet weights instead of training a ResNet-18.
     """
 
     epochs: int = 20
@@ -87,11 +87,11 @@ class ClassifierSettings:
 
 
 def classifier_settings(modality: Modality, epochs: int) -> ClassifierSettings:
-    """Returns settings under which a classifier of the modality's real images learns something.
+    """Returns settings with which a classifier can learn from the modality's real images.
 
     Args:
-        modality: whether its classifiers start from ImageNet weights.
-        epochs: passes over the images.
+        modality: preset that determines whether classifiers start from ImageNet weights.
+        epochs: number of passes over the images.
     """
     if not modality.pretrained:
         return ClassifierSettings(epochs)
@@ -113,27 +113,27 @@ def train_classifier(
     device: str | torch.device = "cpu",
     squeezenet_file: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
-    """Trains a ResNet-18 (He et al., CVPR 2016) or `ImageNetClassifier`, on images that are changed at random.
+    """Trains a ResNet-18 (He et al., CVPR 2016) or an `ImageNetClassifier`, with data augmentation.
 
-    They are mirrored, turned, moved, resized and made lighter or darker, as whoever trains on few images does: the
-    images of a generator vary less in all that than a hospital's.
+    The augmentation (flips, affine maps, gamma correction) is needed for a fair comparison, since synthetic images vary
+    less in these respects than real ones.
 
     Args:
-        pixels: uint8 [N, H, W] or [N, H, W, 3].
-        labels: [N].
-        num_classes: logits.
-        settings: of the training.
-        seed: of weights, order, changes and dropout.
-        device: where to train.
-        squeezenet_file: weights of SqueezeNet 1.1, if the settings start from them; None lets torchvision find them.
+        pixels: training images, uint8 [N, H, W] or [N, H, W, 3].
+        labels: labels [N].
+        num_classes: number of classes.
+        settings: training settings.
+        seed: seed of initial weights, order of the images, augmentation and dropout.
+        device: device of the training.
+        squeezenet_file: file of the SqueezeNet 1.1 weights, if the settings need it; None for those of torchvision.
 
     Returns:
-        For `classify`: images [B, C, H, W] as it prepares them to logits [B, num_classes], in evaluation mode.
+        The network for `classify`, which maps images [B, C, H, W] to logits [B, num_classes], in evaluation mode.
 
     Raises:
         ValueError: a class has no image, or images are smaller than 17 pixels.
-        DivergedError: a gradient is no longer finite.
-        TrunkUnavailable: the trunk's weights are not to be had.
+        DivergedError: a gradient is not finite.
+        TrunkUnavailable: the SqueezeNet weights are not available.
     """
     absent = sorted(set(range(num_classes)) - set(labels.tolist()))
     if absent:
@@ -190,7 +190,7 @@ def _trainer(
         IterationEvents.BACKWARD_COMPLETED,
         lambda engine: require_finite_gradients(engine.network, "the classifier", engine.state.iteration),
     )
-    trainer.logger.setLevel("WARNING")  # a line for every epoch of dozens of trainings
+    trainer.logger.setLevel("WARNING")  # MONAI would log every epoch of dozens of trainings
     return trainer
 
 
@@ -201,7 +201,7 @@ def _network(
         network = ImageNetClassifier(channels, num_classes, "squeezenet1_1")
         network.load_imagenet(squeezenet_file)
         return network
-    # MONAI's own stem keeps twice as many rows and columns: four times the time.
+    # MONAI's default stem has stride 1, which would take four times as long.
     return resnet18(
         spatial_dims=2, n_input_channels=channels, num_classes=num_classes, conv1_t_size=7, conv1_t_stride=2
     )
@@ -224,7 +224,7 @@ def _changes(settings: ClassifierSettings, side: int) -> Compose:
 
 @contextmanager
 def _no_metadata() -> Iterator[None]:
-    """Lets MONAI's transforms return plain tensors: to keep record of every change takes longer than the change."""
+    """Lets MONAI's transforms return plain tensors, since recording a transform takes longer than the transform."""
     tracked = get_track_meta()
     set_track_meta(False)
     try:
@@ -234,25 +234,25 @@ def _no_metadata() -> Iterator[None]:
 
 
 def classify(network: nn.Module, pixels: Tensor, settings: ClassifierSettings) -> Tensor:
-    """Returns logits [N, K] of uint8 pixels, in fp32 on the CPU."""
+    """Returns the logits [N, K], float32 on the CPU, of uint8 pixels."""
     return predict(network, _inputs(pixels, settings))
 
 
 def accuracy_figures(
     logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], ordered: bool = False, prefix: str = ""
 ) -> dict[str, Estimate]:
-    """Returns accuracy, balanced accuracy and AUC, with intervals of patients drawn anew; of grades also kappa.
+    """Estimates the accuracy of predictions, with intervals from bootstrap draws of patients.
 
     Args:
-        logits: [N, K], or logarithms of probabilities.
-        labels: [N].
-        draws: of patients, as indices into the images.
-        ordered: whether the classes are grades.
-        prefix: of the names.
+        logits: logits or log-probabilities [N, K].
+        labels: labels [N].
+        draws: bootstrap draws of patients, as indices into the images.
+        ordered: whether the classes are ordinal grades.
+        prefix: prefix of the names.
 
     Returns:
-        ``accuracy``, ``balanced_accuracy`` and ``auc`` (for more than two classes the mean over one against the rest);
-        of grades also ``kappa``, quadratic weighted.
+        ``accuracy``, ``balanced_accuracy`` and ``auc`` (one-vs-rest, mean over the classes); for grades also ``kappa``,
+        quadratically weighted.
     """
     scores = torch.as_tensor(logits).double()
     classes = range(scores.shape[1])
@@ -288,26 +288,26 @@ def accuracy_figures(
 
 
 def _others(logits: Tensor, value: int) -> Tensor:
-    """Log of the summed odds of all classes but one, [N]."""
+    """Returns the log-sum-exp [N] of the logits of all classes but one."""
     return logits[:, [other for other in range(logits.shape[1]) if other != value]].logsumexp(dim=1)
 
 
 def label_figures(
     logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], ordered: bool = False
 ) -> dict[str, Estimate]:
-    """Returns how far images show what their labels say, to a classifier of real images (GAN-test).
+    """Estimates how well a classifier of real images predicts the labels of synthetic ones (GAN-test).
 
-    Shmelkov et al., "How good is my GAN?", ECCV 2018, section 3.
+    See Shmelkov et al., "How good is my GAN?", ECCV 2018, section 3.
 
     Args:
-        logits: [N, K], of the classifier that was trained on real images.
-        labels: [N].
-        draws: of patients or paths, as indices into the images.
-        ordered: whether the classes are grades.
+        logits: logits [N, K] of the classifier that was trained on real images.
+        labels: labels [N] of the images.
+        draws: bootstrap draws of patients or paths, as indices into the images.
+        ordered: whether the classes are ordinal grades.
 
     Returns:
-        What `accuracy_figures` does, named ``label_...``; of grades also ``grade_rise``: by how much the mean expected
-        grade rises from a label to the next higher one, where it rises least. Below 0 the labels are not in order.
+        The estimates of `accuracy_figures` with the prefix ``label_``; for grades also ``grade_rise``, the smallest
+        rise of the mean expected grade from a label to the next higher one. Below 0, the labels are not in order.
     """
     figures = accuracy_figures(logits, labels, draws, ordered, "label_")
     if ordered:
@@ -317,7 +317,7 @@ def label_figures(
         def rise(index: NDArray[np.int64] | slice) -> float:
             grades, truth = expected[index], labels[index]
             means = torch.stack([grades[truth == value].mean() for value in range(probabilities.shape[1])])
-            return float(means.diff().min())  # NaN, where a draw lacks a grade
+            return float(means.diff().min())  # NaN if a draw lacks a grade
 
         value, replicates = rise(slice(None)), np.array([rise(draw) for draw in draws])
         lacks = Estimate(n=len(labels), reason="some grades have no image")
@@ -334,20 +334,20 @@ def shortcut_figures(
     seed: int,
     ordered: bool = False,
 ) -> dict[str, Estimate]:
-    """Tries on test images what was fitted to other images without seeing any anatomy.
+    """Estimates the accuracy of shortcut classifiers, which use no anatomy but whole-image properties.
 
     Args:
-        pixels: uint8 [N, H, W] or [N, H, W, 3], to be fitted to.
-        labels: [N].
-        test_pixels: to be tried on.
-        test_labels: of these.
-        draws: of their patients.
-        seed: of the classifiers and of the random trunk.
-        ordered: whether the classes are grades.
+        pixels: training images, uint8 [N, H, W] or [N, H, W, 3].
+        labels: labels [N] of the training images.
+        test_pixels: test images, uint8 [M, H, W] or [M, H, W, 3].
+        test_labels: labels [M] of the test images.
+        draws: bootstrap draws of patients, as indices into the test images.
+        seed: seed of the classifiers and of the random trunk.
+        ordered: whether the classes are ordinal grades.
 
     Returns:
-        The figures of `accuracy_figures`, named ``statistics_...`` for gradient boosting on 14 numbers of the whole
-        image, and ``random_trunk_...`` for logistic regression on the features of a network that was never trained.
+        The estimates of `accuracy_figures`, with the prefix ``statistics_`` for gradient boosting on 14 statistics of
+        the whole image and ``random_trunk_`` for logistic regression on features of an untrained network.
     """
     models: dict[str, tuple[Any, Any]] = {
         "statistics_": (whole_image_statistics, GradientBoostingClassifier(random_state=seed)),

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a released image costs by each walk of the benchmark."""
+"""The computational cost of a released image for each kind of walk of the benchmark."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bundle.walk.path import PUBLISHED_SETTINGS, WalkSettings
 
 __all__ = ["WALKS", "compared_walks", "cost", "cost_table", "shortened"]
 
-# Cohorts over which the distillation is spread.
+# Sizes of cohorts over which the cost of distilling the latent guides is distributed.
 COHORTS = (100, 1000, 10_000)
-#: Names of the walks that are compared.
+#: Names of the kinds of walk that are compared.
 WALKS = ("linear", "published", "image", "latent")
 
 
 def compared_walks(objective: BalancedObjective) -> dict[str, Walk]:
-    """Returns each of `WALKS`, PLAN's on this objective."""
+    """Returns each of `WALKS` by name, those of PLAN with the given objective."""
     latent = Walk("latent guides", objective, WalkSettings(), "latent")
     image = dataclasses.replace(latent, title="batched, image space", guides="image")
     published = published_walk(PublishedObjective(), PUBLISHED_SETTINGS)
@@ -28,12 +28,12 @@ def compared_walks(objective: BalancedObjective) -> dict[str, Walk]:
 
 
 def shortened(walk: Walk, steps: int) -> Walk:
-    """Returns the walk with at most so many steps."""
+    """Returns the walk with at most ``steps`` steps."""
     return dataclasses.replace(walk, settings=dataclasses.replace(walk.settings, steps=min(steps, walk.settings.steps)))
 
 
 def cost(judged: Judged) -> tuple[float, float]:
-    """CPU and wall seconds for a released image: walk, synthesis and gate, of the points that did not pass as well."""
+    """Computes CPU and wall seconds per released image, for walk, synthesis and gate, including rejected points."""
     released = sum(int(verdict.passed.sum()) for parts in judged.verdicts for verdict in parts)
     if not released:
         return float("nan"), float("nan")
@@ -44,7 +44,7 @@ def cost(judged: Judged) -> tuple[float, float]:
 
 
 def cost_table(walkers: dict[str, Walker], memory: dict[str, float], distillation: float) -> list[tuple[str, ...]]:
-    """Rows of what a released image costs by each walk; the first row names the columns."""
+    """Returns a table of costs per released image, given peak memory in MiB and CPU seconds of the distillation."""
     judged = [walker.judged for walker in walkers.values()]
     points = sum(verdict.passed.numel() for one in judged for parts in one.verdicts for verdict in parts)
     unit = sum(one.judging.cpu for one in judged) / points

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How good walked points are, by networks that the walk did not ask, with intervals over paths."""
+"""Quality of the points of walks, measured by networks that the walk does not use, with intervals over paths."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = ["MEASURES", "ReferenceImages", "difference", "path_figure", "quality"
 
 
 class ReferenceImages:
-    """Holds images against the real ones behind a generator.
+    """Compares images with the real images that a generator was trained on.
 
     Args:
-        data: the real images.
-        squeezenet_file: of LPIPS.
-        embedding: of the audit; None leaves copies out.
+        data: real images.
+        squeezenet_file: file of the SqueezeNet 1.1 weights, for LPIPS; None for those of torchvision.
+        embedding: embedding network of the audit, which detects copies; None to omit copies.
     """
 
     def __init__(self, data: ImageData, squeezenet_file: str | None, embedding: ContrastiveEmbedding | None) -> None:
@@ -47,7 +47,7 @@ class ReferenceImages:
             self.threshold = copy_threshold(embedding.nearest(held_out, self.gallery)[0])
 
     def measure(self, images: Tensor) -> dict[str, Tensor]:
-        """Measures images [M, C, H, W]: LPIPS to the ``nearest`` real image, and whether it is a ``copy``, each [M]."""
+        """Returns LPIPS to the ``nearest`` real image and whether an image is a ``copy``, [M] for [M, C, H, W]."""
         found = {"nearest": nearest(images, self.reals, self.distance)}
         if self.embedding is not None:
             found["copy"] = self.embedding.nearest(predict(self.embedding, images), self.gallery)[0] > self.threshold
@@ -58,16 +58,18 @@ class ReferenceImages:
 def quality(
     walker: Walker, guides: ImageGuides, prior: LatentPrior, objective: Objective, real_images: ReferenceImages | None
 ) -> dict[str, Tensor]:
-    """Judges the inner points of walks, each value a tensor [P, N - 2] of all paths, class by class.
-
-    ``objective`` and ``pair``, the number of the path, are [P].
+    """Measures the quality of the inner points of walks.
 
     Args:
-        walker: what has walked.
-        guides: phi_id and phi_class themselves, in fp32.
-        prior: of the generator's mapping network.
-        objective: by which all walks are measured, whatever they have minimised.
-        real_images: adds distances to them; None leaves these out.
+        walker: walker that has run.
+        guides: phi_id and phi_class, in fp32 and without distillation.
+        prior: prior of the generator's latent codes.
+        objective: objective by which all walks are measured, also those that minimised another one.
+        real_images: real images for distances and copies; None to omit these.
+
+    Returns:
+        Measures [P, N - 2] of the inner points of all paths, sorted by class; ``objective`` and ``pair``, the number of
+        the pair of end points, are [P].
     """
     values: dict[str, list[Tensor]] = {}
 
@@ -123,7 +125,7 @@ MEASURES: tuple[tuple[str, str, bool], ...] = (
 
 
 def path_figure(values: Tensor, is_share: bool) -> Estimate:
-    """Mean of values [P], or [P, n], with the interval of paths drawn anew."""
+    """Estimates the mean of values [P] or [P, n], with the interval from bootstrap draws of paths."""
     paths = torch.arange(len(values)).repeat_interleave(values[0].numel())
     draws = patient_draws(paths, DRAWS, seed=0)
     flat = values.flatten()
@@ -131,7 +133,7 @@ def path_figure(values: Tensor, is_share: bool) -> Estimate:
 
 
 def difference(first: Tensor, second: Tensor) -> Estimate:
-    """Mean over paths of first less second, [P] or [P, n] of the same pairs, with its interval."""
+    """Estimates the mean over paths of first minus second, both [P] or [P, n] and of the same pairs of end points."""
     per_path = (first - second).flatten(1).mean(dim=1) if first.ndim > 1 else first - second
     return path_figure(per_path, is_share=False)
 
@@ -143,7 +145,7 @@ def _text(value: Estimate, is_share: bool) -> str:
 
 
 def quality_table(measured: dict[str, dict[str, Tensor]], walks: dict[str, Walk]) -> list[tuple[str, ...]]:
-    """Rows of how good the inner points of each walk are, and of the differences on their common pairs."""
+    """Returns the table of quality of each walk and of differences from the published algorithm on common pairs."""
     chosen = [measure for measure in MEASURES if measure[0] in next(iter(measured.values()))]
     rows = [("walk", *(title for _, title, _ in chosen))]
     for name, values in measured.items():
@@ -165,11 +167,11 @@ def quality_table(measured: dict[str, dict[str, Tensor]], walks: dict[str, Walk]
 
 
 def student_figures(latent: dict[str, Tensor], trials: Sequence[dict[str, float]]) -> str:
-    """Says in words how far the students can be trusted.
+    """Describes in words how well the latent guides (students) agree with the guides they were distilled from.
 
     Args:
-        latent: quality of what was walked on them.
-        trials: what `bundle.walk.trajectories.agreement` found by several seeds.
+        latent: quality of the walk that used the latent guides, from `quality`.
+        trials: results of `bundle.walk.trajectories.agreement` for at least two seeds.
     """
     accepted = latent["accepted"].bool()
     draws = patient_draws(

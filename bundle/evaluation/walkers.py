@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to walk, each timed: what evaluation and benchmark compare."""
+"""Kinds of walk that evaluation and benchmark compare, with the time they take."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = ["Clock", "Judged", "Walk", "Walker", "published_walk", "straight_line
 
 @dataclass(frozen=True)
 class Walk:
-    """A way to walk.
+    """A kind of walk.
 
     Attributes:
-        title: in tables.
-        objective: what each path minimises.
-        settings: how it is minimised.
-        guides: ``image`` or ``latent``.
-        alone: walk one path at a time, not as many together as `generate` does.
+        title: title in tables.
+        objective: objective that each path minimises.
+        settings: step count, learning rate and stopping rule of the optimiser.
+        guides: ``image`` or ``latent``, the kind of guides.
+        alone: whether to optimise one path at a time, instead of a block of paths as in `generate`.
     """
 
     title: str
@@ -46,25 +46,25 @@ class Walk:
 
 
 def straight_lines(plan: Walk) -> Walk:
-    """Returns the straight lines between the same end points: a walk of no step."""
+    """Returns the walk without optimisation steps, whose paths are straight lines between the same end points."""
     return dataclasses.replace(plan, title="straight line", settings=dataclasses.replace(plan.settings, steps=0))
 
 
 def published_walk(objective: PublishedObjective, settings: WalkSettings) -> Walk:
-    """Returns the authors' algorithm: path by path, on the guides themselves."""
+    """Returns the algorithm of the paper's authors, which optimises one path at a time with the image guides."""
     return Walk("published algorithm", objective, settings, "image", alone=True)
 
 
 @dataclass
 class Clock:
-    """Seconds of wall and of CPU time, of all cores together."""
+    """Accumulated wall time and CPU time (of all cores), in seconds."""
 
     wall: float = 0.0
     cpu: float = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Adds what passes within."""
+        """Returns a context that adds the time spent in it."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         self.wall += time.perf_counter() - wall
@@ -73,14 +73,14 @@ class Clock:
 
 @dataclass
 class Judged:
-    """What a walker has walked, drawn and judged.
+    """The results of a walker; lists are by class and path.
 
     Attributes:
-        pairs: numbers of the paths, by class.
-        w: their points [N, w_dim], by class.
-        pixels: their images, uint8, by class.
-        verdicts: the gate's word on them, by class.
-        steps: steps that each path took.
+        pairs: numbers of the pairs of end points.
+        w: latent points [N, w_dim].
+        pixels: images, uint8.
+        verdicts: decisions of the gate.
+        steps: number of steps of each path, in the order of the walks.
         walking: time of the walks.
         judging: time of synthesis and gate.
     """
@@ -95,15 +95,15 @@ class Judged:
 
 
 class Walker:
-    """Walks, draws and judges in one way.
+    """Runs one kind of walk, synthesises the images of the paths and evaluates the gate.
 
     Args:
-        models: networks.
-        prior: distance from the generator's mapping network.
-        gate: judges.
-        way: how to walk.
-        n_points: points of a path.
-        seed: of the end points.
+        models: generator and guides.
+        prior: prior of the generator's latent codes.
+        gate: gate that decides which images may be released.
+        way: kind of walk.
+        n_points: number of points of a path, ends included.
+        seed: seed of the end points.
     """
 
     def __init__(self, models: ModelSet, prior: LatentPrior, gate: Gate, way: Walk, n_points: int, seed: int) -> None:
@@ -117,12 +117,12 @@ class Walker:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what has been walked."""
+        """Discards all results."""
         classes = range(self.models.generator.num_classes)
         self.judged = Judged([[] for _ in classes], [[] for _ in classes], [[] for _ in classes], [[] for _ in classes])
 
     def walk(self, pairs: range, label: int) -> None:
-        """Walks between the pairs of these numbers, block by block, and judges every point."""
+        """Walks between the pairs with the given numbers, block by block, and evaluates the gate at every point."""
         generator = self.models.generator
         for first in range(pairs.start, pairs.stop, self.block):
             block = range(first, min(first + self.block, pairs.stop))

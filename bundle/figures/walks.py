@@ -27,8 +27,7 @@ def path_picture(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
     """Arranges the linear path of each pair of end points above its optimised path.
 
     Args:
-        pairs: for each pair its caption and the images of its linear and its optimised path, each [N, C, H, W] in
-            [-1, 1].
+        pairs: caption, images of the linear path, images of the optimised path, both [N, C, H, W] in [-1, 1].
     """
     images = torch.cat([part for _, linear, plan in pairs for part in (linear, plan)])
     labels = [f"{caption}, {kind}" for caption, _, _ in pairs for kind in ("linear", "PLAN")]
@@ -76,9 +75,8 @@ def save_walks(arms: Sequence[tuple[str, float, Tensor, Tensor]], path: str | os
     """Plots the cost of several kinds of walk, the identity divergence along their paths, and one path of each.
 
     Args:
-        arms: for each kind of walk its name; the cost of a released image, in units of one synthesis and one gate
-            check; the identity divergence [P, N - 2] of all inner points; and the images [N, C, H, W] in [-1, 1] of
-            one path, between the same end points for all kinds.
+        arms: name, cost per released image (in units of one synthesis and one gate check), identity divergence
+            [P, N - 2] of all inner points, and images [N, C, H, W] in [-1, 1] of one path of the same pair for all.
         path: name of the PNG file.
     """
     figure = Figure(figsize=(11, 3.6 + 1.15 * len(arms)), layout="constrained")

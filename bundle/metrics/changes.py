@@ -33,10 +33,7 @@ __all__ = [
 
 
 def affine(images: Tensor, rows: list[list[float]]) -> Tensor:
-    """Applies an affine map, given as a 2 x 3 matrix from output to input coordinates in [-1, 1], with border padding.
-
-    Pixels that come from outside the image take the value of the nearest border pixel.
-    """
+    """Applies a 2 x 3 affine matrix from output to input coordinates in [-1, 1]; borders are padded with edge pixels."""
     matrix = torch.tensor([rows], dtype=images.dtype, device=images.device).expand(len(images), 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
