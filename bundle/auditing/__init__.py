@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The audit: measures privacy and fidelity of a cohort, with controls, by networks that no other stage uses."""
+"""The audit: measures privacy and fidelity of a cohort, with controls, by networks that neither walk nor gate uses."""

@@ -338,7 +338,7 @@ def _variety(distances: Distances, seed: int) -> dict[str, Estimate]:
         if len(patients) < LEAST:
             figures[column] = _too_few(len(patients))
             continue
-        # No draws with replacement: images that are drawn twice would lower the variety.
+        # Half-samples instead of draws with replacement, in which repeated images would lower the variety.
         halves = [half_samples(patients, len(patients), np.random.default_rng((seed, n)))[0] for n in range(HALVES)]
         replicates = np.array([variety(inner[half][:, half]) for half in halves])
         figures[column] = estimate(variety(inner), replicates, len(patients))

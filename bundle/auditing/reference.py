@@ -111,7 +111,7 @@ class Reference(Steps):
 
     @cached_property
     def points(self) -> dict[str, Tensors]:
-        """Outputs of each network by role; for val and test also correlation and index of the nearest training image."""
+        """Outputs of each network by role; for val and test also correlation and index of the nearest train image."""
         return {name: self.read(name) for name in self.networks}
 
     @cached_property

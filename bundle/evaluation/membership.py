@@ -1,9 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Membership inference attacks on a classifier of synthetic images.
+"""Membership inference attacks on the classifier of an arm.
 
-Members are the training images of the generator that made its training data. The others are test images, on which
-neither generator nor classifier were trained.
+Members are the training images of the generator, others are test images, on which neither generator nor classifier was
+trained.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def likelihood_ratios(target: Tensor, shadows: Tensor, trained_on: Tensor) -> Te
     The shadow models were trained on real images, the target on synthetic ones. Its confidences are therefore first
     scaled to the mean and standard deviation of those of the shadow models; this needs query access only. For each
     image, Gaussians are fitted to the confidences of the shadow models that were trained on it and of those that were
-    not, with one mean each and, since there are few models, a common variance of all images (section VI-C there).
+    not. Each has its own mean; since there are few models, all images share the variance (section VI-C there).
 
     Args:
         target: confidences [N] of the classifier under attack.

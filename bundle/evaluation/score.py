@@ -46,17 +46,18 @@ def score_models(
 ) -> None:
     """Compares a generator and its identity guide with acceptance thresholds and prints the table.
 
-    Samples are made with ``n_seeds`` seeds, for each class as many as it has training images. For each class:
+    Samples are made with ``n_seeds`` seeds, as many per class as there are training images. It is tested for each class
+    whether
 
-    - KID of samples to training images is below the mean KID between training images of this and of each other class.
-    - Mean pairwise LPIPS of samples is at least 0.8 of that of training images.
-    - The 5th percentile of LPIPS from a sample to the nearest training image is at least that of as many test images.
-      A control with planted training images must fail this. As samples with little variety are near to all images, the
-      distance is also compared between equal numbers of training and held-out images; lower ones to the former indicate
-      memorisation.
-    - For ordinal grades, the mean grade that ``gate_class`` predicts is above that of the next lower class.
+    - KID of samples to training images is below the mean KID between training images of this and of each other class;
+    - mean pairwise LPIPS of samples is at least 0.8 of that of training images;
+    - the 5th percentile of LPIPS from samples to their nearest training images is at least that of as many test images
+      (a control with planted training images must fail this);
+    - for ordinal grades, the mean grade that ``gate_class`` predicts is above that of the next lower class;
 
-    phi_id must recognise at least 0.9 of the training images under each alteration in `UNSEEN_CHANGES`.
+    and whether phi_id recognises at least 0.9 of the training images under each alteration in `UNSEEN_CHANGES`. Since
+    samples with little variety are near to all images, the percentile is also reported for equal numbers of training
+    and held-out (val and test) images: a smaller distance to the training images indicates memorisation.
 
     Args:
         models: ``generator`` and, optionally, ``identity_guide`` and ``gate_class``, whose thresholds are then tested.

@@ -115,8 +115,8 @@ def train_classifier(
 ) -> nn.Module:
     """Trains a ResNet-18 (He et al., CVPR 2016) or an `ImageNetClassifier`, with data augmentation.
 
-    The augmentation (flips, affine maps, gamma correction) is needed for a fair comparison, since synthetic images vary
-    less in these respects than real ones.
+    The augmentation (flips, affine maps, gamma correction) is common practice for few images and compensates for
+    synthetic images varying less in these respects than real ones.
 
     Args:
         pixels: training images, uint8 [N, H, W] or [N, H, W, 3].

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def affine(images: Tensor, rows: list[list[float]]) -> Tensor:
-    """Applies a 2 x 3 affine matrix from output to input coordinates in [-1, 1]; borders are padded with edge pixels."""
+    """Applies a 2 x 3 affine matrix, from output to input coordinates in [-1, 1], with edge-pixel padding."""
     matrix = torch.tensor([rows], dtype=images.dtype, device=images.device).expand(len(images), 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""LPIPS between many images, computed as Euclidean distances of vectors so that a pair costs one dot product."""
+"""LPIPS between many images, computed as squared distances of vectors so that each pair costs one dot product."""
 
 from __future__ import annotations
 

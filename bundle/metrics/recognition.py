@@ -120,9 +120,10 @@ def recognition_scores(
 
     Returns:
         Top-1 accuracies on training images (original, under each of `UNSEEN_CHANGES`, and the mean of these), the mean
-        highest probability and the mean identity divergence (in nats) of each set, the threshold, the share of images
-        above it (``sensitivity`` on original and altered training images, ``false_alarms`` on test images), and the
-        AUROC of the highest probability between training images and test images (or validation images without these).
+        highest probability and the mean identity divergence (KL from the uniform distribution, in nats) of each set,
+        the threshold, the share of images above it (``sensitivity`` on original and altered training images,
+        ``false_alarms`` on test images), and the AUROC of the highest probability between training images and test
+        images, or validation images if there are no test images.
     """
     ask = partial(predict, network, bf16=False)
     logits = ask(known)
