@@ -47,9 +47,8 @@ def try_instrument(
 ) -> list[Control]:
     """Measures how many planted copies are detected, and the copy rates of real images in the place of a cohort.
 
-    The copy rate of test images must not exceed the nominal rate, 5 %. Rate and threshold both have a sampling error,
-    from test and validation patients, so the control fails only if the one-sided 95 % lower bound of the rate, from
-    bootstrap draws of both, exceeds the nominal rate.
+    The control of test images fails if the one-sided 95 % lower bound of their copy rate exceeds the nominal 5 %. The
+    bound covers the sampling errors of rate and threshold, by bootstrap draws of test and of validation patients.
 
     Args:
         distances: distances between the cohort and the real images; all of its steps must have been run.

@@ -63,7 +63,7 @@ def nearest_two(distances: Tensor, patients: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def authentic(to_real: Tensor, index: Tensor, real_to_other: Tensor) -> Tensor:
-    """Returns which images are authentic, that is no noisy copies (Alaa et al., arXiv 2102.08921, section 3).
+    """Returns which images are authentic, i.e. not noisy copies (Alaa et al., arXiv 2102.08921, section 3).
 
     An image is not authentic if it is nearer to its nearest training image than this one is to its nearest neighbour.
 
@@ -122,8 +122,8 @@ def adversarial_accuracy(real_to_synthetic: Tensor, real_to_real: Tensor, synthe
 def membership_scores(to_synthetic: Tensor, to_reference: Tensor) -> Tensor:
     """Computes scores of GAN-Leaks' calibrated full black-box attack (Chen et al., arXiv 1909.03935, eq. 4 and 8).
 
-    A training image of the generator is expected to be nearer to synthetic images than to reference images. The paper's
-    reference images are samples of another generator; here they are real images that are neither members nor
+    A training image of the generator is nearer to synthetic images than its distance to reference images suggests. The
+    paper's reference images are samples of another generator; here they are real images that are neither members nor
     non-members of the attack, as samples of a perfect generator would be.
 
     Args:

@@ -26,7 +26,7 @@ AS_IT_LIES = ("as it lies", "mirrored")
 SIDE = 32
 # Number of images that are correlated at a time.
 BLOCK = 500
-#: An orientation can be reported as the cohort's only if it is the best match of at most this share of held-out images.
+#: An orientation can be reported as the cohort's only if at most this share of held-out images matches better in it.
 AMBIGUOUS = 0.05
 
 

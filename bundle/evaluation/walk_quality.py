@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of the points of walks, measured by networks that the walk does not use, with intervals over paths."""
+"""Quality of the points of walks, measured by guides, gate and audit networks, with intervals over paths."""
 
 from __future__ import annotations
 
