@@ -171,7 +171,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def image_format(path: Path) -> str | None:
-    """Returns the format as which a file would be read, or None for a file that is no image.
+    """Returns the format that a file would be read as, or None for a file that is no image.
 
     A file extension in :data:`IMAGE_SUFFIXES` determines the format, regardless of the content and existence of the
     file. Other files are images if their content is DICOM (but not the index DICOMDIR). At most one kilobyte is read,
@@ -220,7 +220,7 @@ def check_size(width: int, height: int, pixel_bytes: float) -> None:
         pixel_bytes: bytes per pixel, all samples together.
 
     Raises:
-        ReadError: more than :data:`MAX_PIXELS` pixels or :data:`MAX_BYTES` bytes.
+        ReadError: the image has more than :data:`MAX_PIXELS` pixels or :data:`MAX_BYTES` bytes.
     """
     pixels = width * height
     if pixels > MAX_PIXELS or pixels * pixel_bytes > MAX_BYTES:
