@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Real images: readers, splits by patient, modality presets, MONAI transforms."""
+"""Reads real images: data set layouts, file formats, splits by patient, modality presets and MONAI transforms."""
 
 from bundle.data.check_data import check_data
 from bundle.data.checks import CheckReport, check_dataset

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The command that tells a user whether a data set can be used, and shows what the networks would see of it."""
+"""Implements the command that checks whether a data set can be used, and shows the images as networks see them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from bundle.markup import csv_text
 
 __all__ = ["check_data", "format_problems", "format_summary"]
 
-#: Problems of one kind that the table names.
+#: Largest number of problems per kind that the printed table lists one by one.
 EXAMPLES = 3
 
 
 def _table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
-    """Sets rows in columns of at most the given widths, long cells on several lines; the first row is the header."""
+    """Formats rows as a table with a header and columns of at most the given widths, in which long cells wrap."""
     widths = [min(widest, max(len(row[i]) for row in rows)) for i, widest in enumerate(widths)]
     lines = []
     for number, row in enumerate(rows):
@@ -44,7 +44,7 @@ def _table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
 
 
 def format_problems(problems: Sequence[Problem]) -> str:
-    """Returns a table of the problems: each one where there are few of a kind, else a count and the first names."""
+    """Formats the problems as a table; kinds with many problems are summarised by their number and first names."""
     rows = [("image", "problem", "what is wrong", "cure")]
     groups = by_kind(problems)
     for kind, group in groups.items():
@@ -65,7 +65,7 @@ def _write_problems(problems: Sequence[Problem], path: Path) -> None:
 
 
 def format_summary(report: CheckReport) -> str:
-    """Returns the counts of a data set by class and split, and where its splits come from."""
+    """Formats the numbers of images by class and split, the origin of the splits, and the notes of the check."""
     records = report.inventory.records
     counts = Counter((record.label, report.split_of[record.name]) for record in records)
     splits = [split for split in SPLITS if any(report.split_of[record.name] == split for record in records)]
@@ -87,13 +87,13 @@ def format_summary(report: CheckReport) -> str:
 
 
 def _draw_sheet(data: ImageData, path: Path, columns: int) -> None:
-    """Draws the first images of each class and split as the networks see them, one row each, with counts."""
+    """Draws example images of each class and split as the networks see them, one row each, with counts."""
     rows, labels = [], []
     for label, name in enumerate(data.class_names):
         for split in SPLITS:
             records = [record for record in data.records(split) if record.label == label]
             if records:
-                # Spread over the sorted names, which often begin with one source.
+                # Evenly spread over the sorted names, since the first ones often are of one source.
                 shown = [records[i * len(records) // columns] for i in range(min(columns, len(records)))]
                 images = data.load(shown)
                 blank = torch.full((columns - len(images), *images.shape[1:]), -1.0)
@@ -113,30 +113,30 @@ def check_data(
     patient_pattern: str | None = None,
     drop_duplicates: bool | None = None,
 ) -> CheckReport:
-    """Opens every image, prints all problems in a table or a summary, and draws a contact sheet of a usable data set.
+    """Checks a data set; prints its problems, or a summary and the path of a contact sheet if it is usable.
 
-    Writes into ``output_dir/private``: the split file, what the check has seen, and the contact sheet
-    ``contact_sheet.png``, or all problems as ``problems.csv``. That folder shows real images and must not be shared.
+    Writes into ``output_dir/private``: the results of the check, and either ``problems.csv`` or the split file and
+    ``contact_sheet.png``. That folder shows real images and must not be shared.
 
     Args:
-        dataset_dir: the folder of images, or several.
-        output_dir: where to write.
-        modality: preset.
-        resolution: side in pixels at which the contact sheet shows the images.
+        dataset_dir: path of the folder of images, or of several.
+        output_dir: output folder.
+        modality: preset of the kind of image, or its name.
+        resolution: side of the images on the contact sheet, in pixels.
         layout: see :func:`bundle.data.layouts.read_folder`.
-        seed: of the splits, where they have to be drawn.
-        columns: images in a row of the contact sheet.
-        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for what the split file keeps, or none.
-        drop_duplicates: see :func:`bundle.data.checks.check_dataset`; None for what the split file keeps, or not.
+        seed: random seed of the splits, used where the data set defines none.
+        columns: number of images in a row of the contact sheet.
+        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for the value in the split file, if any.
+        drop_duplicates: see :func:`bundle.data.checks.check_dataset`; None for the value in the split file, if any.
 
     Returns:
-        What was found; with problems where the images cannot be used as they are.
+        The report of the check; the data set is usable if it has no problems.
 
     Raises:
         DataError: the folder cannot be read as a data set at all.
     """
     preset = get_modality(modality)
-    image_transform(preset, resolution)  # an impossible resolution should not wait for the check of all images
+    image_transform(preset, resolution)  # refuses an invalid resolution before all images are checked
     report = check_dataset(
         dataset_dir,
         output_dir,

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can be wrong with a data set, found before anything is trained on it."""
+"""Checks a data set and every image in it before networks are trained on it."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from bundle.files import private_folder, write_json
 
 __all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"]
 
-#: So that shares of 70, 10 and 20 % leave at least one image of each class in every split.
+#: Smallest number of images per class, for which splits of 70, 10 and 20 % have at least one image of each class.
 MIN_IMAGES_PER_CLASS = 10
 
 _CACHE_FORMAT = 4
 
-#: Each thread holds a decoded radiograph, some hundred megabytes at full size.
+#: Largest number of threads; each holds a decoded image, which takes some hundred megabytes at full size.
 _MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What is known about a data set after every image has been opened.
+    """Result of checking a data set.
 
     Attributes:
-        folder: records, layout and class names, as the folder says.
-        inventory: the images that are used, with the digest of each readable one's pixels.
-        split_of: split of each image by its name, as far as it can be told.
-        seed: what the splits were drawn with; None where the data set decided.
-        problems: everything that is wrong, sorted by image; empty for a usable data set.
-        notes: what is worth knowing but no reason to refuse.
+        folder: records, layout and class names, as read from the folder.
+        inventory: records of the images that are used, and the SHA-256 of the pixels of those that can be read.
+        split_of: split of each image, by image name; None where it is undefined.
+        seed: random seed with which splits were drawn; None where the data set defines them all.
+        problems: all problems, sorted by image; empty for a usable data set.
+        notes: remarks that do not prevent the use of the data set.
     """
 
     folder: Folder
@@ -62,10 +62,10 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Inspection:
-    """What opening one image has shown, and what tells whether it still holds.
+    """Result of opening one image, and the state of the file by which changes are noticed.
 
-    Files that were unpacked together may share size and time of change; the time of the last change of name, rights or
-    content, and the number of the file, tell of those that have changed places.
+    The state includes ctime and inode, since files unpacked from one archive may share size and modification time and
+    could be swapped.
     """
 
     state: tuple[int, ...]
@@ -76,7 +76,7 @@ class _Inspection:
 
 
 def private_dir(output_dir: str | Path) -> Path:
-    """Returns the folder for everything that shows or names real images; it never leaves the house."""
+    """Returns the folder for all files that show or name real images, which must not be shared."""
     return Path(output_dir) / "private"
 
 
@@ -99,7 +99,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _refuse_mask(image: NDArray[np.float32]) -> None:
-    """Raises ReadError where an image has two values only: a mask or a drawing, whatever its name says."""
+    """Raises ReadError where an image has at most two values, as masks and drawings have."""
     values = np.unique(image.reshape(-1)[:: max(1, image.size // 4096)])
     if len(values) <= 2 and np.isin(image, values).all():
         cure = "Move it out of the folder of the images, or list the images in labels.csv"
@@ -121,7 +121,7 @@ def _read_cache(cache_file: Path, modality: Modality) -> dict[str, _Inspection]:
 def _inspect_all(
     records: Sequence[Record], modality: Modality, cache_file: Path | None, progress: bool
 ) -> dict[str, _Inspection]:
-    """Returns what opening each image has shown, by name; unchanged files are not opened again."""
+    """Opens images that are new, have changed or had problems in the last check; returns all results by image name."""
     cache = _read_cache(cache_file, modality) if cache_file else {}
     known: dict[str, _Inspection] = {}
     for record in records:
@@ -141,7 +141,7 @@ def _inspect_all(
 
 
 def _groups(records: Sequence[Record], digests: Mapping[str, str]) -> list[list[Record]]:
-    """Returns the images that show the same, in groups of at least two; images without a digest are in none."""
+    """Returns the groups of at least two images with the same pixels; images that cannot be read are in none."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.name in digests:
@@ -150,7 +150,7 @@ def _groups(records: Sequence[Record], digests: Mapping[str, str]) -> list[list[
 
 
 def _drop_duplicates(records: Sequence[Record], digests: Mapping[str, str]) -> tuple[list[Record], list[LeftOut]]:
-    """Keeps one of the images that show the same and are of one class: a train image, if there is one."""
+    """Keeps one of the images with the same pixels and class, a train image if there is one; returns both parts."""
     order = {"train": 0, "extra": 1, "val": 2, "test": 3, None: 4}
     dropped: dict[str, LeftOut] = {}
     for group in _groups(records, digests):
@@ -245,22 +245,22 @@ def check_dataset(
     patient_pattern: str | None = None,
     drop_duplicates: bool | None = None,
 ) -> CheckReport:
-    """Opens every image and lists everything that is wrong at once.
+    """Opens every image of a data set and reports all problems at once.
 
     Args:
-        dataset_dir: the folder of images, or several.
-        output_dir: where its folder ``private`` may hold a split file, which then counts, and keeps what the check has
-            seen, so that a second check opens only files whose size or time of change differ. None keeps nothing.
-        modality: preset, or its name.
+        dataset_dir: path of the folder of images, or of several.
+        output_dir: output folder. If its subfolder ``private`` holds a split file, this is used; the results are stored
+            there, so that a second check opens only files that have changed or had problems. None stores nothing.
+        modality: preset of the kind of image, or its name.
         layout: see :func:`bundle.data.layouts.read_folder`.
-        seed: of the splits, where they have to be drawn.
+        seed: random seed of the splits, used where the data set defines none.
         progress: whether to show a progress bar.
-        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for what the split file keeps, or none.
-        drop_duplicates: whether of images with the same pixels and label one alone is used, that in train if there is
-            one; None for what the split file keeps, or not.
+        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for the value in the split file, if any.
+        drop_duplicates: whether only one of several images with the same pixels and label is used, one in train if
+            there is one; None for the value in the split file, if any.
 
     Raises:
-        DataError: the folder cannot be read as a data set at all, or the output folder lies in it.
+        DataError: the folder cannot be read as a data set at all, or the output folder is inside of it.
     """
     preset = get_modality(modality)
     private = None
@@ -284,7 +284,7 @@ def check_dataset(
     split_of, drawn_with, unsettled = _settle_splits(inventory, split_file, seed)
     found, notes = _duplicates(records, digests, split_of)
     problems += [*unsettled, *found]
-    # Splits that could not be settled would make every class look as if it were missing.
+    # Without splits, every class would seem to be missing.
     if all(split_of.values()):
         problems += _class_counts(inventory, split_of)
     notes = [*folder.notes, *_patient_notes(records), *notes, *summarise_left_out(left_out)]
@@ -294,7 +294,7 @@ def check_dataset(
 def _settle_splits(
     inventory: Inventory, split_file: Path | None, seed: int
 ) -> tuple[dict[str, str | None], int | None, Sequence[Problem]]:
-    """Returns the split of each image, as far as it can be told, what it was drawn with, and why others have none."""
+    """Returns the split of each image (None if undefined), the seed of drawn splits, and problems."""
     split_of: dict[str, str | None] = {record.name: record.split for record in inventory.records}
     try:
         proposed, drawn_with = propose_splits(inventory, split_file, seed)

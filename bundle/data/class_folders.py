@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One folder of images for each class, also within or around folders named after the splits."""
+"""Reads data sets with one folder per class, optionally inside or around folders named after the splits."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from bundle.data.records import SPLIT_NAMES, Record
 
 __all__ = ["contradicting_folders", "has_class_folders", "read_class_folders"]
 
-# Words that make a folder or a file a drawing over an image rather than an image.
+# Words in the name of a folder or file that mark it as a segmentation or annotation rather than an image.
 _MASK = re.compile(r"(?:^|[\W_])(?:masks?|segmentations?|segs?|annotations?|ground ?truths?|labels?)(?:$|[\W_\d])")
 
 
 def _is_mask_name(name: str) -> bool:
-    """Whether a name says "mask": lung_masks, ManualMask, "COVID-1 (2)_mask"."""
+    """Returns whether a name marks a mask: lung_masks, ManualMask, "COVID-1 (2)_mask"."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()
     return _MASK.search(words) is not None
 
 
 def _split_of(folder: Path) -> str | None:
-    """Returns the split that a folder is named after: train, Training, test_set, "Validation data"."""
+    """Returns the split that a folder is named after (train, Training, test_set, "Validation data"), or None."""
     word = re.sub(r"[ _-]*(set|data|images|imgs|split)$", "", folder.name.strip().casefold())
     return SPLIT_NAMES.get(word)
 
 
 def _mask_files(images: Sequence[Path]) -> set[Path]:
-    """Returns the files that lie beside an image of the same name without "mask", such as a_mask.png beside a.png."""
+    """Returns the files with an image of the same name without "mask" in their folder: a_mask.png beside a.png."""
     there = {(path.parent, image_stem(path)) for path in images}
     masks = set()
     for path in images:
@@ -47,10 +47,10 @@ def _mask_files(images: Sequence[Path]) -> set[Path]:
 
 
 def _class_folders(listing: FolderListing) -> list[tuple[str | None, Path]]:
-    """Returns (split, class folder) pairs; the split is None where no folder names one.
+    """Returns (split, class folder) pairs; the split is None where no folder above the class folder names one.
 
     Raises:
-        DataError: folders named after splits stand beside others.
+        DataError: folders named after splits are mixed with other folders or images.
     """
     tops = [top for top in listing.subfolders(listing.folder) if not _is_mask_name(top.name)]
     if any(map(_split_of, tops)):
@@ -85,7 +85,7 @@ def _refuse_mixture(listing: FolderListing, folder: Path, folders: Sequence[Path
 
 
 def has_class_folders(listing: FolderListing) -> bool:
-    """Whether a folder holds at least two folders of images that can be classes, or a mixture of them and splits."""
+    """Returns whether a folder holds at least two possible class folders, or a mixture of class and split folders."""
     try:
         return len({path.name.casefold() for _, path in _class_folders(listing)}) >= 2
     except DataError:
@@ -93,14 +93,11 @@ def has_class_folders(listing: FolderListing) -> bool:
 
 
 def _refuse_classes_below(listing: FolderListing, pairs: Sequence[tuple[str | None, Path]], modality: Modality) -> None:
-    """Refuses class folders below which others lie that may be the classes just as well, as a hospital's own have.
+    """Refuses class folders whose subfolders may be the classes just as well, as in hospital/class/image.png.
 
-    Folders of patients, views and the like may lie there: names with digits, and what only one class folder has or
-    what lies below a class that the preset knows.
-
-    Raises:
-        DataError: a folder is called after another class than the one above it; or folders of the same names, two at
-            least, lie below several class folders of which the preset knows none.
+    This is so where a subfolder is named after another class than the folder above it, or where at least two names of
+    subfolders occur below several class folders, none of which the preset knows. Subfolders whose names contain digits
+    are taken for patients or views, unless the preset knows the names of all subfolders.
     """
 
     def class_of(name: str) -> int | str | None:
@@ -136,7 +133,7 @@ def _refuse_readings(listing: FolderListing, folder: Path, upper: str, lower: st
 
 
 def _empty_folders(listing: FolderListing, pairs: Sequence[tuple[str | None, Path]]) -> list[str]:
-    """Returns the names of folders that stand where class folders do, but hold no image, and are no class elsewhere."""
+    """Returns the names of folders beside class folders that hold no image and are no class folder elsewhere."""
     names = {path.name for _, path in pairs}
     empty = set()
     for home in {path.parent for _, path in pairs}:
@@ -151,18 +148,19 @@ def _empty_folders(listing: FolderListing, pairs: Sequence[tuple[str | None, Pat
 def read_class_folders(
     listing: FolderListing, modality: Modality
 ) -> tuple[list[Record], tuple[str, ...], list[tuple[Path, str]], list[str]]:
-    """Turns class folders into records.
+    """Reads records from class folders.
 
     Args:
-        listing: of the data set's folder.
-        modality: preset; see :func:`bundle.data.classes.label_classes` for what class folders may be called.
+        listing: listing of the data set's folder.
+        modality: preset of the kind of image; :func:`bundle.data.classes.label_classes` defines the valid names of
+            class folders.
 
     Returns:
-        Records, class names, the images that take no part with the reason, and notes.
+        Records, class names by label, unused images with the reason, and notes.
 
     Raises:
-        DataError: there are none, a folder's name cannot be a class, two folders mean one class, the classes may as
-            well be the folders below, or masks or splits stand beside the classes.
+        DataError: there are no class folders, a folder's name is no valid class, two names mean one class, the
+            subfolders may be the classes just as well, or masks or splits are mixed with class folders.
     """
     folder = listing.folder
     pairs = _class_folders(listing)
@@ -211,14 +209,14 @@ def read_class_folders(
 
 
 def contradicting_folders(records: Sequence[Record], modality: Modality) -> list[str]:
-    """Says how many images a table gives another class than that which a folder above them is called after.
+    """Counts the images that lie in a folder named after another class than the one that a table gives them.
 
     Args:
-        records: as the table says, which counts.
-        modality: with the classes of the data set.
+        records: records with the labels of the table, which take precedence.
+        modality: preset with the classes of the data set.
 
     Returns:
-        A note, or none.
+        A list of one note, empty if there are no such images.
     """
     found = []
     for record in records:

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From what a data set calls its classes to labels, without guessing."""
+"""Maps the class names of a data set to labels, without guessing."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def describe_classes(modality: Modality) -> str:
 
 
 def label_classes(names: Iterable[str], modality: Modality) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Gives a label to each name that a data set has for its classes.
+    """Assigns a label to each class name of a data set.
 
-    Names and numbers that the preset knows keep its labels. Where every name is known, the classes are the preset's.
-    Where others stand beside them, the classes are those of the data set: known names keep their label as far as labels
-    0, 1, ... without a gap allow it, the others follow in alphabetical order. No name is made up for a number that the
-    preset does not know, and none for a grade of an ordered preset.
+    If the preset knows every name or number, its classes and labels are used. Otherwise, the classes are those that
+    occur in the data set: known ones keep their label where labels without gaps allow it, and new ones get the free
+    labels in alphabetical order. New names get no label, and the preset's classes are used, where these are ordered or
+    fixed or where any of the names is a number.
 
     Args:
-        names: as folders or cells say.
-        modality: preset.
+        names: class names, as in folders or cells.
+        modality: preset of the kind of image.
 
     Returns:
-        Class names by label, and the label of each name; names that cannot have one are absent.
+        Class names by label, and the label of each name; names without a label are omitted.
 
     Raises:
-        DataError: a new name differs from another one, or from one of the preset's, in separators or punctuation alone.
+        DataError: a new name differs from another one, or from one of the preset's, only in separators or punctuation.
     """
     names = set(names)
     known = {name: label for name in names if (label := modality.label_of(name)) is not None}
@@ -47,7 +47,7 @@ def label_classes(names: Iterable[str], modality: Modality) -> tuple[tuple[str, 
     _refuse_spellings(new, modality)
     labels = sorted(set(known.values()))
     n_classes = len(labels) + len(new)
-    if labels and labels[-1] >= n_classes:  # the preset has more classes than the data set
+    if labels and labels[-1] >= n_classes:  # the preset's labels would leave a gap
         renumbered = {label: position for position, label in enumerate(labels)}
     else:
         renumbered = {label: label for label in labels}
@@ -61,15 +61,15 @@ def label_classes(names: Iterable[str], modality: Modality) -> tuple[tuple[str, 
 
 
 def label_numbered_classes(pairs: Collection[tuple[int, str]], modality: Modality) -> tuple[str, ...] | None:
-    """Names the classes of a data set that gives a number and a name to each.
+    """Returns the class names of a data set that gives both a number and a name for each class.
 
     Args:
         pairs: number and name of each class, as they occur.
-        modality: preset.
+        modality: preset of the kind of image.
 
     Returns:
-        Class names by label; or None where the numbers do not run from 0 without a gap, do not belong to one name each,
-        or are not the data set's to choose, since the preset knows the names.
+        Class names by label; None where numbers and names do not match one to one, where the numbers are not 0, 1, ...
+        without a gap, or where the preset knows all names or has ordered or fixed classes.
     """
     named = dict(sorted(pairs, reverse=True))
     one_to_one = len(named) == len({_key(name) for name in named.values()}) == len({(n, _key(m)) for n, m in pairs})

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""CSV files as people and spreadsheets write them, read without losing or shifting a row."""
+"""Reads CSV files, and refuses malformed ones instead of losing or shifting rows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _DELIMITERS = ",;\t"
 
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns the columns of a CSV, and its rows with the number of their first line; short rows end in empty cells.
-
-    The columns may be parted by semicolons or tabs, as spreadsheets in many countries write them.
+    """Reads a CSV whose columns are separated by commas, semicolons or tabs.
 
     Args:
-        path: the file.
+        path: path of the file.
+
+    Returns:
+        Names of the columns; and the rows, each with the number of its first line, short rows filled up with "".
 
     Raises:
         DataError: not a CSV, a row has more cells than there are columns, or a stray quotation mark joins rows.
@@ -68,9 +69,9 @@ def _delimiter(lines: Sequence[str]) -> str:
 def _refuse_joined_rows(
     path: Path, lines: Sequence[str], first: int, cells: Sequence[str], n_columns: int, delimiter: str
 ) -> None:
-    """Refuses a row of several lines that looks like several rows, between two stray quotation marks.
+    """Refuses a row over several lines that is probably several rows, joined by stray quotation marks.
 
-    Either a line within a cell has as many cells as the header, or the first and the last line of the row have.
+    It is where a line within a cell, or both the first and the last line, have as many delimiters as the header.
     """
     if len(lines) < 2 or n_columns < 2:
         return
@@ -87,7 +88,7 @@ def _refuse_joined_rows(
 
 
 def columns(path: Path) -> list[str]:
-    """Returns the columns of a CSV, none where the file is no CSV."""
+    """Returns the names of a CSV's columns; an empty list where the file is no CSV."""
     try:
         lines = _lines(path) if path.is_file() else []
         names = next(csv.reader(lines, delimiter=_delimiter(lines)), [])
@@ -97,5 +98,5 @@ def columns(path: Path) -> list[str]:
 
 
 def has_columns(path: Path, *names: str) -> bool:
-    """Whether a file is a CSV with columns of these names, whatever their capital letters."""
+    """Returns whether a file is a CSV with columns of these names, compared without regard to case."""
     return {name.casefold() for name in names} <= {column.casefold() for column in columns(path)}

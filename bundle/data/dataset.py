@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The one door to a folder of real images."""
+"""Opens a folder of real images as a checked data set with labels, patients and splits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["ImageData", "open_checked", "open_dataset"]
 
 logger = logging.getLogger(__name__)
 
-#: Splits whose patients get an identity: what the GAN and the identity networks see.
+#: Splits whose patients get an identity index: those that the GAN and the identity networks are trained on.
 IDENTITY_SPLITS = ("train", "extra")
 
 
@@ -36,18 +36,15 @@ class ImageData:
     """Real images with labels, patients and splits.
 
     Args:
-        records: all images.
-        splits: which image belongs to which split.
-        modality: preset.
-        class_names: the name of each label as this data set uses them.
+        records: records of all images.
+        splits: assignment of the images to splits.
+        modality: preset of the kind of image.
+        class_names: name of each label in this data set.
         resolution: side of the square images in pixels.
-        digests: SHA-256 of each image's decoded pixels, by name.
+        digests: SHA-256 of each image's decoded pixels, by image name.
 
     Attributes:
-        modality: preset.
-        resolution: side of the square images in pixels.
-        class_names: the name of each label.
-        split_sha256: SHA-256 of the split file, which tells every image's content, label, patient and split.
+        split_sha256: SHA-256 of the split file, which records the content, label, patient and split of every image.
     """
 
     def __init__(
@@ -78,7 +75,7 @@ class ImageData:
         """Returns the records of one or more splits, sorted by name.
 
         Raises:
-            DataError: no such split.
+            DataError: a split is not one of :data:`bundle.data.records.SPLITS`.
         """
         wanted = (splits,) if isinstance(splits, str) else tuple(splits)
         unknown = sorted(set(wanted) - set(SPLITS))
@@ -95,9 +92,9 @@ class ImageData:
         return [self._digests[record.name] for record in self.records(splits)]
 
     def content_sha256(self, splits: str | Sequence[str]) -> str:
-        """Returns a hash of what the images of one or more splits show, and of which are of one patient.
+        """Returns a SHA-256 of the preprocessing and of the pixels of one or more splits, grouped by patient.
 
-        Names of files, patients and folders are not in it: the same images elsewhere have the same hash.
+        It does not depend on the names of files, folders and patients: a copy of the data set has the same hash.
         """
         patients: dict[str, list[str]] = {}
         for record in self.records(splits):
@@ -106,7 +103,7 @@ class ImageData:
         return hashlib.sha256(json.dumps([self.modality.preprocessing, content]).encode()).hexdigest()
 
     def with_preprocessing(self, preprocessing: str) -> ImageData:
-        """Returns the same images and splits under another of :data:`bundle.data.transforms.PREPROCESSINGS`."""
+        """Returns the same images and splits with another one of :data:`bundle.data.transforms.PREPROCESSINGS`."""
         modality = replace(self.modality, preprocessing=preprocessing)
         return ImageData(self._records, self._splits, modality, self.class_names, self.resolution, self._digests)
 
@@ -133,18 +130,18 @@ class ImageData:
         return CacheDataset(items, transform, num_workers=min(8, os.cpu_count() or 1), progress=progress)
 
     def load(self, records: Sequence[Record], progress: bool = False) -> torch.Tensor:
-        """Returns the images of some records, float32 [N, C, resolution, resolution] in [-1, 1]; N may be 0."""
+        """Returns the images of the given records, float32 [N, C, resolution, resolution] in [-1, 1]; N may be 0."""
         dataset = self._dataset(records, progress)
         images = [dataset[index]["image"] for index in range(len(dataset))]
         shape = (0, self.modality.channels, self.resolution, self.resolution)
         return torch.stack(images) if images else torch.empty(shape)
 
     def tensors(self, splits: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns one or more splits as whole tensors, in the order of :meth:`records`.
+        """Returns images, labels and identities of one or more splits as tensors, in the order of :meth:`records`.
 
         Returns:
-            images float32 [N, C, resolution, resolution] in [-1, 1], labels int64 [N], identities int64 [N];
-            N may be 0.
+            images float32 [N, C, resolution, resolution] in [-1, 1], labels int64 [N], and identities int64 [N] (see
+            :meth:`identity`); N may be 0.
         """
         records = self.records(splits)
         labels = torch.tensor([record.label for record in records], dtype=torch.int64)
@@ -162,23 +159,23 @@ def open_dataset(
     patient_pattern: str | None = None,
     drop_duplicates: bool | None = None,
 ) -> ImageData:
-    """Opens a folder of real images after every one of them has been checked.
+    """Checks every image in a folder of real images and opens the folder as a data set.
 
-    What is left out of the folder, and what else is worth knowing about it, is logged as warnings.
+    Files that are left out, and other findings that are no errors, are logged as warnings.
 
     Args:
-        dataset_dir: the folder, or several, in any of the layouts of :data:`bundle.data.layouts.LAYOUTS`.
-        output_dir: its folder ``private`` keeps the split file and what the check has seen, so that the next
-            check is quick.
-        modality: preset, or its name.
+        dataset_dir: path of the folder, or of several, in one of the layouts of :data:`bundle.data.layouts.LAYOUTS`.
+        output_dir: output folder; its subfolder ``private`` stores the split file and the results of the check, so that
+            unchanged files are not decoded again.
+        modality: preset of the kind of image, or its name.
         resolution: side of the square images in pixels.
-        seed: of the splits, where they have to be drawn.
+        seed: random seed of the splits, used where the data set defines none.
         layout: see :func:`bundle.data.layouts.read_folder`.
-        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for what the split file keeps.
-        drop_duplicates: see :func:`bundle.data.checks.check_dataset`; None for what the split file keeps.
+        patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for the value stored in the split file.
+        drop_duplicates: see :func:`bundle.data.checks.check_dataset`; None for the value stored in the split file.
 
     Raises:
-        DataError: the data cannot be used; lists what is wrong, where, and the cure.
+        DataError: the data cannot be used; the message lists each problem, its place and its cure.
     """
     report = check_dataset(
         dataset_dir,
@@ -197,17 +194,17 @@ def open_dataset(
 def open_checked(
     report: CheckReport, output_dir: str | Path, modality: str | Modality, resolution: int, seed: int
 ) -> ImageData:
-    """Opens a data set that has just been checked; settles and keeps its splits.
+    """Opens a data set that has just been checked, and writes its split file if there is none yet.
 
     Args:
-        report: what the check has found.
-        output_dir: its folder ``private`` keeps the split file.
-        modality: preset, or its name.
+        report: result of the check.
+        output_dir: output folder; its subfolder ``private`` stores the split file.
+        modality: preset of the kind of image, or its name.
         resolution: side of the square images in pixels.
-        seed: seed of the splits, where they have to be drawn.
+        seed: random seed of the splits, used where the data set defines none.
 
     Raises:
-        DataError: the data cannot be used.
+        DataError: the check found problems, or the splits cannot be settled.
     """
     if report.problems:
         raise DataError(report.problems)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a data set, in a form that can be listed, counted and shown."""
+"""Problems of a data set, and the error that lists them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["DataError", "Problem", "by_kind"]
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong with a data set.
+    """One problem of a data set.
 
     Attributes:
-        name: the image it is about, as a path relative to the data set's folder; the folder or CSV itself for problems
-            that belong to no single image. Bytes and control characters that cannot be printed are written as escapes.
-        kind: short name of the sort of problem, for counting (for example ``"truncated"``).
-        message: what is wrong.
-        cure: what the user can do about it.
+        name: name of the affected image, as a path relative to the data set's folder; or the name of a folder, CSV or
+            class. Bytes and control characters that cannot be printed are escaped, here and in message and cure.
+        kind: short name of the category, for counting (for example ``"truncated"``).
+        message: description of the problem.
+        cure: advice on how to solve it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Problem:
 
 
 def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
-    """Returns the problems of each kind, sorted; the kind with most problems comes first."""
+    """Groups problems by kind, each group sorted; the kind with most problems comes first."""
     groups: dict[str, list[Problem]] = {}
     for problem in sorted(problems):
         groups.setdefault(problem.kind, []).append(problem)
@@ -49,11 +49,11 @@ class DataError(ValueError):
     """A data set that cannot be used as it is.
 
     Args:
-        problems: one or more problems; or a plain message when there is nothing to list.
-        all_of_them: where all problems of a kind can be read, beyond the first `shown`.
+        problems: one or more problems, or a plain message.
+        all_of_them: hint where all problems are listed, for kinds with more than the `shown` ones in the message.
 
     Attributes:
-        problems: the problems, empty for a plain message.
+        problems: the problems, sorted; empty for a plain message.
     """
 
     shown = 3

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are images: recognised by their ending or their first bytes, and bounded before they are decoded."""
+"""Recognises image files by file extension or content, and limits the size of images before they are decoded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "room_for",
 ]
 
-#: File endings that are read, and the format each one promises.
+#: Supported file extensions and the format that each stands for.
 IMAGE_SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -49,24 +49,24 @@ IMAGE_SUFFIXES = {
     ".nii.gz": "NIfTI",
 }
 
-#: What is read, in the words of every message.
+#: Supported formats, as messages list them.
 SUPPORTED_FORMATS = "PNG, JPEG, TIFF, BMP, WebP, DICOM or 2D NIfTI"
 
-#: Largest picture that is decoded, in pixels; a 14 x 17 inch film scanned at 600 dpi has 86 million.
+#: Largest image that is decoded, in pixels; a 14 x 17 inch film scanned at 600 dpi has 86 million.
 MAX_PIXELS = 100_000_000
 
-#: Largest picture that is decoded, in bytes as the file's samples take them: three of 8 bits in every pixel.
+#: Largest image that is decoded, in bytes at the file's bit depth: three samples of 8 bits for each pixel.
 MAX_BYTES = 3 * MAX_PIXELS
 
-#: Pictures of more pixels are decoded one at a time, since the steps of one hold up to 50 bytes a pixel together.
+#: Images of more pixels are decoded one at a time, since decoding takes up to 50 bytes of memory per pixel.
 _LARGE = 2**24
 
 _one_large = threading.RLock()
 
-#: Bytes that are read of a file to recognise it.
+#: Number of bytes at the start of a file that are read to recognise its format.
 _HEAD = 1024
 
-#: What the first bytes of a file show; formats that are not read are named for the message.
+#: First bytes of a file and the format that they show; unsupported formats are listed for messages.
 _SIGNATURES = {
     b"\x89PNG": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -81,18 +81,18 @@ _SIGNATURES = {
     b"PK\x03\x04": "ZIP",
 }
 
-#: Value representations whose length takes four bytes, behind two that are reserved (DICOM PS3.5, 7.1.2).
+#: All value representations, and those with two reserved bytes and a length of four bytes (DICOM PS3.5, 7.1.2).
 _VR = {member.value.encode() for member in VR if len(member.value) == 2}
 _LONG_VR = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 
 
 class ReadError(Exception):
-    """A file that cannot be turned into an image.
+    """Error for a file that cannot be read as an image.
 
     Attributes:
-        kind: short name of the sort of problem, as in :class:`bundle.data.errors.Problem`.
-        message: what is wrong.
-        cure: what to do about it.
+        kind: short name of the category, as in :class:`bundle.data.errors.Problem`.
+        message: description of the problem.
+        cure: advice on how to solve it.
     """
 
     def __init__(self, kind: str, message: str, cure: str) -> None:
@@ -103,9 +103,9 @@ class ReadError(Exception):
 
 
 def image_suffix(path: Path) -> str:
-    """Returns the ending in lower case, ``.nii.gz`` counted as one; "" where it is no key of IMAGE_SUFFIXES.
+    """Returns the file extension in lower case, with ``.nii.gz`` as one; "" where it is no key of IMAGE_SUFFIXES.
 
-    DICOM files are often named by a UID: ``1.2.840.55`` has no ending.
+    DICOM files are often named by a UID: ``1.2.840.55`` has no extension.
     """
     name = path.name.lower()
     suffix = ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
@@ -113,14 +113,14 @@ def image_suffix(path: Path) -> str:
 
 
 def image_stem(path: Path) -> str:
-    """Returns the file's name without the ending that :func:`image_suffix` finds."""
+    """Returns the file's name without the extension that :func:`image_suffix` returns."""
     return path.name[: -len(image_suffix(path)) or None]
 
 
 def _read_head(path: Path) -> bytes:
-    """Returns the first bytes of a regular file; none of one that is absent, unreadable, or a pipe or device."""
+    """Returns the first bytes of a regular file; b"" for one that is absent, unreadable, or a pipe or device."""
     try:
-        # Without O_NONBLOCK, a pipe that takes the file's place after the first look would wait for a writer.
+        # Without O_NONBLOCK, opening a pipe that replaces the file after the check would wait for a writer.
         if not stat.S_ISREG(path.stat().st_mode):
             return b""
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
@@ -130,8 +130,8 @@ def _read_head(path: Path) -> bytes:
 
 
 def _starts_with_elements(head: bytes) -> bool:
-    """Whether the bytes are the first elements of a DICOM data set: group 2 or 8, known tags, each above the last."""
-    # Group 2 and most data sets are little-endian; big-endian ones show group 8 as 00 08.
+    """Returns whether bytes start a DICOM data set: group 2 or 8 first, then known tags in ascending order."""
+    # Group 2 and most data sets are little-endian; in big-endian ones, group 8 is stored as 00 08.
     order = ">" if head[:2] == b"\0\x08" else "<"
     position, last, known = 0, 0, 0
     while position + 12 <= len(head):
@@ -143,16 +143,16 @@ def _starts_with_elements(head: bytes) -> bool:
             length, start = struct.unpack_from(f"{order}I", head, position + 8)[0], 12
         elif code in _VR:
             length, start = struct.unpack_from(f"{order}H", head, position + 6)[0], 8
-        else:  # implicit
+        else:  # implicit value representation
             length, start = struct.unpack_from(f"{order}I", head, position + 4)[0], 8
-        if length % 2 and length != 0xFFFFFFFF:  # every value has an even length, or an undefined one
+        if length % 2 and length != 0xFFFFFFFF:  # lengths are even, or 0xFFFFFFFF for undefined
             break
         known, last, position = known + 1, tag, position + start + length
     return known >= 2
 
 
 def _content_format(head: bytes) -> str | None:
-    """Returns the format that a file's first bytes show, or None."""
+    """Returns the format that a file's first bytes indicate, or None."""
     if head[128:132] == b"DICM":
         return "DICOM"
     if head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2"):
@@ -166,16 +166,16 @@ def _content_format(head: bytes) -> str | None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file's content is DICOM, with the preamble or without; False for one that cannot be read."""
+    """Returns whether a file's content is DICOM, with or without preamble; False where it cannot be read."""
     return _content_format(_read_head(path)) == "DICOM"
 
 
 def image_format(path: Path) -> str | None:
-    """Returns the format by which a file would be read, or None for one that is no image.
+    """Returns the format that a file would be read as, or None for a file that is no image.
 
-    The ending decides where it is one of :data:`IMAGE_SUFFIXES`, whatever the file holds and whether it is there; a
-    file of another ending, or of none, is an image where its content is DICOM (the index DICOMDIR is not). At most a
-    kilobyte is read, of regular files only. Nothing is raised.
+    A file extension in :data:`IMAGE_SUFFIXES` determines the format, regardless of the content and existence of the
+    file. Other files are images if their content is DICOM (but not the index DICOMDIR). At most one kilobyte is read,
+    of regular files only, and no error is raised.
     """
     suffix = image_suffix(path)
     if suffix:
@@ -187,10 +187,10 @@ def image_format(path: Path) -> str | None:
 
 
 def check_format(path: Path) -> str:
-    """Returns a file's format.
+    """Returns the format of a file whose extension and content agree.
 
     Raises:
-        ReadError: the file is absent, empty or of no format that is read, or its name and content disagree.
+        ReadError: the file is absent, empty or of no supported format, or its extension and content disagree.
     """
     if not path.is_file():
         raise ReadError("absent", "listed, but there is no such file", "Restore the file or delete its line")
@@ -202,7 +202,7 @@ def check_format(path: Path) -> str:
             f"files ending in {path.suffix!r} are" if path.suffix else "a file without an ending that is no DICOM is"
         )
         raise ReadError("unknown format", f"{ending} not read", f"Save the image as {SUPPORTED_FORMATS}")
-    with open(path, "rb") as stream:  # not _read_head: here a file that may not be read is to raise
+    with open(path, "rb") as stream:  # unlike _read_head, this raises an error for a file that cannot be read
         found = _content_format(stream.read(_HEAD))
     if found is not None and found != promised:
         raise ReadError("wrong extension", f"named as {promised}, but its content is {found}", "Give it its true name")
@@ -212,15 +212,15 @@ def check_format(path: Path) -> str:
 
 
 def check_size(width: int, height: int, pixel_bytes: float) -> None:
-    """Refuses a picture, by what its header says, before memory is taken for it.
+    """Refuses an image that is too large by its header, before memory is allocated for it.
 
     Args:
-        width: columns.
-        height: rows.
-        pixel_bytes: bytes of one decoded pixel, all samples together.
+        width: number of columns.
+        height: number of rows.
+        pixel_bytes: bytes per pixel, all samples together.
 
     Raises:
-        ReadError: more than :data:`MAX_PIXELS` pixels or :data:`MAX_BYTES` bytes.
+        ReadError: the image has more than :data:`MAX_PIXELS` pixels or :data:`MAX_BYTES` bytes.
     """
     pixels = width * height
     if pixels > MAX_PIXELS or pixels * pixel_bytes > MAX_BYTES:
@@ -234,7 +234,7 @@ def check_size(width: int, height: int, pixel_bytes: float) -> None:
 
 @contextmanager
 def room_for(width: int, height: int, pixel_bytes: float) -> Iterator[None]:
-    """A block in which a picture is decoded, whichever thread asks: large ones wait for each other.
+    """Context in which an image is decoded; only one thread at a time decodes a large image.
 
     The arguments and errors are those of :func:`check_size`.
     """

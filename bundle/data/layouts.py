@@ -1,10 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Readers that recognise a folder of images by what is in it.
+"""Recognises the layout of a data set's folder and reads records from it.
 
-A layout turns the listing of a folder into records without opening images. A CSV with columns of other names needs no
-code: say which is which (:class:`bundle.data.tables.Table`). To teach the bundle another layout, write the two
-functions of :class:`Layout` and add it to :data:`LAYOUTS`.
+A layout turns the listing of a folder into records without opening images. A CSV with other column names needs no new
+code: the option ``layout`` maps its columns (:class:`bundle.data.tables.Table`). To support another layout, write the
+two functions of :class:`Layout` and add it to :data:`LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from bundle.data.tables import Table, read_tables
 
 __all__ = ["LAYOUTS", "DatasetDir", "Folder", "Layout", "read_folder"]
 
-#: A folder, or several whose images are one data set.
+#: Path of a folder, or of several folders whose images form one data set.
 DatasetDir = str | Path | Sequence[str | Path]
 
-# Ranks of layouts that are known by a table.
+# Ranks of the layouts that are recognised by a table.
 _OURS, _PUBLISHED = 2, 1
 
 
@@ -42,13 +42,13 @@ class Folder:
     """A data set as its layout describes it, before any image is opened.
 
     Attributes:
-        paths: the folder, or several.
-        records: one per image, sorted by name.
-        problems: what the layout's own files (a CSV, folder names) got wrong.
+        paths: absolute paths of the folders that form the data set.
+        records: one record per image, sorted by name.
+        problems: errors in the listing, the tables and the names of the files.
         layout: name of the layout.
-        class_names: the name of each label as this data set uses them.
-        left_out: files that take no part.
-        notes: what is worth knowing about how the folder was read.
+        class_names: name of each label in this data set.
+        left_out: files that are not used.
+        notes: remarks for the user on how the folder was read.
     """
 
     paths: tuple[Path, ...]
@@ -62,15 +62,15 @@ class Folder:
 
 @dataclass
 class _Content:
-    """What a layout makes of a listing.
+    """Content that a layout reads from the listing of a folder.
 
     Attributes:
-        records: one per image, in any order.
-        class_names: the name of each label.
-        problems: what the layout's own files got wrong.
-        used: files other than images that take part, such as tables.
-        reasons: images that take no part, with the reason.
-        notes: what is worth knowing.
+        records: one record per image, in any order.
+        class_names: name of each label.
+        problems: errors in the tables and the names of the files.
+        used: files other than images that were read, such as tables.
+        reasons: images that are not used, with the reason.
+        notes: remarks for the user.
     """
 
     records: list[Record]
@@ -83,15 +83,16 @@ class _Content:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay out a data set.
+    """A convention for the files and folders of a data set.
 
     Attributes:
-        name: what the option ``layout`` calls it.
-        description: what is in such a folder, for messages.
-        recognise: whether a folder looks like this layout.
-        read: turns the listing of a folder into its content.
-        rank: where a folder fits several layouts, the highest wins: a labels.csv is meant for us, a table with the
-            columns of a published set is that set, names of files and folders may be chance.
+        name: value of the option ``layout`` that selects it.
+        description: content of such a folder, for messages.
+        recognise: function that returns whether a folder follows this layout.
+        read: function that reads the content of a folder from its listing.
+        rank: priority where a folder fits several layouts; the highest wins. A labels.csv is certain to be meant for
+            this bundle, a table with the columns of a published data set is very likely that data set, and names of
+            files and folders may match by chance.
     """
 
     name: str
@@ -123,7 +124,7 @@ _IDRID_IMAGES, _IDRID_GRADES = "1. Original Images", "2. Groundtruths"
 
 
 def _idrid_tables(listing: FolderListing) -> list[Table]:
-    """Returns one table for each set as published, "a. Training Set" and "b. Testing Set"; their names repeat."""
+    """Returns one table for each published set ("a. Training Set", "b. Testing Set"), whose image names overlap."""
     folder, tables = listing.folder, []
     for home in (folder, folder / "B. Disease Grading"):
         for path in sorted((home / _IDRID_GRADES).glob("*.csv")):
@@ -226,20 +227,21 @@ def read_folder(
     modality: str | Modality = "xray",
     patient_pattern: str = "",
 ) -> Folder:
-    """Reads what a folder says about its images, without decoding them, and accounts for every file in it.
+    """Reads the records of a folder without decoding its images, and accounts for every file in it.
 
     Args:
-        dataset_dir: the folder, or several whose images are one data set. The names of images then begin with the name
-            of their folder; patients of one id are one patient.
-        layout: a key of :data:`LAYOUTS`; or ``"auto"`` to go by what is in the folder; or, for a CSV of any kind, which
-            of its columns says what, as the attributes of :class:`bundle.data.tables.Table`.
+        dataset_dir: path of the folder, or of several folders that form one data set. With several, the names of images
+            begin with the name of their folder, and equal patient ids mean the same patient.
+        layout: a key of :data:`LAYOUTS`; ``"auto"`` to recognise the layout; or, for any CSV, a mapping from attributes
+            of :class:`bundle.data.tables.Table` to the names of its columns and files.
         modality: preset whose classes the labels must fit.
-        patient_pattern: regular expression whose group is the patient, sought in the name of each image that no column
-            gives a patient; "" for none. Images that have no patient even then take the PatientID of DICOM.
+        patient_pattern: regular expression whose group is the patient, searched in the name of each image for which no
+            column gives a patient; "" for none. Images that still have no patient get the PatientID of their DICOM
+            file, if there is one.
 
     Raises:
-        DataError: the folder is missing or empty, the layout unknown, or nothing in it is recognised; or several
-            folders have one name or name the classes differently.
+        DataError: the folder is missing or empty, the layout is unknown or not recognised, or several folders have the
+            same name or different class names.
     """
     if isinstance(dataset_dir, Sequence) and not isinstance(dataset_dir, str):
         folder = _join([_read_one(one, layout, modality, patient_pattern) for one in dataset_dir])
@@ -251,7 +253,7 @@ def read_folder(
 def _read_one(
     dataset_dir: str | Path, layout: str | Mapping[str, Any], modality: str | Modality, patient_pattern: str
 ) -> Folder:
-    """Returns what one folder says; see :func:`read_folder`."""
+    """Reads one folder; see :func:`read_folder`."""
     if not str(dataset_dir or ""):
         raise DataError("no dataset_dir given; add --dataset_dir and the folder that holds your images")
     folder = Path(dataset_dir).expanduser().absolute()
@@ -293,11 +295,7 @@ def _known_layouts() -> str:
 
 
 def _choose(listing: FolderListing) -> Layout:
-    """Returns the layout that a folder fits best.
-
-    Raises:
-        DataError: it fits none, or several equally well.
-    """
+    """Returns the layout of highest rank that a folder fits; raises DataError for none or several."""
     folder = listing.folder
     fitting = [entry for entry in LAYOUTS.values() if entry.recognise(listing)]
     fitting = [entry for entry in fitting if entry.rank == max(other.rank for other in fitting)]
@@ -329,7 +327,7 @@ def _with_patient(record: Record, patient_pattern: str) -> Record:
 
 
 def _join(folders: Sequence[Folder]) -> Folder:
-    """Makes several folders one."""
+    """Joins several folders into one data set."""
     if not folders:
         raise DataError("dataset_dir is an empty list; name one folder or several")
     if len(folders) == 1:

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Every file below a folder: an image, known clutter, or something that is left out for a stated reason."""
+"""Lists all files below a folder: images, known clutter, and others with the reason why they are left out."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from bundle.data.readers import image_format
 
 __all__ = ["FolderListing", "LeftOut", "list_folder", "summarise_left_out"]
 
-#: Files and folders that operating systems leave behind and nobody misses.
+#: Files and folders that operating systems create and that belong to no data set.
 _CLUTTER_FILES = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 _CLUTTER_FOLDERS = {"__macosx"}
 _CLUTTER = "clutter"
 
-#: Files of one reason that a message names; the others are counted.
+#: Number of files per reason that a message names; the rest are only counted.
 _EXAMPLES = 3
 
 
 @dataclass(frozen=True, order=True)
 class LeftOut:
-    """A file that takes no part in a data set.
+    """A file that is not used in a data set.
 
     Attributes:
         name: path relative to the folder, with forward slashes.
-        reason: what sort of file it is, in the plural: "hidden files".
+        reason: category of the file, in the plural: "hidden files".
     """
 
     name: str
@@ -38,15 +38,15 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class FolderListing:
-    """What is below a folder, links to files and folders followed.
+    """All files below a folder; symbolic links to files and folders are followed.
 
     Attributes:
-        folder: absolute path.
+        folder: absolute path of the folder.
         images: absolute paths of the files that are read as images, sorted.
-        others: absolute paths of further files, such as tables, sorted, with the reason why they are no images.
-        problems: what must be mended before the folder can be trusted: broken links to images, folders that cannot be
-            opened, names that are not UTF-8.
-        clutter: absolute paths of what operating systems leave behind, which no data set misses.
+        others: absolute paths of other files, such as tables, sorted, with the reason why they are not images.
+        problems: obstacles to a complete listing: broken links to images, folders that cannot be opened, and names that
+            are not UTF-8.
+        clutter: absolute paths of files that operating systems create.
     """
 
     folder: Path
@@ -60,20 +60,20 @@ class FolderListing:
         return path.relative_to(self.folder).as_posix()
 
     def below(self, folder: Path) -> list[Path]:
-        """Returns the images anywhere below a folder of the listing."""
+        """Returns the images at any depth below a folder."""
         return [path for path in self.images if folder in path.parents]
 
     def subfolders(self, folder: Path) -> list[Path]:
-        """Returns the folders directly in ``folder`` that hold images at any depth, sorted."""
+        """Returns the direct subfolders of ``folder`` that hold images at any depth, sorted."""
         depth = len(folder.parts)
         return sorted({Path(*path.parts[: depth + 1]) for path in self.below(folder) if len(path.parts) > depth + 1})
 
     def left_out(self, used: Iterable[Path], reasons: Iterable[tuple[Path, str]] = ()) -> list[LeftOut]:
-        """Returns the files that are not used.
+        """Returns the files that are not used, sorted by name.
 
         Args:
-            used: images and other files that take part.
-            reasons: what is known of some of the unused images.
+            used: absolute paths of the images and other files that are used.
+            reasons: absolute paths of unused images with the reason, as far as it is known.
         """
         taken, known = set(used), dict(reasons)
         unused = [(path, known.get(path, "images that no record names")) for path in self.images]
@@ -81,10 +81,10 @@ class FolderListing:
 
 
 def list_folder(folder: Path) -> FolderListing:
-    """Walks through a folder and accounts for every file in it.
+    """Lists and classifies every file below a folder.
 
     Args:
-        folder: absolute path of a folder.
+        folder: absolute path of the folder.
     """
     images: list[Path] = []
     others: list[tuple[Path, str]] = []
@@ -118,7 +118,7 @@ def list_folder(folder: Path) -> FolderListing:
 
 
 def _walk(folder: Path, above: Sequence[str], reason: str) -> Iterator[tuple[Path, str | OSError]]:
-    """Yields every file below a folder, with the reason to leave it out, if its place or its name is one."""
+    """Yields every file below a folder, with the reason to leave it out ("" for none) or the error of opening it."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -147,7 +147,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def summarise_left_out(files: Iterable[LeftOut]) -> list[str]:
-    """Returns a line for each reason: how many files, and the first of them by name."""
+    """Returns one line per reason, with the number of files and the names of the first ones."""
     groups: dict[str, list[str]] = {}
     for entry in sorted(files):
         groups.setdefault(entry.reason, []).append(entry.name)

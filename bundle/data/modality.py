@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is particular to one kind of image, as named presets."""
+"""Presets for the modalities: the settings that are specific to one kind of image."""
 
 from __future__ import annotations
 
@@ -17,30 +17,29 @@ __all__ = ["MODALITIES", "Modality", "get_modality"]
 
 @dataclass(frozen=True)
 class Modality:
-    """A kind of image: the only place where code may know what is on the picture.
+    """Settings of one kind of image; all code that depends on the kind of image reads them from here.
 
     Attributes:
         name: short name, used in file names and on the command line.
         channels: 1 (grey) or 3 (RGB).
-        class_names: the name of each label, in the order of the labels 0, 1, ...
-        class_aliases: other names that public data sets use for the classes, as pairs (alias, class name); compared
-            without regard to case.
-        ordered: whether the classes are grades, each above the one before: then quadratic weighted kappa, which
-            forgives the neighbouring grade, stands beside every accuracy.
-        pretrained: whether classifiers of the diagnosis start from ImageNet weights, for signs that are small and
-            labelled images that are few.
-        class_epochs_share: epochs of the classifiers of the diagnosis, as a share of the identity guide's.
-        class_learning_rate_factor: their learning rate, as a multiple of the identity networks': well below 1 where
-            they start from ImageNet weights.
-        preprocessing: name of the intensity and border treatment, a key of
+        class_names: name of each label, in the order of the labels 0, 1, ...
+        class_aliases: other names of the classes in public data sets, as pairs (alias, class name); compared without
+            regard to case.
+        ordered: whether the classes are grades of increasing severity. Quadratic weighted kappa, which penalises
+            adjacent grades least, is then reported beside accuracy.
+        pretrained: whether diagnostic classifiers start from ImageNet weights, which helps where signs are small and
+            labelled images are few.
+        class_epochs_share: epochs of the diagnostic classifiers, as a fraction of those of the identity guide.
+        class_learning_rate_factor: learning rate of the diagnostic classifiers, as a multiple of that of the identity
+            networks; well below 1 where they start from ImageNet weights.
+        preprocessing: name of the intensity and border preprocessing, a key of
             :data:`bundle.data.transforms.PREPROCESSINGS`.
-        reference_histogram: the brightness, 0 (black) to 1 (white), at equally spaced quantiles of a typical image,
-            darkest first; what the preprocessings called "histogram" give to every image.
-        lambda_class: how much walks heed the class guide, the weight of L_class: lower where classifiers of the
-            diagnosis are often wrong.
-        lambda_prior: how firmly walks are held to where the generator puts its samples, the weight of L_prior: higher
-            where its images come apart soon beyond them.
-        has_fixed_classes: whether a data set may bring no class of its own, as where networks know the classes already.
+        reference_histogram: quantile function of the brightness, 0 (black) to 1 (white), of a typical image at equally
+            spaced quantiles, darkest first; the preprocessings called "histogram" match every image to it.
+        lambda_class: weight of L_class in the walk's objective; lower where diagnostic classifiers are often wrong.
+        lambda_prior: weight of L_prior, which keeps walks close to the distribution of the generator's latents; higher
+            where images degrade quickly outside of it.
+        has_fixed_classes: whether data sets must not add classes, for example because trained networks know only these.
     """
 
     name: str
@@ -60,7 +59,7 @@ class Modality:
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ValueError(f"modality {self.name!r}: channels is {self.channels}; use 1 (grey) or 3 (RGB)")
-        # Lists come from JSON configurations; a frozen preset must be hashable.
+        # JSON configurations give lists, and a frozen preset must be hashable.
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "class_aliases", tuple((alias, name) for alias, name in self.class_aliases))
         object.__setattr__(self, "reference_histogram", tuple(self.reference_histogram))
@@ -74,7 +73,7 @@ class Modality:
             raise ValueError(f"modality {self.name!r}: class_aliases point to {unknown}, not in {self.class_names}")
 
     def __str__(self) -> str:
-        """Returns the name: folders are called by it, whether a configuration names a preset or describes one."""
+        """Returns the name, so that a preset and its name give the same text, for example in names of folders."""
         return self.name
 
     @property
@@ -83,10 +82,10 @@ class Modality:
         return "histogram" in self.preprocessing
 
     def label_of(self, text: str) -> int | None:
-        """Returns the label that a class name, an alias or a number stands for, or None for anything else.
+        """Returns the label of a class name, an alias or a number; None for any other text.
 
-        Capital letters do not matter, nor whether words are parted by spaces, hyphens or underscores. A whole number
-        may be written with decimals ("1.0"), as tables with gaps often do.
+        Case is ignored, and spaces, hyphens and underscores are equivalent. A whole number may have decimals ("1.0"),
+        as in tables with missing values.
         """
         names = {_words(alias): self.class_names.index(name) for alias, name in self.class_aliases}
         names |= {_words(name): label for label, name in enumerate(self.class_names)}
@@ -96,7 +95,7 @@ class Modality:
         return int(number[1]) if number and int(number[1]) < len(self.class_names) else None
 
     def with_classes(self, class_names: Sequence[str]) -> Modality:
-        """Returns the preset with other classes, to which a data set may add none; aliases that still fit stay."""
+        """Returns the preset with other classes, which become fixed; keeps the aliases of classes that remain."""
         aliases = tuple((alias, name) for alias, name in self.class_aliases if name in class_names)
         return replace(self, class_names=tuple(class_names), class_aliases=aliases, has_fixed_classes=True)
 
@@ -112,7 +111,7 @@ MODALITIES: dict[str, Modality] = {
         class_names=("normal", "tuberculosis"),
         class_aliases=(("healthy", "normal"), ("tb", "tuberculosis")),
         preprocessing="crop_histogram",
-        # The mean quantile function of 800 radiographs of four sources without their borders, stretched to 0 and 1.
+        # Mean quantile function of 800 radiographs from four sources without their borders, scaled to [0, 1].
         reference_histogram=(
             *(0.0, 0.217, 0.284, 0.338, 0.388, 0.437, 0.487, 0.538),
             *(0.587, 0.635, 0.680, 0.721, 0.760, 0.799, 0.840, 0.882, 1.0),
@@ -121,7 +120,7 @@ MODALITIES: dict[str, Modality] = {
     "fundus": Modality(
         name="fundus",
         channels=3,
-        # Grades of diabetic retinopathy by the international scale (Wilkinson et al., Ophthalmology 110, 2003).
+        # Grades of diabetic retinopathy on the international scale (Wilkinson et al., Ophthalmology 110, 2003).
         class_names=("no_dr", "mild", "moderate", "severe", "proliferative"),
         class_aliases=(
             *((name, "no_dr") for name in ("healthy", "normal", "no retinopathy")),
@@ -140,10 +139,10 @@ MODALITIES: dict[str, Modality] = {
 
 
 def get_modality(name: str | Modality) -> Modality:
-    """Returns the preset called ``name``; a Modality is handed back as it is.
+    """Returns the preset called ``name``; a Modality is returned unchanged.
 
     Raises:
-        DataError: no such preset; names the nearest one.
+        DataError: there is no such preset; the message suggests the most similar name.
     """
     if isinstance(name, Modality):
         return name

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The image that a row of a table means, found by its name without taking another for it."""
+"""Finds the image file that a row of a table names, without confusing it with another one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["NamedImages"]
 
 
 class NamedImages:
-    """The image files of a folder, found by the names that a table gives them.
+    """Index of the image files of a folder by the names that a table uses for them.
 
-    Capital letters do not matter, nor how accents are encoded (file systems differ in both). The ending may be left
-    out; the folder only where the table leaves it out in every row, since otherwise a file of the same name elsewhere
-    (a mask, a heat map) would take the place of one that is missing.
+    Case and the Unicode encoding of accents are ignored, since file systems differ in both. Names may omit the file
+    extension. They may omit the folder only where every row does: otherwise, a file of the same name in another folder
+    (a mask, a heat map) would replace an image that is missing.
 
     Args:
-        listing: of the data set.
-        home: the images' folder.
-        texts: all names that the table gives.
+        listing: listing of the data set's folder.
+        home: absolute path of the folder that names are relative to.
+        texts: all names in the table.
     """
 
     def __init__(self, listing: FolderListing, home: Path, texts: Iterable[str]) -> None:
@@ -49,11 +49,11 @@ class NamedImages:
         self._by_path = any(self._at.values())
 
     def find(self, text: str, where: str, table: str) -> tuple[Path | None, Problem | None]:
-        """Returns the file that a row means, which need not be there, or what is wrong with its name.
+        """Returns the path of the file that a row names, which need not exist, or the problem of the name.
 
         Args:
-            text: one of the names.
-            where: which row gives it, for the message.
+            text: one of the names in the table.
+            where: description of the row, for the message.
             table: name of the table.
         """
         given = _given(text)
@@ -79,11 +79,11 @@ class NamedImages:
         return self.home / given, None
 
     def _exactly(self, text: str) -> list[Path]:
-        """Returns the files whose path is the text, capital letters and the ending aside."""
+        """Returns the files whose path is the text, without regard to case and file extension."""
         given = _given(text)
         if ".." in given.parts or given.is_absolute():
             return []
-        # A backslash parts folders on Windows; elsewhere a file may have one in its name.
+        # A backslash separates folders on Windows; on other systems, it may be part of a file's name.
         for path in (self.home / text, self.home / given):
             if path.exists() and not path.is_dir():
                 return [path]
@@ -95,7 +95,7 @@ class NamedImages:
         return alike or found
 
     def _near(self, given: PurePosixPath) -> list[Path]:
-        """Returns files whose names have the same letters and digits, for a hint."""
+        """Returns files whose names have the same letters and digits, to be suggested in a message."""
         stem = image_stem(Path(given))
         for name in (given.as_posix(), given.with_name(stem).as_posix(), given.name, stem):
             if (letters := _letters(name)) and letters in self._alike:

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files of one slice, turned upright by their affine."""
+"""Reads NIfTI files of one slice and turns them upright by their affine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bundle.data.pixels import full_scale, robust_scale, square_pixels
 
 __all__ = ["read_nifti"]
 
-#: Bytes of header and extensions before the voxels, beyond which a header is wrong.
+#: Largest offset of the voxels in a file, in bytes; a header that claims more is taken to be wrong.
 _MAX_OFFSET = 2**24
 
 
 def _read_header(path: Path) -> tuple[int, int, int]:
-    """Returns (columns, rows, bytes of a voxel); refuses by the first bytes what is no slice or takes hours to open."""
+    """Returns (columns, rows, bytes per voxel); refuses volumes, and wrong headers that nibabel takes hours to open."""
     with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
         head = stream.read(540)
     if len(head) < 348:
@@ -51,7 +51,7 @@ def _read_header(path: Path) -> tuple[int, int, int]:
 
 
 def _check_sum(path: Path) -> None:
-    """Reads a compressed file to its end, where its checksum is: nibabel stops at the last voxel."""
+    """Reads a compressed file to the end to verify its checksum, since nibabel stops at the last voxel."""
     if not path.name.lower().endswith(".gz"):
         return
     length = 0
@@ -68,16 +68,16 @@ def _check_sum(path: Path) -> None:
 
 
 def read_nifti(path: Path) -> NDArray[Any]:
-    """Reads one slice.
+    """Reads a NIfTI file of one slice.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Returns:
-        [H, W], black 0 and white 1; pixels are square.
+        float32 [H, W], upright, with square pixels; black is 0 and white is 1.
 
     Raises:
-        ReadError: a volume, voxels of colour, NaN, a damaged file, or a header that claims too much.
+        ReadError: the file is a volume, has colour or complex voxels or NaN, is damaged or too large.
     """
     with room_for(*_read_header(path)):
         _check_sum(path)
@@ -98,8 +98,7 @@ def _read_slice(image: Any) -> NDArray[Any]:
     if any(int(image.header[key]) > 0 for key in ("qform_code", "sform_code")) and max(axes) < 3:
         names = nibabel.aff2axcodes(image.affine)
         codes = [names[axis] or "" for axis in axes]
-    # Upright: rows run down the patient (to I, or to P where the image is axial), columns to the patient's left (to P
-    # in sagittal images), as on every light box.
+    # Upright: the row index increases towards I (P in axial images), the column index towards L (P in sagittal ones).
     horizontal = next((axis for axis in (0, 1) if codes[axis] in ("L", "R")), None)
     if horizontal is None:
         horizontal = next((axis for axis in (0, 1) if codes[axis] in ("A", "P")), 0)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Whose an image is, where its name tells."""
+"""Finds the patient of an image in the names of its file and folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bundle.data.records import Record, says_none
 
 __all__ = ["check_pattern", "find_patient", "pattern_problem", "propose_pattern", "spelling_problems"]
 
-#: Ways in which names of files and folders tell patients, tried in this order.
+#: Common patterns of patients in the names of files and folders, tried in this order.
 _KNOWN_PATTERNS = (
     r"person(\d+)_",
     r"(?i)(?:patient|subject|participant|sub|pat)[ _-]?(\d+)",
@@ -28,13 +28,13 @@ _KNOWN_PATTERNS = (
 
 
 def pattern_problem(pattern: Any) -> str | None:
-    """Says what is wrong with a regular expression whose first group is the patient; None if nothing is.
+    """Checks a regular expression whose only group is the patient.
 
     Args:
-        pattern: the expression; "" finds nobody.
+        pattern: regular expression; "" for no pattern.
 
     Returns:
-        Words that follow what the user calls it.
+        Description of the problem, to follow the name of the option; None for a valid expression.
     """
     try:
         groups = re.compile(pattern).groups
@@ -48,26 +48,26 @@ def pattern_problem(pattern: Any) -> str | None:
 
 
 def check_pattern(pattern: str, option: str) -> None:
-    """Refuses what :func:`pattern_problem` finds something wrong with.
+    """Raises an error for an invalid patient pattern.
 
     Args:
-        pattern: the expression.
-        option: what the user calls it, for the message.
+        pattern: regular expression, see :func:`pattern_problem`.
+        option: name of the option, for the message.
 
     Raises:
-        DataError: not an expression, or not of one group.
+        DataError: the pattern is no regular expression, or does not have exactly one group.
     """
     if problem := pattern_problem(pattern):
         raise DataError(f"{option} {problem}")
 
 
 def find_patient(pattern: str, path: Path) -> str | None:
-    """Returns the patient that a pattern finds in an image's name, None where it finds none.
+    """Returns the patient that a pattern finds in an image's name, or None.
 
     Args:
-        pattern: see :func:`pattern_problem`; sought in the file's name, then in the name without its ending, then in
-            the whole path.
-        path: of the image, relative to the data set's folder.
+        pattern: regular expression, see :func:`pattern_problem`; searched in the file's name, in the name without the
+            file extension, and in the whole path.
+        path: path of the image, relative to the data set's folder.
     """
     if not pattern:
         return None
@@ -78,16 +78,17 @@ def find_patient(pattern: str, path: Path) -> str | None:
 
 
 def propose_pattern(records: Sequence[Record]) -> tuple[str, int, int] | None:
-    """Looks for patients in the names of images that have none.
+    """Proposes a pattern that finds patients in the names of images.
 
-    A pattern is worth proposing where it finds at least ten patients, a patient for at least a fifth of the images, and
-    several images for at least a tenth of the patients.
+    It finds at least ten patients, a patient for at least a fifth of the images, and several images for at least a
+    tenth of the patients.
 
     Args:
-        records: images without a patient.
+        records: records of images without a patient.
 
     Returns:
-        Pattern, number of images that it finds a patient for, and number of these patients; None where none fits.
+        The pattern, the number of images that it finds a patient for, and the number of patients; None where no known
+        pattern fits.
     """
     for pattern in _KNOWN_PATTERNS:
         patients: dict[str, int] = defaultdict(int)
@@ -101,12 +102,12 @@ def propose_pattern(records: Sequence[Record]) -> tuple[str, int, int] | None:
 
 
 def spelling_problems(records: Sequence[Record]) -> list[Problem]:
-    """Lists the patients who are spelt in two ways: by capital letters or blanks, which tables often mix up.
+    """Returns a problem for each patient id that differs from another one only in case or spaces.
 
-    As two patients, their images could part between train and test.
+    Such ids usually mean one patient, whose images could otherwise be in both train and test.
 
     Args:
-        records: of all images.
+        records: records of all images.
     """
     first: dict[str, Record] = {}
     problems: dict[str, Problem] = {}

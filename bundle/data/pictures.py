@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that Pillow reads (PNG, JPEG, TIFF, BMP, WebP), with all the grey levels that the file holds."""
+"""Reads PNG, JPEG, TIFF, BMP and WebP files with Pillow, at the full bit depth of the file."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from bundle.data.pixels import eight_bits, one_channel, robust_scale
 
 __all__ = ["read_picture"]
 
-# Pillow's own limits on the size of a picture speak in its own words; room_for takes their place.
+# room_for checks the size of images instead, with the bundle's own limits and messages.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 #: Tags of TIFF 6.0.
 _SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE = 254, 258, 259, 262, 284, 339
 
-#: Tags of TIFF 6.0: where its strips or its tiles are, and how long each is.
+#: Tags of TIFF 6.0: offsets and byte counts of strips, and those of tiles.
 _PARTS = (273, 279), (324, 325)
 
-#: Zero bytes at the end of compressed pixels that are no chance.
+#: Number of zero bytes at the end of compressed pixels that cannot be chance.
 _TAIL = 64
 
 _NATIVE = "L" if sys.byteorder == "little" else "B"
@@ -38,12 +38,8 @@ _NATIVE = "L" if sys.byteorder == "little" else "B"
 
 @contextmanager
 def _opened(path: Path, form: str, page: int = 0) -> Iterator[ImageFile.ImageFile]:
-    """Opens a picture without decoding it.
-
-    Raises:
-        ReadError: it is too large, or of a kind of its format that is not read.
-    """
-    # By its name, Pillow maps a file into memory, and then takes turned TIFF pictures for upright ones.
+    """Opens an image without decoding it; raises ReadError where it is too large or of an unsupported variant."""
+    # Given a path, Pillow maps the file into memory, and then ignores the orientation of TIFF images.
     with open(path, "rb") as stream:
         try:
             image = Image.open(stream, formats=[form.upper()])
@@ -63,10 +59,10 @@ def _opened(path: Path, form: str, page: int = 0) -> Iterator[ImageFile.ImageFil
 
 
 def _check_whole(path: Path, form: str) -> None:
-    """Refuses a file that ends before its header says, or that an interrupted copy has left zeros in the place of.
+    """Refuses a file that is truncated or that an interrupted copy has filled up with zeros.
 
-    Decoders stop at the last row, look at no checksum on the way, and show grey where a file is zero-filled. Compressed
-    TIFF is looked at once its directory is open, by :func:`_check_strips`; in uncompressed pictures zeros are black.
+    Decoders do not check this: they ignore checksums and decode zeros to grey. :func:`_check_strips` checks compressed
+    TIFF; in uncompressed images, zeros are valid black pixels.
     """
     size = path.stat().st_size
     with open(path, "rb") as stream:
@@ -76,7 +72,7 @@ def _check_whole(path: Path, form: str) -> None:
     end = 0
     if form == "WebP":
         end = int.from_bytes(head[4:8], "little") + 8
-    elif form == "TIFF":  # where its directory begins
+    elif form == "TIFF":  # the offset of its directory
         end = (
             int.from_bytes(head[8:16] if b"+" in head[2:4] else head[4:8], "little" if head[:1] == b"I" else "big") + 8
         )
@@ -93,12 +89,12 @@ def _check_whole(path: Path, form: str) -> None:
     elif form in ("JPEG", "WebP") and not tail.strip(b"\0"):
         content = path.read_bytes().rstrip(b"\0")
         if form == "WebP":
-            # Flat macroblocks at the end of a whole picture cost up to half a zero byte each, seldom an eighth of it.
+            # Flat macroblocks at the end of a complete image take up to half a zero byte each, rarely 1/8 of the file.
             with _opened(path, form) as image:
                 least = min(end // 8, image.width * image.height // 256)
             whole = end - len(content) < max(least, _TAIL)
         else:
-            whole = content.endswith(b"\xff\xd9")  # the marker of the end; behind it, zeros are padding
+            whole = content.endswith(b"\xff\xd9")  # the end-of-image marker; zeros after it are padding
         if not whole:
             _refuse_zeros(size - len(content))
 
@@ -109,7 +105,7 @@ def _refuse_zeros(number: int) -> None:
 
 
 def _check_strips(path: Path, image: ImageFile.ImageFile) -> None:
-    """Refuses a compressed TIFF of whose strips or tiles one ends in zeros; no compression writes so many."""
+    """Refuses a compressed TIFF with a strip or tile that ends in more zeros than any compression writes."""
     if _tag(image, _COMPRESSION, 1) == 1:
         return
     tags: dict[int, tuple[int, ...]] = getattr(image, "tag_v2", {})
@@ -129,24 +125,24 @@ def _tag(image: ImageFile.ImageFile, tag: int, default: int) -> int:
 
 
 def _raw_mode(args: Any) -> str:
-    """Returns the layout of the stored samples, in Pillow's words, from the arguments of a decoder."""
+    """Returns Pillow's raw mode, the layout of the stored samples, from the arguments of a decoder."""
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""
 
 
 def _is_single(image: ImageFile.ImageFile) -> bool:
-    """Whether a picture is one band of more than 8 bits, or of 8 with a sign."""
+    """Returns whether an image has one band of more than 8 bits, or of 8 signed bits."""
     return image.mode.startswith(("I", "F")) or (image.mode == "L" and _tag(image, _SAMPLE, 1) == 2)
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether a picture, not loaded yet, has several bands of 16 bits, of which Pillow keeps 8."""
+    """Returns whether an image that is not loaded yet has several bands of 16 bits, which Pillow reduces to 8."""
     deep = any(";16" in _raw_mode(tile.args) for tile in image.tile) or _tag(image, _BITS, 8) == 16
     return deep and not _is_single(image)
 
 
 def _load(image: ImageFile.ImageFile, layout: Callable[[str], str] = str) -> NDArray[Any]:
-    """Decodes a picture whose stored samples are taken to be laid out as `layout` makes of Pillow's own opinion."""
+    """Decodes an image with the raw mode that `layout` returns for the one that Pillow chose."""
     tiles = []
     for tile in image.tile:
         mode = layout(_raw_mode(tile.args))
@@ -157,10 +153,10 @@ def _load(image: ImageFile.ImageFile, layout: Callable[[str], str] = str) -> NDA
 
 
 def _deep_colour(path: Path, form: str, page: int) -> NDArray[Any]:
-    """Returns float32 [H, W, 3], all 16 bits of each sample; transparent parts are black.
+    """Returns float32 [H, W, 3] in 0 to 65535, with all 16 bits of each sample; transparent parts are black.
 
-    Pillow unpacks 16 bits by taking their upper byte. Told that they are in the other byte order, it takes the lower
-    one. Grey with transparency has four bytes a pixel, which are taken as four bands.
+    Pillow keeps only the upper byte of 16-bit samples. Decoding again with the opposite byte order gives the lower one.
+    16-bit grey with transparency has four bytes per pixel and is decoded as four 8-bit bands.
     """
     with _opened(path, form, page) as image:
         mode, bands, key = _raw_mode(image.tile[0].args), image.mode, image.info.get("transparency")
@@ -183,32 +179,32 @@ def _deep_colour(path: Path, form: str, page: int) -> NDArray[Any]:
     colour = samples[..., :3]
     if mode.startswith("RGBA"):
         return colour * (samples[..., 3:] / 65535)
-    if form == "PNG" and key is not None:  # one colour is transparent
+    if form == "PNG" and key is not None:  # the key is the one transparent colour
         colour[(colour == np.array(key)).all(axis=-1)] = 0
     return colour
 
 
 def _single_band(image: ImageFile.ImageFile) -> NDArray[np.float64]:
-    """Returns [H, W], the stored values of one band."""
-    # libtiff hands out numbers in the machine's own byte order; Pillow says so for unsigned 16 bits only.
+    """Returns the stored values [H, W] of a one-band image."""
+    # libtiff returns numbers in the machine's byte order, which Pillow accounts for in unsigned 16-bit data only.
     native = sys.byteorder == "little" and image.tile[0].codec_name == "libtiff"
     values = _load(image, (lambda mode: mode.replace("BS", "S").replace("BF", "F")) if native else str)
     key = image.info.get("transparency")
-    if isinstance(key, int) and image.format == "PNG":  # one grey is transparent
+    if isinstance(key, int) and image.format == "PNG":  # the key is the one transparent grey value
         values = np.where(values == key, 0, values)
     if image.mode == "L":
         values = values.view(np.int8)
     if values.dtype == np.int32 and (_tag(image, _BITS, 8), _tag(image, _SAMPLE, 1)) == (32, 1):
         values = values.view(np.uint32)
-    # Where white is zero, Pillow inverts 8 bits only.
+    # For the photometric interpretation WhiteIsZero, Pillow inverts 8-bit data only.
     inverted = _tag(image, _PHOTOMETRIC, 1) == 0
     return -values.astype(np.float64) if inverted else values.astype(np.float64)
 
 
 def _page(image: ImageFile.ImageFile, form: str) -> int:
-    """Returns which picture of the file is meant: the only one, or in a TIFF the only one that is no thumbnail or mask.
+    """Returns the index of the frame to read: the only one, or the only one of a TIFF that is no thumbnail or mask.
 
-    Cameras add previews to their JPEG files (as MPO); the first picture is the photograph.
+    In a JPEG it is the first, since cameras append previews (MPO).
     """
     frames = 1 if form == "JPEG" else getattr(image, "n_frames", 1)
     if frames == 1:
@@ -228,16 +224,17 @@ def read_picture(path: Path, form: str, channels: int, strict: bool) -> NDArray[
     """Reads a PNG, JPEG, TIFF, BMP or WebP file.
 
     Args:
-        path: the file.
-        form: which of the formats it is.
-        channels: 1 or 3; colour becomes luma where 1 are wanted.
-        strict: whether colour is refused where one channel is wanted.
+        path: path of the file.
+        form: name of the format, such as "PNG".
+        channels: number of channels to return, 1 or 3; colour is converted to luma for 1.
+        strict: whether to refuse colour images where one channel is requested.
 
     Returns:
-        [H, W] or [H, W, 3], black 0 and white 1.
+        float32 [H, W] or [H, W, 3]; black is 0 and white is 1.
 
     Raises:
-        ReadError: several pictures, too large a one, a damaged one, or colour that is refused.
+        ReadError: the file holds several images or is too large, damaged or of an unsupported variant; or it is in
+            colour and this is refused.
     """
     _check_whole(path, form)
     with _opened(path, form) as image:

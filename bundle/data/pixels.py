@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What pixels of every format go through: scale, colour, square pixels, and the check of what came out."""
+"""Pixel operations that all formats share: intensity scaling, conversion of colour, square pixels, and checks."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ __all__ = [
     "square_pixels",
 ]
 
-#: Images without a known full scale (more than 8 bits: 12 bits often sit in a 16-bit file) run from the first of these
-#: percentiles of their own values (black) to the second (white); the tails hold markers, dead pixels and padding.
+#: Percentiles of an image's own values that become black and white, where its full scale is not known: images of more
+#: than 8 bits (often 12 bits in a 16-bit file). Markers, dead pixels and padding are in the tails.
 ROBUST_PERCENTILES = (0.5, 99.5)
 
-#: An image whose robust range is narrower than this share of the full scale is blank.
+#: Smallest robust range of an image, as a share of the full scale, below which it is blank.
 MIN_CONTRAST = 0.02
 
-#: Mean range of the channels, as a share of the full scale, up to which an image shows no colour. Grey saved in colour
-#: has 0, a tinted film little more; the palest of 1270 fundus photographs, black surround included, has 0.028.
+#: Largest mean range of a pixel's channels, as a share of the full scale, of a grey image. It is 0 for grey saved as
+#: RGB and little more for a tinted film; the palest of 1270 fundus photographs, with its black background, has 0.028.
 GREY = 0.015
 
-#: Relative difference of a pixel's height and width up to which it counts as square: less than rounding and measuring
-#: leave in headers, and no network sees it.
+#: Largest relative difference of a pixel's height and width that is ignored, as rounding in headers causes it.
 SQUARE = 0.01
 
-#: Ratio of a pixel's longer to its shorter side beyond which the header is taken to be wrong.
+#: Largest ratio of a pixel's longer to its shorter side; beyond it, the header is taken to be wrong.
 MAX_ASPECT = 10.0
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
@@ -55,25 +54,25 @@ def full_scale(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _every_nth(length: int) -> slice:
-    """Returns what leaves about a quarter of a million of so many values."""
-    # The step is odd, so that it does not fall in with the width of the image, which seldom is.
+    """Returns a slice that keeps about a quarter of a million of so many values."""
+    # An odd step rarely divides the width of the image; one that does would sample only some of the columns.
     return slice(None, None, (length // 2**18) | 1)
 
 
 def percentiles(values: NDArray[Any]) -> tuple[float, float]:
-    """Returns :data:`ROBUST_PERCENTILES`, of every n-th value where there are more than a quarter of a million."""
+    """Returns the :data:`ROBUST_PERCENTILES` of the values, subsampled to about a quarter of a million."""
     flat = values.reshape(-1)
     low, high = np.percentile(flat[_every_nth(flat.size)], ROBUST_PERCENTILES)
     return float(low), float(high)
 
 
 def robust_scale(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_] | None = None) -> NDArray[Any]:
-    """Maps :data:`ROBUST_PERCENTILES` of the values (those under the mask) to 0 and 1; the caller clips.
+    """Maps the :data:`ROBUST_PERCENTILES` of the values (of those in the mask, if given) to 0 and 1, without clipping.
 
-    The channels of a colour image share one scale, which keeps its hues.
+    All channels of a colour image share one scale, which preserves hues.
 
     Raises:
-        ReadError: NaN or infinite values, or a single value nearly everywhere.
+        ReadError: the image has NaN or infinite values, or almost all values are equal.
     """
     if not np.isfinite(values).all():
         raise ReadError("not finite", "holds NaN or infinite values", "Replace them and save the image again")
@@ -85,7 +84,7 @@ def robust_scale(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_] | No
 
 
 def is_coloured(pixels: NDArray[Any]) -> bool:
-    """Whether an image [H, W, 3], uint8 or float in [0, 1], shows colour; every n-th pixel of a large one is asked."""
+    """Returns whether an image [H, W, 3], uint8 or float in [0, 1], shows colour; large images are subsampled."""
     flat = pixels.reshape(-1, 3)
     spread = np.ptp(flat[_every_nth(len(flat))], axis=1).mean()
     return bool(spread > (255 * GREY if pixels.dtype == np.uint8 else GREY))
@@ -98,10 +97,10 @@ def _refuse_colour(pixels: NDArray[Any]) -> None:
 
 
 def eight_bits(image: Image.Image, channels: int, strict: bool) -> NDArray[np.float32]:
-    """Returns an 8-bit picture as [H, W] or [H, W, 3] in [0, 1]; transparent parts are black.
+    """Converts an 8-bit image to [H, W] (1 channel) or [H, W, 3] (3) in [0, 1]; transparent parts become black.
 
     Raises:
-        ReadError: `strict`, and colour where one channel is wanted.
+        ReadError: `strict` is set, one channel is requested and the image is in colour.
     """
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "black")
@@ -112,10 +111,10 @@ def eight_bits(image: Image.Image, channels: int, strict: bool) -> NDArray[np.fl
 
 
 def one_channel(pixels: NDArray[Any], channels: int, strict: bool) -> NDArray[Any]:
-    """Returns a deep colour image, [H, W, 3] in [0, 1], as it is or as luma [H, W], whatever `channels` asks for.
+    """Converts a colour image [H, W, 3] of more than 8 bits, scaled to [0, 1], to luma [H, W] if `channels` is 1.
 
     Raises:
-        ReadError: `strict`, and colour where one channel is wanted.
+        ReadError: `strict` is set, one channel is requested and the image is in colour.
     """
     if channels == 3:
         return pixels
@@ -126,19 +125,19 @@ def one_channel(pixels: NDArray[Any], channels: int, strict: bool) -> NDArray[An
 
 
 def square_pixels(image: NDArray[Any], height: float, width: float, source: str) -> NDArray[Any]:
-    """Resamples an image whose pixels are not square: bilinear, antialiased.
+    """Resamples an image with non-square pixels to square ones: bilinear, antialiased.
 
-    The side that is longer in the patient keeps its number of pixels; nothing is changed where the sides of a pixel
-    differ by no more than :data:`SQUARE`.
+    The physically longer side of the image keeps its number of pixels. The image is returned unchanged where the sides
+    of a pixel differ by at most :data:`SQUARE`.
 
     Args:
-        image: [H, W] or [H, W, 3]; values are clipped to [0, 1].
-        height: of one pixel, in any unit.
-        width: of one pixel, in the same unit.
-        source: the tag or field that they come from, for the message.
+        image: image [H, W] or [H, W, 3]; values are clipped to [0, 1] if it is resampled.
+        height: height of one pixel, in any unit.
+        width: width of one pixel, in the same unit.
+        source: name of the tag or field that gives the size, for the message.
 
     Raises:
-        ReadError: sides that no pixel can have.
+        ReadError: the size of a pixel is implausible, or the resampled image would be too large.
     """
     if height == width:
         return image
@@ -164,14 +163,14 @@ def square_pixels(image: NDArray[Any], height: float, width: float, source: str)
 
 
 def check_pixels(image: NDArray[Any], suspect: str = "") -> None:
-    """Refuses decoded pixels that no image can have.
+    """Refuses decoded images that are blank or not finite.
 
     Args:
-        image: black is 0 and white is 1, not yet clipped.
-        suspect: what in the file may have spoilt good pixels, such as the tags of a window.
+        image: decoded image; black is 0 and white is 1, not yet clipped.
+        suspect: tags of the file that are the probable cause of a problem, such as those of a window; "" for none.
 
     Raises:
-        ReadError: NaN, infinite values, or one grey nearly everywhere.
+        ReadError: the image has NaN or infinite values, or almost all values are nearly equal.
     """
     cure = f"Correct or delete {suspect}" if suspect else ""
     if not np.isfinite(image).all():

@@ -1,9 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding of image files: upright, one or three channels, black is 0 and white is 1.
+"""Decodes image files to upright images of one or three channels; black is 0 and white is 1.
 
-MONAI's own readers swap the axes of PNG, JPEG and DICOM images, leave MONOCHROME1 uninverted and know neither EXIF
-orientation nor the VOI window; :class:`UprightReader` takes their place in ``LoadImaged``.
+MONAI's own readers swap the axes of PNG, JPEG and DICOM images, do not invert MONOCHROME1, and ignore EXIF orientation
+and the VOI window; :class:`UprightReader` replaces them in ``LoadImaged``.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ __all__ = [
     "pixel_sha256",
 ]
 
-#: Pixels of the shorter side below which a file is no medical image.
+#: Smallest shorter side of an image, in pixels.
 MIN_SIDE = 16
 
-#: Words by which decoders tell a cut-off file from other damage.
+#: Words in the messages of decoders that indicate a truncated file.
 _CUT = re.compile(
     r"truncat|\b(expected|end of|ended|broken|length of the pixel data|not enough|less bytes|requires a buffer)\b",
     re.IGNORECASE,
@@ -62,35 +62,35 @@ _CUT = re.compile(
 
 
 def pixel_sha256(image: NDArray[np.float32]) -> str:
-    """Returns the SHA-256 of a decoded image's shape and pixels: the same however its file is called or coded."""
+    """Returns the SHA-256 of a decoded image's shape and pixels, independent of the file's name and encoding."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def decode(path: str | Path, channels: int, strict: bool = False) -> NDArray[np.float32]:
     """Reads one PNG, JPEG, TIFF, BMP, WebP, DICOM or 2D NIfTI file.
 
-    8-bit images are divided by 255; deeper ones and NIfTI run from the 0.5th to the 99.5th percentile of their own
-    values (of all channels together), with all the levels that the file holds. DICOM images go through rescale slope
-    and intercept (or the modality LUT) and the VOI LUT or the first window, whose output range becomes [0, 1]; without
-    a window they are scaled like 16-bit images; MONOCHROME1 is inverted and padding is black (DICOM PS3.3,
-    C.7.6.3.1.2, C.11.1 and C.11.2). Empty tags are absent ones. EXIF orientation is applied, and PatientOrientation of
-    DICOM. NIfTI is turned upright by its affine; one without any orientation is taken as (x to the right, y down), as
-    ITK writes it. Pixels that are not square by the header of a DICOM or NIfTI file are resampled
-    (:func:`bundle.data.pixels.square_pixels`). Colour becomes luma (ITU-R 601) where one channel is wanted, grey is
-    repeated where three are; transparent parts are black.
+    - Scale: 8-bit images are divided by 255. Deeper images are scaled from the 0.5th to the 99.5th percentile of their
+      own values (of all channels together) to [0, 1], at full bit depth.
+    - DICOM: rescale slope and intercept (or the modality LUT) are applied, then the VOI LUT or the first window, whose
+      output range becomes [0, 1]. Without a window, images are scaled like those of PNG. MONOCHROME1 is inverted, and
+      padding is black (DICOM PS3.3, C.7.6.3.1.2, C.11.1 and C.11.2). Empty tags count as absent.
+    - Orientation: EXIF orientation, PatientOrientation of DICOM and the affine of NIfTI are applied. NIfTI without an
+      orientation is taken as (x to the right, y down), as ITK writes it.
+    - Pixels that are not square by the header of DICOM or NIfTI are resampled
+      (:func:`bundle.data.pixels.square_pixels`).
+    - Colour is converted to luma (ITU-R 601) for one channel, grey is repeated for three; transparent parts are black.
 
     Args:
-        path: the file.
-        channels: 1 or 3.
-        strict: whether colour is refused where one channel is wanted, and grey where three are.
+        path: path of the file.
+        channels: number of channels to return, 1 or 3.
+        strict: whether to refuse colour images for one channel and grey images for three.
 
     Returns:
         float32 [channels, H, W] in [0, 1].
 
     Raises:
-        ReadError: the file is absent, empty, damaged, blank, too large, no 2D image, holds NaN, or is not what its name
-            says; has a tag by which its pixels cannot be read rightly; or shows colour where it must not, or none where
-            it must.
+        ReadError: the file is absent, empty, damaged, blank, too small or too large, no 2D image, holds NaN, or has a
+            wrong extension or a wrong tag; or `strict` refuses its colour or lack of colour.
     """
     file, suspect = Path(path), ""
     try:
@@ -109,7 +109,7 @@ def decode(path: str | Path, channels: int, strict: bool = False) -> NDArray[np.
     except PermissionError as error:
         raise ReadError("unreadable", "this user may not read the file", "Allow it (chmod u+r)") from error
     except Exception as error:
-        # Every decoder has its own exceptions for damaged files; their text tells a cut-off file from other damage.
+        # Each decoder has its own exceptions for damaged files; only their text distinguishes truncated files.
         text = " ".join(str(error).split()) or type(error).__name__
         if _CUT.search(text) or isinstance(error, EOFError):
             raise ReadError("truncated", f"the file is cut off ({text})", "Copy it again from the source") from error
@@ -126,22 +126,22 @@ class UprightReader(ImageReader):
     """MONAI image reader around :func:`decode`, for ``LoadImaged(reader=UprightReader(channels))``.
 
     Args:
-        channels: 1 or 3.
+        channels: number of channels to return, 1 or 3.
     """
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether the files are of formats that are read, by their endings or else by their content."""
+        """Returns whether all files are of supported formats, by file extension or content."""
         names = [filename] if isinstance(filename, (str, os.PathLike)) else filename
         return all(image_format(Path(name)) is not None for name in names)
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
-        """Returns the path; decoding waits for ``get_data``, since LoadImaged swallows errors raised here."""
+        """Returns the path; ``get_data`` decodes the file, since LoadImaged swallows errors that are raised here."""
         return Path(data if isinstance(data, (str, os.PathLike)) else data[0])
 
     def get_data(self, img: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Returns (float32 [C, H, W] in [0, 1], metadata)."""
+        """Decodes the file; returns the image, float32 [C, H, W] in [0, 1], and its metadata."""
         image = decode(img, self.channels)
         return image, {"spatial_shape": np.array(image.shape[1:]), "original_channel_dim": 0}

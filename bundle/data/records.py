@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about one image before it is opened."""
+"""Defines the record of an image: its file, label, patient and split, as known before the file is opened."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 __all__ = ["SPLITS", "SPLIT_NAMES", "Record", "says_none"]
 
-#: train is what the networks see, val selects and calibrates, test alone is held out; extra joins train for the GAN
-#: and the identity networks only.
+#: train: images that networks are trained on. val: for model selection and calibration. test: held out from both.
+#: extra: additional training images of the GAN and the identity networks only.
 SPLITS = ("train", "val", "test", "extra")
 
-#: What tables call the splits, in small letters, and which one is meant.
+#: Names of splits in tables and folders, in lower case, and the split that each stands for.
 SPLIT_NAMES = {name: name for name in SPLITS} | {
     "training": "train",
     "valid": "val",
@@ -22,7 +22,7 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
     "testing": "test",
 }
 
-#: What tables write, in small letters, where they know no value. Not "none", which may be a finding.
+#: Markers of missing values, in lower case. "none" is not one of them: it may be a finding.
 _NO_VALUE = {
     *("", "na", "n/a", "n.a.", "nan", "<na>", "#n/a", "null", "nil", "unknown", "unk", "undefined", "unspecified"),
     *("missing", "not available", "not known", "?", "??", "???", "-", "--", "---", "."),
@@ -30,7 +30,7 @@ _NO_VALUE = {
 
 
 def says_none(text: str) -> bool:
-    """Whether a cell or a tag says that there is no value: "NA", "unknown", "?", or nothing at all."""
+    """Returns whether the text of a cell or tag marks a missing value: "NA", "unknown", "?", or an empty text."""
     return " ".join(text.split()).casefold() in _NO_VALUE
 
 
@@ -41,10 +41,10 @@ class Record:
     Attributes:
         image: absolute path of the file.
         name: path relative to the data set's folder, with forward slashes; unique within the data set.
-        label: class, 0 to the number of classes - 1; None when the source does not say.
-        patient_id: whose image it is; images of one patient never part between splits. The name where the source does
-            not say.
-        split: one of :data:`SPLITS` when the source says, else None.
+        label: class, 0 to the number of classes - 1; None where the source gives none.
+        patient_id: identifier of the patient, all of whose images are in one split; equal to the name where the source
+            gives none.
+        split: one of :data:`SPLITS`; None where the source gives none.
     """
 
     image: Path
@@ -55,5 +55,5 @@ class Record:
 
     @property
     def has_patient(self) -> bool:
-        """Whether the source says whose image it is."""
+        """Whether the source names the patient."""
         return self.patient_id != self.name

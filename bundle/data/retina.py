@@ -1,9 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The round field of view of a fundus photograph: found, judged, and cut out.
+"""Finds the circular field of view of a fundus photograph, checks it, and crops the image to it.
 
-A fundus camera shows the retina through a circular aperture on black. How large the circle is within the frame, and how
-much of it the frame cuts off, depends on the camera alone.
+A fundus camera shows the retina through a circular aperture on a black background. The size of the circle within the
+frame, and how much of it the frame cuts off, depend on the camera only.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from bundle.data.readers import ReadError
 
 __all__ = ["Circle", "CropRetinad", "Retina", "check_retina", "find_retina"]
 
-# Longer side at which the circle is sought.
+# Longer side, in pixels, to which images are reduced before the circle is searched.
 _SIDE = 256
-# The brightest channel of what is not black: JPEG noise and stray light around the aperture stay below.
+# Threshold of the brightest channel above which a pixel is not black; JPEG noise and stray light are below.
 _BLACK = 0.04
-# Shares: of the frame that a retina covers at least; of the circle's part within the frame that is lit, and nothing
-# outside; of the circle that the frame shows; of the radius by which half of the edge may miss the circle.
+# Smallest share of the frame that the retina covers, smallest `Retina.filled`, smallest `Retina.shown` and largest
+# `Retina.off` of a usable photograph.
 _LEAST_AREA, _LEAST_FILLED, _LEAST_SHOWN, _MOST_OFF = 0.1, 0.95, 0.6, 0.03
-# Mean luma within the circle, 0 (black) to 1 (white).
+# Smallest and largest mean luma within the circle, 0 (black) to 1 (white).
 _DARK, _BRIGHT = 0.06, 0.85
-# The rim glows and is blurred: share of the radius that is kept.
+# Share of the radius that is kept, since the rim of the aperture is blurred and reflects light.
 _KEPT = 0.985
 
 
 class Circle(NamedTuple):
-    """A circle in an image; its upper left corner is (0, 0)."""
+    """A circle in an image, in pixels; the image's upper left corner is (0, 0)."""
 
     x: float
     y: float
     radius: float
 
     def mask(self, height: int, width: int) -> NDArray[np.bool_]:
-        """Returns which pixels of a frame, [height, width], lie within."""
+        """Returns the mask [height, width] of the pixels within the circle."""
         rows, columns = np.ogrid[:height, :width]
         return np.asarray((columns + 0.5 - self.x) ** 2 + (rows + 0.5 - self.y) ** 2 <= self.radius**2)
 
     def times(self, factor: float) -> Circle:
-        """Returns the same circle of an image that is so many times as large."""
+        """Returns the circle scaled by a factor, together with its image."""
         return Circle(*(factor * value for value in self))
 
 
@@ -56,12 +56,12 @@ class Retina(NamedTuple):
     """The field of view of one photograph.
 
     Attributes:
-        circle: in pixels; larger than half the frame where the frame cuts it on all sides.
-        off: median distance of the edge from the circle, in radii.
-        filled: what is not black, and the circle's part within the frame: their intersection over their union. The
-            frame is what a camera showed; black that was padded since does not count.
-        shown: share of the circle that lies within the frame.
-        luma: mean luma within it, 0 to 1.
+        circle: circle of the field of view, in pixels; it may extend beyond the frame.
+        off: median distance of the region's edge from the circle, in radii.
+        filled: intersection over union of the region that is not black and the part of the circle within the frame. The
+            frame excludes black rows and columns that were padded.
+        shown: share of the circle that is within the frame.
+        luma: mean luma within the circle and the frame, 0 (black) to 1 (white).
     """
 
     circle: Circle
@@ -72,17 +72,17 @@ class Retina(NamedTuple):
 
 
 def find_retina(image: NDArray[np.float32]) -> Retina | None:
-    """Finds the circle of a fundus photograph.
+    """Finds the circular field of view of a fundus photograph.
 
-    What is not black, its largest part with the holes filled, is taken for the field of view; a circle is fitted to
-    that part of its edge which is not the frame's (least squares, then again without the points that miss it, so that
-    the notch by which many cameras mark the upper side has no say).
+    The largest region that is not black, with its holes filled, is taken as the field of view. A circle is fitted to
+    its edge, except where the frame cuts it: by least squares, repeated without outliers, such as the notch by which
+    many cameras mark the upper side.
 
     Args:
         image: float32 [C, H, W] in [0, 1].
 
     Returns:
-        The field of view; None where nothing is there, or no edge of it.
+        The field of view; None where the image is black or too few points of the edge are visible.
     """
     height, width = image.shape[1:]
     step = max(1, round(max(height, width) / _SIDE))
@@ -111,10 +111,9 @@ def find_retina(image: NDArray[np.float32]) -> Retina | None:
 
 
 def _edge(region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Returns the outermost pixels of a region by row and by column, [N, 2] as (x, y), where its edge is not cut.
+    """Returns the outermost pixels of a region by row and by column, [N, 2] as (x, y).
 
-    A frame, be it the image's own or one that was padded since, cuts a circle along its extreme rows and columns: what
-    lies on those is left out.
+    Pixels near the region's extreme rows and columns are left out, since there the frame may have cut the circle.
     """
     points = []
     for turned, axes in ((region, [0, 1]), (region.T, [1, 0])):
@@ -130,7 +129,7 @@ def _edge(region: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _fit_circle(points: NDArray[np.float64]) -> tuple[Circle, float]:
-    """Returns the circle next to points (x, y) and their median distance from it in radii; outliers have no say."""
+    """Fits a circle to points (x, y) without outliers; returns it and the points' median distance from it in radii."""
     kept = np.ones(len(points), bool)
     for _ in range(10):
         x, y = points[kept].T
@@ -146,11 +145,11 @@ def _fit_circle(points: NDArray[np.float64]) -> tuple[Circle, float]:
 
 
 def check_retina(image: NDArray[np.float32]) -> None:
-    """Refuses an image [C, H, W] in [0, 1] that does not show a retina that can be used.
+    """Refuses an image [C, H, W] in [0, 1] that shows no usable retina.
 
     Raises:
-        ReadError: there is no round field of view on black; or the frame cuts off too much of it; or it is too dark or
-            too bright.
+        ReadError: the image has no circular field of view on black, the field of view is too small or cut off too much
+            by the frame, or it is too dark or too bright.
     """
     retina = find_retina(image)
     whole = "Give the photograph as the camera made it"
@@ -166,17 +165,16 @@ def check_retina(image: NDArray[np.float32]) -> None:
 
 
 class CropRetinad(MapTransform):
-    """Cuts images [C, H, W] in [0, 1] to the circle of the retina; what is outside it becomes black.
+    """Crops images [C, H, W] in [0, 1] to the box around the retina's circle and makes pixels outside the circle black.
 
-    The frame of the result is the circle's part within the old one. An image without a circle stays as it is: the check
-    of the data has its word on it, and a synthetic one has a circle.
+    An image without a circle is not changed: of real images, :func:`check_retina` refuses it.
     """
 
     def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Returns the dictionary with the images cut out; values are in [0, 1] before and after."""
+        """Returns the dictionary with cropped images; values are in [0, 1] before and after."""
         result = dict(data)
         for key in self.key_iterator(result):
             image: torch.Tensor = result[key]

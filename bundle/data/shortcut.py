@@ -1,10 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a label can be read off an image without looking at the anatomy.
+"""Measures shortcut learning: how well labels can be predicted from image features that carry no anatomy.
 
-Where the classes come from different scanners, a classifier may learn the scanner. The measure: cross-validated AUC of
-whole-image statistics, which know brightness, contrast, borders and sharpness but no organ. An accuracy means little
-unless it is well above this baseline.
+Where the classes come from different scanners, a classifier may learn to recognise the scanner. The baseline is the
+cross-validated AUC of classifiers that see only whole-image statistics: brightness, contrast, borders and sharpness.
+The accuracy of a diagnostic classifier is meaningful only if it is well above this baseline.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ __all__ = [
 
 
 def whole_image_statistics(images: torch.Tensor) -> NDArray[np.float64]:
-    """Describes each image by numbers that no anatomy is needed for.
+    """Computes whole-image statistics that do not depend on the anatomy.
 
     Args:
-        images: [N, C, H, W] in [-1, 1]; colour is averaged.
+        images: images [N, C, H, W] in [-1, 1]; channels are averaged.
 
     Returns:
-        [N, 14]: mean; standard deviation; percentiles 1, 5, 25, 50, 75, 95 and 99; shares of black and of white; mean
-        of the border; that less the mean of the centre; sharpness. Black and white are the outer 2 % of the range; the
-        border is the outer twelfth of each side, the centre the inner half; sharpness is the mean absolute difference
-        of neighbouring pixels.
+        [N, 14]: mean; standard deviation; percentiles 1, 5, 25, 50, 75, 95 and 99; shares of black and of white pixels;
+        mean of the border; mean of the border minus mean of the centre; sharpness. Black and white are the outer 2 % of
+        the range; the border is the outer twelfth of each side, the centre the inner half of the height and the width;
+        sharpness is the mean absolute difference of neighbouring pixels.
     """
     grey = images.mean(dim=1).double().numpy()
     side = max(1, min(grey.shape[1:]) // 12)
@@ -80,14 +80,14 @@ def whole_image_statistics(images: torch.Tensor) -> NDArray[np.float64]:
 
 
 def random_trunk_features(images: torch.Tensor, seed: int = 0) -> NDArray[np.float64]:
-    """Computes features of a ResNet-18 that was never trained: texture and layout, but nothing learned.
+    """Computes features of a ResNet-18 with random weights, which encode texture and layout but nothing learned.
 
     Args:
-        images: [N, 1 or 3, H, W] in [-1, 1]; grey is repeated.
-        seed: of the weights.
+        images: images [N, 1 or 3, H, W] in [-1, 1]; a single channel is repeated.
+        seed: random seed of the weights.
 
     Returns:
-        [N, 512].
+        Features [N, 512].
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,10 +100,10 @@ def random_trunk_features(images: torch.Tensor, seed: int = 0) -> NDArray[np.flo
 
 @dataclass(frozen=True)
 class BaselineScore:
-    """Cross-validated AUC of one kind of classifier.
+    """Cross-validated AUC of one kind of classifier, in [0, 1].
 
     Attributes:
-        mean: over the seeds.
+        mean: mean over the seeds.
         spread: standard deviation over the seeds.
     """
 
@@ -128,18 +128,18 @@ def shortcut_baseline(
     folds: int = 5,
     classifiers: Sequence[str] = tuple(_CLASSIFIERS),
 ) -> dict[str, BaselineScore]:
-    """Measures how well features that see no anatomy tell the classes apart.
+    """Measures how well classifiers predict the labels from features that carry no anatomy.
 
     Args:
-        features: [N, F], for example of :func:`whole_image_statistics`.
+        features: features [N, F], for example those of :func:`whole_image_statistics`.
         labels: class of each row.
-        patients: group of each row; a patient is never in two folds.
-        seeds: one repetition each, with its own folds.
-        folds: of the cross-validation.
-        classifiers: of "gradient boosting" and "logistic" (regression on standardised columns).
+        patients: patient of each row; all rows of a patient are in the same fold.
+        seeds: random seeds, one for each repetition of the cross-validation.
+        folds: number of folds of the cross-validation.
+        classifiers: names of the classifiers: "gradient boosting" and "logistic" (on standardised columns).
 
     Returns:
-        For each classifier, AUC of the out-of-fold predictions (one against rest, macro average, for more than two
+        For each classifier, the AUC of its out-of-fold predictions (one-vs-rest with macro average for more than two
         classes).
     """
     target = np.asarray(labels)
@@ -160,16 +160,17 @@ def shortcut_baseline(
 def measure_shortcut(
     data: ImageData, seeds: Sequence[int] = (0, 1, 2, 3, 4), progress: bool = False
 ) -> dict[str, dict[str, BaselineScore]]:
-    """Measures the shortcut on the train split under each of :data:`bundle.data.transforms.PREPROCESSINGS` that fits.
+    """Computes :func:`shortcut_baseline` on the train split with each preprocessing that fits the modality's channels.
 
     Args:
-        data: the data set; its resolution is the one measured at.
-        seeds: repetitions, see :func:`shortcut_baseline`; the random trunk has the first seed's weights.
+        data: the data set, whose resolution is used.
+        seeds: random seeds of the repetitions, see :func:`shortcut_baseline`; the first one also draws the weights of
+            the random ResNet-18.
         progress: whether to show a progress bar.
 
     Returns:
-        By preprocessing, by baseline: "statistics, gradient boosting", "statistics, logistic" and "random trunk,
-        logistic".
+        For each preprocessing, the scores of the baselines "statistics, gradient boosting", "statistics, logistic" and
+        "random trunk, logistic".
     """
     records = data.records("train")
     labels = [int(record.label or 0) for record in records]
@@ -200,12 +201,12 @@ def print_shortcut(
     """Prints :func:`measure_shortcut` of a folder as a table, one line per preprocessing.
 
     Args:
-        dataset_dir: the folder of images, or several.
-        output_dir: its folder ``private`` keeps the split file.
-        modality: preset; the line of its own preprocessing is marked.
-        resolution: side in pixels.
+        dataset_dir: path of the folder of images, or of several.
+        output_dir: output folder; its subfolder ``private`` stores the split file.
+        modality: preset of the kind of image; the line of its default preprocessing is marked.
+        resolution: side of the images in pixels.
         layout: see :func:`bundle.data.layouts.read_folder`.
-        seed: seed of the splits, where they have to be drawn.
+        seed: random seed of the splits, used where the data set defines none.
         patient_pattern: see :func:`bundle.data.open_dataset`.
         drop_duplicates: see :func:`bundle.data.open_dataset`.
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Splits by patient, drawn once and kept in a file, together with what every image was then."""
+"""Splits a data set by patient, once, and records the splits and the state of every image in a split file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "splits_home",
 ]
 
-#: Share of the images of each class.
+#: Share of the images of each class that each split gets.
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 _FORMAT = 2
@@ -36,11 +36,11 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class Reading:
-    """How a data set is read where there is a choice; a split file keeps it, so that later runs need not repeat it.
+    """Options for reading a data set; they are stored in the split file, so that later runs need not repeat them.
 
     Attributes:
-        patient_pattern: see :func:`bundle.data.layouts.read_folder`.
-        drop_duplicates: whether of images with the same pixels and label one alone is used.
+        patient_pattern: regular expression of the patient, see :func:`bundle.data.layouts.read_folder`.
+        drop_duplicates: whether only one of several images with the same pixels and label is used.
     """
 
     patient_pattern: str = ""
@@ -48,10 +48,10 @@ class Reading:
 
     @classmethod
     def settle(cls, split_file: Path | None, patient_pattern: str | None, drop_duplicates: bool | None) -> Reading:
-        """Returns what the options say, and where they say nothing, what a split file keeps.
+        """Returns the given options; those that are None take the value stored in the split file, or the default.
 
         Raises:
-            DataError: options and file disagree, or the file is no split file.
+            DataError: an option differs from the split file, or the file is no split file.
         """
         given = {"patient_pattern": patient_pattern, "drop_duplicates": drop_duplicates}
         known = {name: value for name, value in given.items() if value is not None}
@@ -69,13 +69,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All images of a data set, as far as a split depends on them or a training is bound to them.
+    """The properties of a data set's images that the split file records.
 
     Attributes:
-        records: one for each image.
-        digests: SHA-256 of each image's decoded pixels by its name; images that cannot be read have none.
-        class_names: the name of each label.
-        reading: how the data set was read.
+        records: one record per image.
+        digests: SHA-256 of each image's decoded pixels, by image name; images that cannot be read have none.
+        class_names: name of each label.
+        reading: options with which the data set was read.
     """
 
     records: Sequence[Record]
@@ -86,13 +86,13 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Splits:
-    """Which image belongs to which split.
+    """Assignment of images to splits.
 
     Attributes:
-        split_of: split of each image, by its name.
-        sha256: SHA-256 of the split file's bytes, which tell every image's content, label, patient and split; networks
-            and cohorts carry it to show that they belong together.
-        seed: what the splits, or val alone, were drawn with; None where the data set's own column decided.
+        split_of: split of each image, by image name.
+        sha256: SHA-256 of the split file, which records every image's content, label, patient and split; networks and
+            cohorts store it to show that they belong together.
+        seed: random seed with which the splits, or val alone, were drawn; None where the data set defines them all.
     """
 
     split_of: Mapping[str, str]
@@ -101,18 +101,18 @@ class Splits:
 
 
 def draw_splits(records: Sequence[Record], seed: int, fractions: Mapping[str, float] = FRACTIONS) -> dict[str, str]:
-    """Draws splits in the given shares, stratified by label, whole patients at a time.
+    """Draws random splits by patient, stratified by label.
 
-    Patients are shuffled, those with most images come first, and each goes where its classes lack most images: with one
-    image per patient the shares are exact to one image per class.
+    Patients are shuffled and stably sorted by number of images, most first; each is assigned to the split that lacks
+    most images of the patient's classes. With one image per patient, the shares are exact to one image per class.
 
     Args:
-        records: images with labels.
-        seed: seed of the shuffle. Records in any order give the same splits.
+        records: records of the images; their order does not matter.
+        seed: random seed of the shuffle.
         fractions: share of each split; they add up to 1.
 
     Returns:
-        Split of each image, by its name.
+        Split of each image, by image name.
     """
     patients: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.name):
@@ -138,9 +138,9 @@ def _need(
     totals: Mapping[int | None, int],
     share: float,
 ) -> tuple[float, float]:
-    """How much a split wants a patient: in shares of what it should hold, so that small splits are not left empty."""
+    """Returns how many of a patient's images a split lacks, relative to its size (else small ones stay empty) first."""
     relative = sum(n * lacking[label] / (share * totals[label]) for label, n in counts.items())
-    # Rounded, so that what is equal but for the last bits is decided by the number of images.
+    # Rounded, so that values that differ only by rounding errors count as ties.
     return round(relative, 9), sum(n * lacking[label] for label, n in counts.items())
 
 
@@ -164,11 +164,7 @@ def _check_unparted(records: Sequence[Record], split_of: Mapping[str, str]) -> N
 
 
 def _read(split_file: Path) -> dict[str, Any]:
-    """Returns the content of a split file.
-
-    Raises:
-        DataError: not a split file of this format.
-    """
+    """Returns the content of a split file; raises DataError where it is not of this format."""
     cure = "delete it to have the splits drawn anew, and train anew what was trained with it"
     try:
         content = json.loads(split_file.read_text(encoding="utf-8"))
@@ -227,14 +223,14 @@ def _class_name(label: int | None, class_names: Sequence[str]) -> str:
 
 
 def _draw_val(records: Sequence[Record], seed: int) -> dict[str, str]:
-    """Draws val from the train images of a data set that brings train and test alone."""
+    """Draws val from the train images of a data set that defines train and test, but no val."""
     train = [record for record in records if record.split == "train"]
     share = FRACTIONS["val"] / (FRACTIONS["train"] + FRACTIONS["val"])
     return draw_splits(train, seed, {"train": 1.0 - share, "val": share})
 
 
 def propose_splits(inventory: Inventory, split_file: Path | None, seed: int) -> tuple[dict[str, str], int | None]:
-    """Returns the splits that :func:`resolve_splits` would settle on, and their seed, without writing them.
+    """Returns the splits that :func:`resolve_splits` would write, and their seed, without writing them.
 
     Raises:
         DataError: see :func:`resolve_splits`.
@@ -265,18 +261,19 @@ def propose_splits(inventory: Inventory, split_file: Path | None, seed: int) -> 
 
 
 def resolve_splits(inventory: Inventory, split_file: Path, seed: int) -> Splits:
-    """Settles which image belongs to which split and keeps it in a file, with every image's content and label.
+    """Determines the split of each image and stores it in a file, with the content, label and patient of each image.
 
-    The file wins where it exists; else the records' own splits; else they are drawn by :func:`draw_splits`. Where the
-    records bring train and test but no val, val is drawn from train.
+    The splits are those of the file if it exists, otherwise those of the records, otherwise drawn by
+    :func:`draw_splits`. If the records define train and test but no val, val is drawn from train.
 
     Args:
         inventory: all images of the data set.
-        split_file: read if it exists, else written: JSON with sorted keys and no absolute path in it.
-        seed: seed of the drawing.
+        split_file: path of the split file, which is read if it exists and otherwise written: JSON with sorted keys and
+            without absolute paths.
+        seed: random seed of the splits that are drawn.
 
     Raises:
-        DataError: the file does not fit the images (each one that was added, removed or changed is named), only some
+        DataError: the file does not fit the images (every image that was added, removed or changed is named), only some
             records have a split, or a patient is in two splits.
     """
     split_of, drawn_with = propose_splits(inventory, split_file, seed)
@@ -296,9 +293,9 @@ def resolve_splits(inventory: Inventory, split_file: Path, seed: int) -> Splits:
 
 
 def splits_home(models_dir: str, output_dir: str) -> Path:
-    """Returns the folder whose ``private`` holds the split file that a data set is to be opened with.
+    """Returns the folder whose subfolder ``private`` holds, or will hold, the split file of a data set.
 
-    A training run keeps it beside its models; without one, a `split` column must say the same.
+    This is the parent of `models_dir` if the split file of the training is there, and `output_dir` otherwise.
     """
     home = Path(models_dir).parent
     return home if (home / "private" / "splits.json").exists() else Path(output_dir)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""CSV files that list the images of a data set."""
+"""Reads records from CSV files that list the images of a data set."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from bundle.markup import csv_value
 
 __all__ = ["Table", "read_tables"]
 
-#: What columns that name patients are called, letters alone: used where a table has no column of the name asked for.
+#: Common names of patient columns, letters only; used where a table has no column of the configured name.
 _PATIENT_COLUMNS = re.compile(
     r"(patients?|subjects?|persons?|participants?|cases?)(id|ids|identifier|no|nr|num|number|name|code|key|uid)?"
     r"|mrn|pid|ptid|patid|subj|subjid|idpatient|idsubject"
 )
 
-#: What columns that hold splits are called, letters alone.
+#: Common names of split columns, letters only.
 _SPLIT_COLUMNS = re.compile(r"(data)?(sub)?(sets?|splits?|folds?|partitions?)(name|type)?|phase|usage")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV that lists images, one row each: which column says what, and where the images are.
+    """Names of the columns of a CSV that lists one image per row, and places of the CSV and of the images.
 
-    Columns are found by name, without regard to case and spaces around it.
+    Names of columns are compared without regard to case and surrounding spaces.
 
     Attributes:
-        image: column of the file's name, relative to the images' folder; the ending may be left out.
+        image: column of the image's file name, relative to the folder of the images, with or without file extension.
         label: column of the class, a number or a name.
-        label_name: column of the class by name, which must agree with the label; need not be there.
-        patient_id: column that says which images belong together; need not be there.
-        split: column of the split; need not be there.
-        file: name of the table, relative to the data set's folder.
-        folder: the images' folder, relative to the data set's; "." for the table's own.
-        patient: regular expression that finds the patient in the image's name, as its first group, where no column
-            names one; "" for none.
+        label_name: column of the name of the class, which must agree with the label; optional.
+        patient_id: column of the patient; optional.
+        split: column of the split; optional.
+        file: path of the CSV, relative to the data set's folder.
+        folder: folder of the images, relative to the data set's folder; "." for the latter.
+        patient: regular expression whose group is the patient, searched in the image's name where no column gives one;
+            "" for none.
     """
 
     image: str = "image"
@@ -63,10 +63,10 @@ class Table:
 
     @classmethod
     def named(cls, columns: Mapping[str, Any]) -> Table:
-        """Makes a table from what the option layout says.
+        """Returns the table that the option ``layout`` describes.
 
         Raises:
-            DataError: a key or a value that means nothing here.
+            DataError: a key is no attribute of a table, or a value is no text or no valid pattern.
         """
         keys = [entry.name for entry in fields(cls)]
         for key, value in columns.items():
@@ -76,21 +76,24 @@ class Table:
                 raise DataError(f"layout: a table has no {key!r}{hint} It may have {', '.join(keys)}")
             if not isinstance(value, str):
                 raise DataError(f"layout: {key} is {value!r}; give a text")
-        # "sub/.." and "." are one place; two spellings would be two.
+        # Tables are compared and hashed by path, so that "sub/.." and "." must be spelt alike.
         places = {key: Path(os.path.normpath(columns[key])).as_posix() for key in ("file", "folder") if key in columns}
         table = cls(**{**columns, **places})
         check_pattern(table.patient, "layout: patient")
         return table
 
     def rows(self, folder: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-        """Reads the table.
+        """Reads the rows of the CSV.
+
+        Args:
+            folder: absolute path of the data set's folder.
 
         Returns:
-            Number of the line and content of each row, whose keys are this class's own names of the columns; and notes
-            about columns that were taken for another's.
+            Line number and content of each row, a dictionary whose keys are attributes of this class; and notes on
+            columns that were recognised by a similar name.
 
         Raises:
-            DataError: no such file, no readable CSV, no rows, or a column is missing or there twice.
+            DataError: the file is missing, is no readable CSV or has no rows; or a column is missing or occurs twice.
         """
         path = folder / self.file
         if not path.is_file():
@@ -117,7 +120,7 @@ class Table:
         ], notes
 
     def _unused_splits(self, found: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
-        """Says which columns look like splits, but are called otherwise."""
+        """Returns a note for each column that seems to contain splits but has another name."""
         notes = []
         for place, column in enumerate(found):
             words = {cells[place].strip() for cells in rows} - {""}
@@ -133,7 +136,7 @@ class Table:
         return notes
 
     def _present(self, path: Path, found: list[str], wanted: dict[str, str]) -> tuple[dict[str, int], list[str]]:
-        """Returns the place of each column that is there."""
+        """Returns the index of each column that exists, and notes."""
         present: dict[str, int] = {}
         for key, name in wanted.items():
             places = [place for place, column in enumerate(found) if column.casefold() == name.casefold()]
@@ -172,12 +175,12 @@ def read_tables(
     """Reads the records of one or more tables.
 
     Args:
-        listing: of the data set's folder.
-        tables: each with images of its own.
-        modality: preset.
+        listing: listing of the data set's folder.
+        tables: tables, no two of which list the same image.
+        modality: preset of the kind of image.
 
     Returns:
-        Records, what is wrong with rows, class names, and notes.
+        Records, problems of single rows, class names by label, and notes.
 
     Raises:
         DataError: a table cannot be read at all.
@@ -225,17 +228,13 @@ def read_tables(
 
 
 def _without_none(row: dict[str, str], modality: Modality) -> dict[str, str]:
-    """Empties the cells of a row that say that there is no label or patient, unless a class is called so."""
+    """Empties the cells of a row that mark a missing label or patient, unless the text is the name of a class."""
     none = [key for key in ("label", "label_name", "patient_id") if key in row and says_none(row[key])]
     return row | {key: "" for key in none if key == "patient_id" or modality.label_of(row[key]) is None}
 
 
 def _home(listing: FolderListing, table: Table) -> Path:
-    """Returns the folder of a table's images.
-
-    Raises:
-        DataError: it lies outside of the data set's, where nothing is listed.
-    """
+    """Returns the folder of a table's images; raises DataError where it is outside of the data set's folder."""
     home = listing.folder / table.folder
     if listing.folder not in (home, *home.parents) or ".." in Path(table.folder).parts:
         raise DataError(
@@ -246,7 +245,7 @@ def _home(listing: FolderListing, table: Table) -> Path:
 
 
 def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: Modality) -> list[str]:
-    """Says what numbers are taken for that stand in a column of another meaning than the bundle's own ``label``."""
+    """Returns a note on the classes that numbers stand for, where their column is not the bundle's own ``label``."""
     columns = {table.label for table, *_ in rows if table.label.casefold() != Table.label}
     if not columns or any(row.get("label_name") or not row["label"].isdecimal() for *_, row in rows):
         return []
@@ -257,7 +256,7 @@ def _numbers_note(rows: Sequence[tuple[Table, int, dict[str, str]]], modality: M
 
 
 def _labels(rows: Sequence[dict[str, str]], modality: Modality) -> tuple[Modality, Callable[[str], int | None]]:
-    """Returns the preset, with the classes of the table where they are others, and what label a cell stands for."""
+    """Returns the preset with the classes of the rows, and the function that maps the text of a cell to its label."""
     pairs = {(row["label"], row.get("label_name") or "") for row in rows}
     if all(number.isdecimal() and name for number, name in pairs):
         numbered = label_numbered_classes([(int(number), name) for number, name in pairs], modality)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From a file to the network's input, as MONAI dictionary transforms."""
+"""MONAI dictionary transforms from an image file to the input of a network."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ __all__ = [
 ]
 
 
-#: Share of the width and height that the preprocessings called "crop" cut off at each side.
+#: Fraction of the width and height that the preprocessings called "crop" remove on each side.
 BORDER = 0.08
 
 
 class ResizeLongestd(MapTransform):
-    """Resizes [C, H, W] so that the longer side gets ``resolution`` pixels: bilinear, antialiased, aspect kept."""
+    """Resizes [C, H, W] to ``resolution`` pixels on the longer side: bilinear, antialiased, same aspect ratio."""
 
     def __init__(self, keys: KeysCollection, resolution: int) -> None:
         super().__init__(keys)
         self.resolution = resolution
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Returns the dictionary with the images at their new size; values are in [0, 1] before and after."""
+        """Returns the dictionary with resized images; values are in [0, 1] before and after."""
         result = dict(data)
         for key in self.key_iterator(result):
             image: torch.Tensor = result[key]
@@ -66,13 +66,13 @@ class ResizeLongestd(MapTransform):
 
 
 class MatchHistogramd(MapTransform):
-    """Gives every image [C, H, W] in [0, 1] the same brightness histogram; which pixel is brighter stays as it is.
+    """Matches the brightness histogram of every image [C, H, W] in [0, 1] to a reference; the order of pixels is kept.
 
-    A pixel's quantile within its own image (equal pixels share the middle one) is looked up in the reference.
+    Each pixel's quantile in its own image (equal pixels get their middle quantile) is looked up in the reference.
 
     Args:
-        keys: of the images.
-        reference: brightness at equally spaced quantiles, darkest first, in [0, 1].
+        keys: keys of the images in the dictionary.
+        reference: brightness in [0, 1] at equally spaced quantiles, darkest first.
     """
 
     def __init__(self, keys: KeysCollection, reference: Sequence[float]) -> None:
@@ -80,7 +80,7 @@ class MatchHistogramd(MapTransform):
         self.reference = torch.tensor(reference, dtype=torch.float64).numpy()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Returns the dictionary with the images matched; values are in [0, 1] before and after."""
+        """Returns the dictionary with matched images; values are in [0, 1] before and after."""
         result = dict(data)
         for key in self.key_iterator(result):
             values = result[key].numpy()
@@ -93,7 +93,7 @@ class MatchHistogramd(MapTransform):
 
 
 def _crop_border(modality: Modality) -> list[MapTransform]:
-    # Frames, film edges, labels and burned-in text sit in the outermost parts; the lungs rarely reach it.
+    # Frames, film edges, labels and burned-in text are close to the border; the lungs rarely reach it.
     return [CenterScaleCropd(keys="image", roi_scale=1.0 - 2.0 * BORDER)]
 
 
@@ -107,13 +107,13 @@ def _match(modality: Modality) -> list[MapTransform]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an upright image [C, H, W] in [0, 1] on its way to the networks.
+    """Transforms that are applied to an upright image [C, H, W] in [0, 1] before it is given to networks.
 
     Attributes:
-        before: makes the transforms before it is resized.
-        after: makes those after it.
-        check: refuses, by a :class:`bundle.data.readers.ReadError`, an image that it makes no sense of.
-        channels: of the images that it is meant for.
+        before: function that returns the transforms before resizing.
+        after: function that returns the transforms after resizing.
+        check: function that raises :class:`bundle.data.readers.ReadError` for an image that the transforms do not suit.
+        channels: numbers of channels of the images that the preprocessing is suited to.
     """
 
     before: Callable[[Modality], list[MapTransform]] = _nothing
@@ -122,7 +122,7 @@ class Preprocessing:
     channels: tuple[int, ...] = (1, 3)
 
 
-#: By name. They weaken what tells the source of an image rather than its content; docs/data.md has the figures.
+#: Preprocessings by name. They reduce features that reveal the source of an image; docs/data.md has the measurements.
 PREPROCESSINGS: dict[str, Preprocessing] = {
     "plain": Preprocessing(),
     "crop": Preprocessing(_crop_border),
@@ -133,7 +133,7 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
 
 
 def fitting_preprocessings(channels: int) -> list[str]:
-    """Returns the names of the preprocessings that are meant for images of 1 or 3 channels."""
+    """Returns the names of the preprocessings that are suited to images of so many channels (1 or 3)."""
     return [name for name, entry in PREPROCESSINGS.items() if channels in entry.channels]
 
 
@@ -141,7 +141,7 @@ def get_preprocessing(modality: Modality) -> Preprocessing:
     """Returns the preprocessing that a preset names.
 
     Raises:
-        DataError: there is none of this name, or it is not meant for as many channels.
+        DataError: there is none of this name, or it is not suited to the preset's number of channels.
     """
     fitting = fitting_preprocessings(modality.channels)
     if modality.preprocessing not in fitting:
@@ -153,25 +153,25 @@ def get_preprocessing(modality: Modality) -> Preprocessing:
 
 
 def _load_image(channels: int) -> LoadImaged:
-    # LoadImaged also builds MONAI's own readers, which it then never asks; one of them complains about a GPU decoder
-    # that is not installed, once per data set.
+    # LoadImaged also builds MONAI's own readers without using them; one of them warns about a missing GPU decoder once
+    # per data set.
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-        reader: Any = UprightReader(channels)  # an instance is as good as a class, though the signature omits it
+        reader: Any = UprightReader(channels)  # Any, since instances are accepted but missing in the type annotation
         return LoadImaged(keys="image", reader=reader)
 
 
 def image_transform(modality: str | Modality, resolution: int) -> Compose:
-    """Returns the transform of the key ``image`` from a path to a network's input.
+    """Returns the transform that turns the key ``image`` from a path into the input of a network.
 
     Args:
-        modality: preset that names channels and preprocessing.
+        modality: preset of the kind of image, or its name.
         resolution: side of the square result in pixels.
 
     Returns:
-        Transform of dictionaries; ``image`` becomes a float32 tensor [C, resolution, resolution] in [-1, 1], upright,
-        aspect kept, centred on black (-1). Other keys pass through.
+        Dictionary transform; ``image`` becomes a float32 tensor [C, resolution, resolution] in [-1, 1], upright, with
+        its aspect ratio kept, centred and padded with black (-1). Other keys are unchanged.
 
     Raises:
         DataError: the modality or its preprocessing is unknown, or the resolution is below 1.

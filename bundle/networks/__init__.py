@@ -1,8 +1,8 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Networks, and their weights on disk."""
+"""Networks and their weight files."""
 
-# Importing the modules registers their classes, which weight files name.
+# Importing the modules registers their classes, so that weight files can name them.
 from bundle.networks import classifiers as classifiers
 from bundle.networks import embeddings as embeddings
 from bundle.networks import imagenet_classifier as imagenet_classifier

@@ -1,8 +1,8 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Classifiers of real images: the guides, which the walk differentiates, and the gate's networks, which it never does.
+"""Classifiers of images: the guides, which the walk differentiates, and the gate's networks, which it never does.
 
-The two kinds differ in architecture so that what fools one need not fool the other.
+Their architectures differ, so that images that deceive a guide do not necessarily deceive the gate.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ __all__ = ["Classifier", "GateClassifier", "Guide", "NobodyHead"]
 
 
 class NobodyHead(nn.Module):
-    r"""Cosine classifier over identities that can say "nobody".
+    r"""Cosine classifier over identities with an additional class "nobody".
 
-    With f the feature, w_k the prototype of identity k and K identities,
+    With the feature f, the prototypes w_k of K identities, a scale s and a threshold c,
 
         l_k = log(exp(s cos(f, w_k)) + exp(s c) / K),    p = softmax(l):
 
-    an extra class "nobody" competes with the logit s c, and its probability is shared out evenly among all identities
-    (K times exp(s c) / K). An image that resembles nobody, cos(f, w_k) well below c for every k, so gets the uniform p
-    that the paper's identity term asks for (Pennisi et al., MICCAI 2023, L_id), whatever differences are left between
-    small cosines. The cosine is that of NormFace (Wang et al., ACM MM 2017).
+    the additional class "nobody" has the logit s c, and its probability is distributed evenly over all identities
+    (hence exp(s c) / K). For an image that resembles no patient, with cos(f, w_k) well below c for every k, p is
+    therefore uniform, as the paper's identity term requires (Pennisi et al., MICCAI 2023, L_id), even if its small
+    cosines differ. The cosine classifier is that of NormFace (Wang et al., ACM MM 2017).
 
     Args:
-        in_features: length of a feature.
-        num_classes: K.
+        in_features: length of a feature vector.
+        num_classes: K, number of identities.
 
     Attributes:
-        scale: s, learned.
-        nobody: c, learned: the cosine from which on an image is more likely somebody.
+        scale: learned scale s.
+        nobody: learned threshold c, the cosine above which an identity is more likely than "nobody".
     """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
@@ -55,7 +55,7 @@ class NobodyHead(nn.Module):
         return F.normalize(features) @ F.normalize(self.weight).T
 
     def closed_set(self, features: Tensor) -> Tensor:
-        """Maps features [B, in_features] to logits s cos(f, w_k), [B, K]: who it is if it must be somebody."""
+        """Maps features [B, in_features] to logits s cos(f, w_k), [B, K], of the identities without "nobody"."""
         return self.scale * self.cosine(features)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class NobodyHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Trunk, which ends in one feature vector, and head; the head is always computed in fp32."""
+    """Classifier of a trunk, which returns one feature vector, and a head, which is always computed in fp32."""
 
     arguments: dict[str, Any]
 
@@ -86,10 +86,10 @@ class Classifier(nn.Module):
             return self.head(features)
 
     def closed_set(self, image: Tensor) -> Tensor:
-        """Maps images to logits of the classes alone, [B, num_classes] in fp32: nobody is no answer here.
+        """Maps images [B, C, H, W] to logits of the classes without "nobody", [B, num_classes] in fp32.
 
-        Once nobody is likely, his share of every identity's probability hides which patients an image is still nearer
-        to than to others. These logits say so, however far it is from all of them.
+        Where "nobody" is likely, its share of every identity's probability hides which patients an image resembles more
+        than others. These logits rank the patients even if the image resembles none of them closely.
         """
         return self.closed_set_of(self.features(image))
 
@@ -103,14 +103,14 @@ class Classifier(nn.Module):
 class Guide(Classifier):
     """ResNet-18 (He et al., CVPR 2016): phi_id and phi_class of the paper.
 
-    The walk pays for the guides hundreds of times per point, so they are narrow and the stem halves the image twice.
-    Forward and backward to the image, bf16 on one CPU core: 1.2 ms at 64 px and 5.0 ms at 128 px; at width 1 three
-    times as much, and stems that keep more pixels three to ten times.
+    The walk evaluates the guides hundreds of times per point, so they are narrow and the stem reduces the image by 4. A
+    forward and backward pass in bf16 on one CPU core takes 1.2 ms at 64 px and 5.0 ms at 128 px; width 1 takes three
+    times as long, and stems of higher resolution three to ten times.
 
     Args:
-        channels: of the images, 1 or 3.
-        num_classes: identities or diagnoses.
-        identity: takes `NobodyHead` in place of a linear head.
+        channels: number of image channels, 1 or 3.
+        num_classes: number of identities or diagnoses.
+        identity: whether the head is a `NobodyHead` rather than a linear layer.
         width: factor on the number of channels of every layer; 1 is the published network.
     """
 
@@ -135,17 +135,17 @@ class Guide(Classifier):
 class GateClassifier(Classifier):
     """Small DenseNet (Huang et al., CVPR 2017): the gate's networks.
 
-    Every image is reduced to ``side`` pixels, where it is larger, and brought to mean 0 and standard deviation 1: a
-    copy that is only blurred, noisy, darker, brighter or paler is nearly the same image to the gate, without its
-    training having to show it so. Who somebody is shows at 64 pixels; finer detail is what changes most easily.
+    Larger images are reduced to ``side`` pixels, and all are standardised to mean 0 and standard deviation 1. The gate
+    is thereby nearly invariant to blur, noise, brightness and contrast, without having to learn it. 64 pixels suffice
+    to identify patients; finer detail is what changes most easily in a copy.
 
     Args:
-        channels: of the images, 1 or 3.
-        num_classes: identities or diagnoses.
-        identity: takes `NobodyHead` in place of a linear head.
-        side: see above.
-        growth: channels that every layer adds.
-        layers: number of layers in each of the dense blocks; the image is halved between two blocks.
+        channels: number of image channels, 1 or 3.
+        num_classes: number of identities or diagnoses.
+        identity: whether the head is a `NobodyHead` rather than a linear layer.
+        side: side in pixels to which larger images are reduced.
+        growth: number of channels that every layer adds.
+        layers: number of layers in each dense block; the resolution is halved between two blocks.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The audit's networks: an embedding in which copies of an image lie close together, and a verifier of pairs.
+"""The audit's networks: an embedding in which copies of an image are close together, and a verifier of pairs.
 
-No walk and no gate ever sees them. Their plain convolutions differ from the guides' and the gate's architectures, and
-each is trained with a seed and a loss of its own.
+Neither the walk nor the gate uses them. Their plain convolutional architecture differs from those of the guides and the
+gate, and each is trained with its own seed and loss.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from bundle.networks.weights import register_network
 __all__ = ["ROWS", "ContrastiveEmbedding", "SiameseVerifier"]
 
 WIDTHS = (32, 64, 96, 128, 192)
-#: Images that are compared with a gallery at a time.
+#: Number of images that are compared with a gallery at a time.
 ROWS = 64
 
 
 class _PlainTrunk(nn.Module):
-    """Blocks of two 3 x 3 convolutions with batch norm (Simonyan and Zisserman, ICLR 2015), the image halved by each.
+    """Blocks of two 3 x 3 convolutions with batch norm (Simonyan and Zisserman, ICLR 2015); each halves the resolution.
 
-    Images are brought to ``side`` pixels and standardised first.
+    Images are first resized to ``side`` pixels and standardised.
     """
 
     arguments: dict[str, Any]
@@ -58,21 +58,21 @@ class _PlainTrunk(nn.Module):
             return self.projection(features.float())
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:
-        """Maps what `forward` returned of two sets, [N, dimension] and [M, dimension], to their similarity [N, M]."""
+        """Maps two sets of outputs of `forward`, [N, dimension] and [M, dimension], to their similarities [N, M]."""
         raise NotImplementedError
 
     @torch.no_grad()
     def nearest(self, x: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-        """Looks up in a gallery which images are most similar.
+        """Finds the most similar image of a gallery for each image.
 
         Args:
-            x: what `forward` returned of them, [N, dimension].
-            gallery: what it returned of the images to look among, [M, dimension], M >= 1.
+            x: outputs of `forward` for the images, [N, dimension].
+            gallery: outputs of `forward` for the images of the gallery, [M, dimension], M >= 1.
 
         Returns:
-            The similarity [N] to the most similar, and its index [N]. Blocks of ``x`` keep the memory small.
+            Similarity [N] of the most similar image, float32, and its index [N] in the gallery, int64.
         """
-        # Filled in place: small results between large temporary blocks would keep the blocks from being used again.
+        # Filled in place: small tensors allocated between large temporary blocks would prevent reuse of their memory.
         similarity, index = torch.empty(len(x)), torch.empty(len(x), dtype=torch.int64)
         for number, block in enumerate(self.similarity(x, gallery)):
             rows = slice(number * ROWS, (number + 1) * ROWS)
@@ -80,7 +80,7 @@ class _PlainTrunk(nn.Module):
         return similarity, index
 
     def similarity(self, x: Tensor, gallery: Tensor) -> Iterator[Tensor]:
-        """Yields `compare` of x [N, dimension] and a gallery [M, dimension], by blocks of `ROWS` rows, on the CPU."""
+        """Yields `compare` of x [N, dimension] and a gallery [M, dimension] in blocks of `ROWS` rows, on the CPU."""
         device = self.projection.weight.device
         gallery = gallery.to(device)
         for block in x.split(ROWS):
@@ -91,15 +91,15 @@ class _PlainTrunk(nn.Module):
 
 @register_network
 class ContrastiveEmbedding(_PlainTrunk):
-    """f: maps an image to a point on the unit sphere, and every changed copy of it to nearly the same point.
+    """Embedding f that maps an image and its altered copies to nearly the same point on the unit sphere.
 
-    Correlations of two images are scalar products of their points (Dar et al., arXiv 2402.01054).
+    The correlation of two images is the scalar product of their points (Dar et al., arXiv 2402.01054).
 
     Args:
-        channels: of the images, 1 or 3.
-        side: pixels to which every image is brought.
-        widths: channels of each block.
-        dimension: of the sphere's space.
+        channels: number of image channels, 1 or 3.
+        side: side in pixels to which every image is resized.
+        widths: number of channels of each block.
+        dimension: length of the embedding vector.
     """
 
     def __init__(self, channels: int, side: int = 64, widths: Sequence[int] = WIDTHS, dimension: int = 128) -> None:
@@ -116,16 +116,16 @@ class ContrastiveEmbedding(_PlainTrunk):
 
 @register_network
 class SiameseVerifier(_PlainTrunk):
-    r"""Says of two images whether they show the same patient.
+    r"""Siamese network that predicts whether two images show the same patient.
 
-    With g the features, the logit is ``b + sum_k v_k |s(g_k(x)) - s(g_k(y))|``, s the logistic function: the network of
+    With features g and the logistic function s, the logit is ``b + sum_k v_k |s(g_k(x)) - s(g_k(y))|``: the network of
     Packhäuser et al. (Scientific Reports 2022), "Deep learning-based patient re-identification is able to exploit the
-    biometric nature of medical chest X-ray data", on a smaller trunk.
+    biometric nature of medical chest X-ray data", with a smaller trunk.
 
     Args:
-        channels: of the images, 1 or 3.
-        side: pixels to which every image is brought.
-        widths: channels of each block.
+        channels: number of image channels, 1 or 3.
+        side: side in pixels to which every image is resized.
+        widths: number of channels of each block.
         dimension: number of features.
     """
 
@@ -135,9 +135,9 @@ class SiameseVerifier(_PlainTrunk):
         self.bias = nn.Parameter(torch.tensor(5.0))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Maps images [B, C, H, W] in [-1, 1] to what is compared, [B, dimension] in (0, 1), fp32."""
+        """Maps images [B, C, H, W] in [-1, 1] to the features s(g), [B, dimension] in (0, 1), in fp32."""
         return self.features(image).sigmoid()
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:
-        """Maps features [N, dimension] and [M, dimension] to logits [N, M] of "the same patient"."""
+        """Maps features [N, dimension] and [M, dimension] to the logits [N, M] that pairs show the same patient."""
         return (x[:, None] - y[None]).abs() @ self.weight + self.bias

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Classifier of diagnoses on a trunk that knows photographs, for signs that are small and images that are few."""
+"""Diagnostic classifier with a trunk pretrained on ImageNet, for small signs and few labelled images."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from bundle.networks.weights import register_network
 __all__ = ["TRUNKS", "ImageNetClassifier"]
 
 _DROPOUT = 0.5
-# The trunks divide the side by 16: of smaller images they would keep a point or four.
+# Smallest side of an image, in pixels: the trunks reduce it by 16, which would leave too few positions.
 _SMALLEST = 64
 
 
 @dataclass(frozen=True)
 class _Trunk:
-    """Part of one of torchvision's networks.
+    """First part of a network of torchvision.
 
     Attributes:
-        build: returns the whole network with random weights.
-        parts: the part, as names of its children in their order.
-        channels: of the feature map that it ends in.
-        weights: torchvision's.
-        option: name of the option that names a file of them.
+        build: function that returns the complete network with random weights.
+        parts: names of the network's children that form the trunk, in order.
+        channels: number of channels of the trunk's output.
+        weights: torchvision's pretrained weights.
+        option: name of the option for a file of these weights.
     """
 
     build: Callable[[], nn.Module]
@@ -60,12 +60,12 @@ TRUNKS = {
 
 @register_network
 class ImageNetClassifier(Classifier):
-    """One of `TRUNKS`, averaged over the image, dropout and a linear head; all of it is trained.
+    """One of `TRUNKS`, global average pooling, dropout and a linear head; all layers are trained.
 
     Args:
-        channels: of the images, 1 or 3; grey is repeated.
-        num_classes: diagnoses.
-        trunk: a key of `TRUNKS`; its weights are random until `load_imagenet` or a state dict fills them.
+        channels: number of image channels, 1 or 3; a single channel is repeated.
+        num_classes: number of diagnoses.
+        trunk: a key of `TRUNKS`; its weights are random until `load_imagenet` or a state dict is loaded.
     """
 
     def __init__(self, channels: int, num_classes: int, trunk: str) -> None:
@@ -78,14 +78,14 @@ class ImageNetClassifier(Classifier):
         self.arguments = {"channels": channels, "num_classes": num_classes, "trunk": trunk}
 
     def load_imagenet(self, file: str | os.PathLike[str] | None = None) -> None:
-        """Fills the trunk with torchvision's ImageNet weights.
+        """Loads torchvision's ImageNet weights into the trunk.
 
         Args:
-            file: the weights as torchvision publishes them, whole or without what the trunk does not use; None lets
-                torchvision download them.
+            file: path of torchvision's weights, of the complete network or of the trunk; None lets torchvision download
+                them.
 
         Raises:
-            TrunkUnavailable: the weights are not to be had, or the file holds others.
+            TrunkUnavailable: the weights cannot be downloaded or read, or the file holds other weights.
         """
         state = imagenet_weights(self.kind.weights, file, self.kind.option)
         own = {key: value.float() for key, value in state.items() if key.split(".")[0] in self.kind.parts}
@@ -95,7 +95,7 @@ class ImageNetClassifier(Classifier):
             raise unsuitable(self.kind.weights, file, self.kind.option) from error
 
     def features(self, image: Tensor) -> Tensor:
-        """Maps images [B, C, H, H] in [-1, 1], enlarged to 64 px if smaller, to features [B, features] in fp32."""
+        """Maps images [B, C, H, H] in [-1, 1], resized to 64 px if smaller, to features [B, features] in fp32."""
         if image.shape[-1] < _SMALLEST:
             image = F.interpolate(image, (_SMALLEST, _SMALLEST), mode="bilinear")
         x = imagenet_normalised(image.expand(-1, 3, -1, -1)).contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Students of the guides that read w itself: phi(G(w)) without drawing the image."""
+"""Latent guides: student networks that predict a guide's output phi(G(w)) from w without synthesising the image."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bundle.networks.weights import register_network
 
 __all__ = ["LATENT_GUIDES", "LatentGuide", "new_latent_guide"]
 
-#: The students by the names of their weight files, each with its teacher's and the width of its layers. Whose class an
-#: image shows is easily told from w; whom it resembles is not.
+#: Name of each latent guide's weight file, with the name of its teacher and the width of its layers. Predicting the
+#: class from w is easier than predicting the identity, so that narrower layers suffice.
 LATENT_GUIDES: dict[str, tuple[str, int]] = {
     "latent_identity": ("identity_guide", 1024),
     "latent_class": ("class_guide", 256),
@@ -23,7 +23,7 @@ LATENT_GUIDES: dict[str, tuple[str, int]] = {
 
 
 class _SharedTrunk(nn.Module):
-    """Perceptron on latents brought to mean 0 and deviation 1; like the means of a ReLU's output, never below 0."""
+    """Perceptron on standardised latents whose outputs are >= 0, as the guide's features (averages of a ReLU) are."""
 
     mean: Tensor
     deviation: Tensor
@@ -43,17 +43,17 @@ class _SharedTrunk(nn.Module):
 
 @register_network
 class LatentGuide(Classifier):
-    """What a guide says of G(w), read from w: a perceptron predicts the guide's features, its own last layer the rest.
+    """Student of a guide: predicts the guide's features of G(w) from w and applies a copy of the guide's last layer.
 
-    That layer knows every patient already; the student learns where in its space an image lies, which is smooth in
-    w and has fewer numbers than there are patients.
+    The last layer already separates the patients. The student only has to learn the features, which are smooth in w and
+    fewer than the patients.
 
     Args:
         w_dim: length of w.
-        features: length of the guide's feature.
-        num_classes: identities or diagnoses.
-        identity: whether the last layer is a `NobodyHead`.
-        width: of the hidden layers.
+        features: length of the guide's feature vector.
+        num_classes: number of identities or diagnoses.
+        identity: whether the last layer is a `NobodyHead` rather than a linear layer.
+        width: number of units of each hidden layer.
         depth: number of hidden layers.
     """
 
@@ -73,17 +73,17 @@ class LatentGuide(Classifier):
         }
 
     def standardise(self, w: Tensor) -> None:
-        """Takes mean and deviation from latents [N, w_dim] that are typical of what the network will be given."""
+        """Sets the mean and standard deviation of the inputs from representative latents [N, w_dim]."""
         self.trunk.mean.copy_(w.mean(dim=0))
         self.trunk.deviation.copy_(w.std(dim=0).clamp_min(1e-3))
 
 
 def new_latent_guide(name: str, teacher: nn.Module, w_dim: int) -> LatentGuide:
-    """Builds an untrained student that has its teacher's last layer.
+    """Builds an untrained student with a copy of its teacher's last layer.
 
     Args:
-        name: one of `LATENT_GUIDES`.
-        teacher: phi.
+        name: a key of `LATENT_GUIDES`.
+        teacher: the guide phi.
         w_dim: length of w.
 
     Raises:

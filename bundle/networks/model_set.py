@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of weights that were made for each other."""
+"""Loads the networks of a folder and checks that they belong together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bundle.networks.weights import NETWORKS, WeightsError, load_weights, read_i
 __all__ = ["GENERATION_NETWORKS", "ModelInfos", "ModelSet", "load_models", "read_infos"]
 
 GENERATION_NETWORKS = ("generator", "identity_guide", "class_guide", "gate_identity", "gate_class")
-# What must be equal in all JSONs of a set, and what it means when it is not.
+# Entries that must be equal in all JSON files of a set, and the meaning of a difference.
 COMMON = {
     "modality": "another kind of image",
     "resolution": "another resolution",
@@ -30,7 +30,7 @@ COMMON = {
     "split_sha256": "another split of the data: patients held out from one network trained another",
 }
 
-# What every JSON of a set must say, and those of some networks besides.
+# Entries that every JSON file of a set must have, and further ones of single networks.
 REQUIRED = ("modality", "resolution", "channels", "class_names", "split_sha256", "seed", "scores")
 REQUIRED_OF = {
     "gate_identity": ("scores.threshold",),
@@ -43,10 +43,10 @@ REQUIRED_OF = {
 
 @dataclass(frozen=True)
 class ModelInfos:
-    """What the JSONs of the networks of one data set and split say; no network is loaded.
+    """Descriptions of networks that were trained on one data set and split; the networks are not loaded.
 
     Attributes:
-        infos: content of each network's JSON, by the network's name.
+        infos: content of each network's JSON file, by name of the network.
     """
 
     infos: dict[str, dict[str, Any]]
@@ -58,42 +58,42 @@ class ModelInfos:
 
     @property
     def split_sha256(self) -> str:
-        """SHA-256 of the split file that all networks were trained with."""
+        """SHA-256 of the split file with which all networks were trained."""
         return str(self.infos["generator"]["split_sha256"])
 
     def sha256(self) -> dict[str, str]:
-        """Returns for each network the hash of its JSON, which covers every entry and the hash of the weights."""
+        """Returns the SHA-256 of each network's JSON file, which covers every entry and the hash of the weights."""
         return {name: str(info["json_sha256"]) for name, info in self.infos.items()}
 
 
 @dataclass(frozen=True)
 class ModelSet(ModelInfos):
-    """Networks of one data set and split.
+    """Networks that were trained on one data set and split.
 
     Attributes:
-        networks: by name, in evaluation mode, taking no gradients.
+        networks: networks by name, in evaluation mode and without gradients for their parameters.
     """
 
     networks: dict[str, nn.Module]
 
     @property
     def generator(self) -> Generator:
-        """G."""
+        """The generator G."""
         network = self.networks["generator"]
         assert isinstance(network, Generator)
         return network
 
 
 def read_infos(models_dir: str | os.PathLike[str], names: Sequence[str] = GENERATION_NETWORKS) -> ModelInfos:
-    """Reads the JSONs of a folder's networks and holds them against each other.
+    """Reads the JSON files of a folder's networks and checks that the networks belong together.
 
     Args:
-        models_dir: holds ``<name>.pt`` and ``<name>.json`` for each name; the ``.pt`` files are not opened.
-        names: which; the first, as a rule the generator, is the one that the others are compared with.
+        models_dir: folder with ``<name>.pt`` and ``<name>.json`` for each name; the ``.pt`` files are not opened.
+        names: names of the networks; the others are compared with the first, which usually is the generator.
 
     Raises:
-        WeightsError: a file is missing or a JSON damaged, a network is none for what its name says, or two do not
-            belong together.
+        WeightsError: a file is missing, a JSON file is damaged, a network is unsuited to the role of its name, or two
+            networks do not belong together.
     """
     infos: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -132,7 +132,7 @@ def load_models(
 
     Args:
         models_dir: see `read_infos`.
-        device: where the networks go.
+        device: device of the networks.
         names: see `read_infos`.
 
     Raises:
@@ -143,7 +143,7 @@ def load_models(
 
 
 def _check_different(folder: Path, infos: dict[str, dict[str, Any]]) -> None:
-    """Refuses a network under two names: a gate that is the guide would judge walks that were bent to please it."""
+    """Refuses a network under two names: a gate equal to a guide would judge walks that were optimised against it."""
     names: dict[str, str] = {}
     for name, info in infos.items():
         other = names.setdefault(info["sha256"], name)
@@ -155,7 +155,7 @@ def _check_different(folder: Path, infos: dict[str, dict[str, Any]]) -> None:
 
 
 def _role_problem(name: str, info: dict[str, Any]) -> str | None:
-    """Says why a network cannot do what its name says; None if it can."""
+    """Returns the reason why a network is unsuited to the role of its name; None if it is suited."""
     kind = NETWORKS[info["network"]]
     if (name == "generator") != issubclass(kind, Generator) or (name in LATENT_GUIDES) != issubclass(kind, LatentGuide):
         return f"it is a {info['network']}"

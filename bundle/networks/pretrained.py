@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that torchvision trained on ImageNet, downloaded or read from a file that the user names."""
+"""Loads torchvision's ImageNet weights, by download or from a file."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class TrunkUnavailable(RuntimeError):
-    """A network's ImageNet weights could neither be downloaded nor read from a file."""
+    """ImageNet weights cannot be downloaded or read from the given file."""
 
 
 def imagenet_weights(
     weights: WeightsEnum, file: str | os.PathLike[str] | None = None, option: str = "squeezenet_file"
 ) -> dict[str, Tensor]:
-    """Returns a state dict as torchvision publishes it.
+    """Returns the state dict of torchvision's weights.
 
     Args:
-        weights: which weights.
-        file: where they are; None lets torchvision download them or take them from its own cache.
-        option: name of the option that names ``file``, for the messages.
+        weights: torchvision's entry for the weights.
+        file: path of the weights; None lets torchvision download them or use its cache.
+        option: name of the option for ``file``, for messages.
 
     Raises:
-        TrunkUnavailable: no file was named and the download failed, or the file is absent or holds no tensors.
+        TrunkUnavailable: no file is given and the download failed, or the file is missing or no PyTorch file of
+            tensors.
     """
     return _download(weights, option) if file is None else _read(weights, Path(file), option)
 
 
 def imagenet_normalised(images: Tensor) -> Tensor:
-    """Brings RGB images [B, 3, H, W] in [-1, 1] to the mean and deviation that the networks were trained with."""
+    """Normalises RGB images [B, 3, H, W] in [-1, 1] by ImageNet's mean and standard deviation, as in pretraining."""
     mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
     return ((images + 1) / 2 - mean) / std
 
 
 def unsuitable(weights: WeightsEnum, file: str | os.PathLike[str] | None, option: str) -> TrunkUnavailable:
-    """Returns the error for a file that was read and holds another network's weights."""
+    """Returns the error for a file that holds the weights of another network."""
     return TrunkUnavailable(f"{option} {file} does not hold {_name(weights)}'s weights. {_cure(weights, option)}")
 
 
@@ -73,6 +74,6 @@ def _read(weights: WeightsEnum, path: Path, option: str) -> dict[str, Tensor]:
         raise TrunkUnavailable(f"{option} {path} does not exist. {cure}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
+    except Exception as error:  # torch.load raises many types of errors for damaged files
         raise TrunkUnavailable(f"{option} {path} is not a PyTorch file of tensors. {cure}") from error
     return state if isinstance(state, dict) else {}

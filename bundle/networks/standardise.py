@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How networks that judge images even out what says nothing of whom an image shows."""
+"""Normalises size and intensity of images, which do not help to identify the patient."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["resized", "standardised"]
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """Brings images [B, C, H, W] to ``side`` pixels in height and width: bilinear, antialiased, in fp32."""
+    """Resizes images [B, C, H, W] to ``side`` pixels in height and width: bilinear, antialiased, in fp32."""
     if tuple(images.shape[-2:]) == (side, side):
         return images.float()
     return F.interpolate(images.float(), size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def standardised(images: Tensor) -> Tensor:
-    """Brings every image [B, C, H, W] to mean 0 and standard deviation 1: brighter, darker or paler is all the same."""
+    """Scales every image [B, C, H, W] to mean 0 and standard deviation 1, which removes brightness and contrast."""
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     deviation = images.std(dim=(1, 2, 3), keepdim=True)
     return (images - mean) / (deviation + 1e-3)

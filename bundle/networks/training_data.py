@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The real images that networks were trained on, opened as they were then."""
+"""Opens the real images that networks were trained on, with the same preset and splits."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ def open_training_data(
     layout: str | Mapping[str, Any] = "auto",
     modality: str | Modality = "",
 ) -> ImageData | None:
-    """Opens the real images that the models were trained on; None where no folder is given.
+    """Opens the real images that the models were trained on.
 
     Args:
-        dataset_dir: the folder, or several.
-        models_dir: of the models; beside it may lie the split file of the training.
-        output_dir: of this command.
-        models: the networks, whose JSONs name the kind of image.
+        dataset_dir: path of the folder of images, or of several; None for none.
+        models_dir: folder of the models, in whose parent the training may have stored its split file.
+        output_dir: output folder of this command.
+        models: the networks, whose JSON files name modality, resolution and seed.
         layout: see `bundle.data.open_dataset`.
-        modality: preset; where the models are of another kind of image, the preset that they name.
+        modality: preset of the kind of image, used if it has the name of the models' modality; otherwise, the preset of
+            that name is used.
+
+    Returns:
+        The images, or None where no folder is given.
 
     Raises:
-        DataError: the models were trained on other images or another split of them.
+        DataError: the data cannot be used, or the models were trained on other images or other splits.
     """
     if not dataset_dir:
         return None

@@ -1,11 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights on disk: a flat fp16 state dict (.pt, tensors only) and a JSON of the same name that says what it is.
+"""Saves and loads weight files: a flat fp16 state dict (.pt, tensors only) and a JSON file that describes it.
 
-The JSON holds the SHA-256 of the weights and, in ``json_sha256``, one of all its other entries: a threshold, a class
-name or a score that was edited or damaged is noticed before anything depends on it. That guards against accidents and
-careless edits. Whoever computes the hash anew after an edit is not noticed, so that what the entries say is also held
-against each other and against the network.
+The JSON holds the SHA-256 of the weights and, in ``json_sha256``, that of all its other entries, so that accidental
+changes of a threshold, a class name or a score are detected. The hash does not protect against deliberate edits, which
+can recompute it; the entries are therefore also checked for consistency with each other and with the network.
 """
 
 from __future__ import annotations
@@ -41,34 +40,34 @@ __all__ = [
 FORMAT = 1
 NETWORKS: dict[str, type[nn.Module]] = {}
 HASH = "json_sha256"
-# Characters of another library's error that a message repeats.
+# Largest number of characters of another library's error that a message quotes.
 MOST_REPEATED = 300
 
 
 class WeightsError(ValueError):
-    """Weights that are absent, damaged, or do not belong to the network they are given to."""
+    """Weights that are missing, damaged, or do not fit the network or the other networks."""
 
 
 class UnsealedError(WeightsError):
-    """Weights of an earlier version, whose JSON carries no hash over itself."""
+    """Weights of an earlier version, whose JSON has no hash of its own entries."""
 
 
 def register_network(network_class: type[nn.Module]) -> type[nn.Module]:
-    """Class decorator: lets weight files name this class. Its instances keep their constructor's ``arguments``."""
+    """Class decorator that lets weight files name a class; instances keep their constructor's ``arguments``."""
     NETWORKS[network_class.__name__] = network_class
     return network_class
 
 
 def save_weights(network: nn.Module, path: str | os.PathLike[str], info: dict[str, Any]) -> None:
-    """Writes the weights as fp16 and the JSON beside them; the JSON, written last, completes the pair.
+    """Writes the weights as fp16 and then the JSON beside them, which completes the pair.
 
     Args:
-        network: an instance of a registered class, with its constructor's ``arguments``.
-        path: the ``.pt`` file.
-        info: what the JSON says besides the network: modality, resolution, classes, split hash, scores and so on.
+        network: instance of a registered class, with its constructor's ``arguments``.
+        path: path of the ``.pt`` file.
+        info: further entries of the JSON: modality, resolution, classes, split hash, scores and so on.
 
     Raises:
-        WeightsError: a weight has no finite value in half precision, or the JSON would not be read again.
+        WeightsError: a weight is not finite in half precision, or an entry is invalid.
     """
     path = Path(path)
     state = half_state(network)
@@ -87,7 +86,7 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], info: dict[st
 
 
 def half_state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns a network's state dict as it is written: fp16 but for whole numbers, on the CPU."""
+    """Returns a network's state dict on the CPU as it is saved, with floating-point tensors in fp16."""
     return {
         key: (value.detach().cpu().half() if value.is_floating_point() else value.detach().cpu()).contiguous()
         for key, value in network.state_dict().items()
@@ -95,30 +94,30 @@ def half_state(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def write_info(path: str | os.PathLike[str], info: dict[str, Any]) -> None:
-    """Writes the JSON beside a ``.pt`` file, with a hash over itself; a score that is no finite number becomes null.
+    """Writes the JSON beside a ``.pt`` file, with a hash of its entries; numbers that are not finite become null.
 
     Args:
-        path: the ``.pt`` file.
-        info: the whole content, as `save_weights` makes it or `read_info` returns it.
+        path: path of the ``.pt`` file.
+        info: complete content, as `save_weights` creates it or `read_info` returns it.
     """
     content = {key: value for key, value in _plain(info).items() if key != HASH}
     write_json(Path(path).with_suffix(".json"), {**content, HASH: _digest(content)})
 
 
 def read_info(path: str | os.PathLike[str], required: Iterable[str] = ()) -> dict[str, Any]:
-    """Reads the JSON beside a ``.pt`` file.
+    """Reads and checks the JSON beside a ``.pt`` file.
 
     Args:
-        path: the ``.pt`` file.
-        required: entries that the caller needs, a dot before what is in another: ``scores.threshold``.
+        path: path of the ``.pt`` file.
+        required: names of entries that must be present; a dot separates the levels of nested entries:
+            ``scores.threshold``.
 
     Returns:
-        The content: its hash is right, its entries are of the right types and do not contradict each other.
+        Content of the JSON, with a valid hash and consistent entries of the right types.
 
     Raises:
-        UnsealedError: an earlier version has written it, without a hash.
-        WeightsError: a file of the pair is absent, or the JSON is not one that `save_weights` wrote, or was changed
-            since.
+        UnsealedError: the JSON was written by an earlier version without a hash.
+        WeightsError: a file of the pair is missing, or the JSON was not written by `save_weights` or changed later.
     """
     path = Path(path)
     json_path = path.with_suffix(".json")
@@ -140,35 +139,35 @@ def read_info(path: str | os.PathLike[str], required: Iterable[str] = ()) -> dic
 def load_weights(
     path: str | os.PathLike[str], device: str | torch.device = "cpu", required: Iterable[str] = ()
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds the network that the JSON names and fills it, every key and no other.
+    """Builds the network that the JSON describes and loads its weights; the keys must match exactly.
 
     Args:
-        path: the ``.pt`` file, its JSON beside it.
-        device: where the network goes.
-        required: entries of the JSON that the caller needs, see `read_info`.
+        path: path of the ``.pt`` file, with its JSON beside it.
+        device: device of the network.
+        required: names of entries of the JSON that must be present, see `read_info`.
 
     Returns:
-        The network in fp32, in evaluation mode, taking no gradients; and the JSON's content.
+        The network, in fp32, in evaluation mode and without gradients for its parameters; and the JSON's content.
 
     Raises:
         UnsealedError: see `read_info`.
-        WeightsError: a file is absent or damaged, holds values that are no numbers, or the two do not belong together.
+        WeightsError: a file is missing or damaged, a weight is not finite, or the two files do not belong together.
     """
     info = read_info(path, required)
     return _filled(Path(path), info).to(device), info
 
 
 def seal_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool]:
-    """Adds the hash over itself to the JSON of weights that an earlier version has written, if all else is right.
+    """Adds the hash to the JSON of weights that an earlier version has written, if they pass all other checks.
 
     Args:
-        path: the ``.pt`` file.
+        path: path of the ``.pt`` file.
 
     Returns:
-        The JSON's content, and whether the hash is new.
+        The JSON's content, and whether the hash was added.
 
     Raises:
-        WeightsError: see `load_weights`; a hash that is wrong stays wrong.
+        WeightsError: see `load_weights`; an existing hash that is wrong is not replaced.
     """
     path = Path(path)
     info = _parsed(path)
@@ -181,17 +180,17 @@ def seal_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool]:
 
 
 def fill_network(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Fills a network that is there with weights that were saved of the same one.
+    """Loads saved weights into an existing network of the same class and arguments, in place.
 
     Args:
-        network: of a registered class; filled in place.
-        path: the ``.pt`` file, its JSON beside it.
+        network: instance of a registered class.
+        path: path of the ``.pt`` file, with its JSON beside it.
 
     Returns:
-        The network.
+        The same network.
 
     Raises:
-        WeightsError: see `load_weights`; or the file holds another network.
+        WeightsError: see `load_weights`; or the file holds weights of another network.
     """
     source, info = load_weights(path)
     if type(source) is not type(network) or info["arguments"] != json.loads(json.dumps(network.arguments)):
@@ -214,13 +213,13 @@ def _filled(path: Path, info: dict[str, Any]) -> nn.Module:
         raise _unreadable(path, error) from error
     try:
         network = NETWORKS[info["network"]](**info["arguments"])
-    except Exception as error:  # a constructor raises as many types as there are arguments that make no sense
+    except Exception as error:  # constructors raise many types of errors for invalid arguments
         raise WeightsError(
             f"{json_path} does not describe a {info['network']} ({_repeated(error)}). Use the release that wrote it."
         ) from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
+    except Exception as error:  # torch.load raises many types of errors for damaged files
         raise WeightsError(f"{path} is not a PyTorch file of tensors. Copy the pair of files anew.") from error
     try:
         network.load_state_dict(state, strict=True)
@@ -235,14 +234,14 @@ def _filled(path: Path, info: dict[str, Any]) -> nn.Module:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    """Reads the JSON beside a ``.pt`` file, of this format and of a network that is known."""
+    """Parses the JSON beside a ``.pt`` file and checks that it has this format and names a registered network."""
     json_path = path.with_suffix(".json")
     for file in (path, json_path):
         if not os.path.lexists(file):
             raise WeightsError(
                 f"{file} does not exist. Train it with this bundle's configs or name another models_dir."
             )
-        if not file.is_file():  # a pipe would be waited for without end
+        if not file.is_file():  # reading a pipe could block forever
             raise WeightsError(f"{file} is not a file. Put the pair of files in its place.")
     try:
         info = json.loads(json_path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite_float)
@@ -275,7 +274,7 @@ def _finite_float(text: str) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """Returns content as its JSON gives it back; numbers that JSON does not know become None."""
+    """Converts content to the types that JSON preserves; numbers that are not finite become None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -307,7 +306,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-#: What an entry must be where it is there, and that in words.
+#: Check of each entry that is present, and the description of a valid value for messages.
 ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arguments": (_is_dict, "a dictionary"),
     "channels": (lambda value: _is_count(value) and value in (1, 3), "1 or 3"),
@@ -350,18 +349,18 @@ def _check_entries(json_path: Path, info: dict[str, Any], required: Iterable[str
 
 
 def _entries_problem(info: dict[str, Any]) -> str | None:
-    """Says which entry is of a wrong type or contradicts another; None if none does."""
+    """Describes the first entry that has an invalid value or contradicts another one; returns None if there is none."""
     for name, (fits, words) in ENTRIES.items():
         value = _entry(info, name)
         if value is not _ABSENT and not fits(value):
             return f"{name} is {shown(value)}, not {words}"
     arguments = info["arguments"]
-    is_identity = arguments.get("identity") is True  # then the network's classes are patients
+    is_identity = arguments.get("identity") is True  # the classes of an identity network are patients
     if "class_names" in info:
         problem = class_names_problem(info["class_names"], None if is_identity else arguments.get("num_classes"))
         if problem:
             return f"class_names: {problem}"
-    # Beside image_channels, the projected discriminator has channels of its features.
+    # The `channels` of the projected discriminator are those of its features, not of images.
     same = {"resolution": "resolution", "channels": "image_channels" if "image_channels" in arguments else "channels"}
     if is_identity:
         same["n_identities"] = "num_classes"
@@ -380,7 +379,7 @@ def _described(info: dict[str, Any]) -> str:
 
 
 def _repeated(error: BaseException) -> str:
-    """Returns an error's text in one line of a bearable length."""
+    """Returns an error's text in one line, truncated to `MOST_REPEATED` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= MOST_REPEATED else f"{text[: MOST_REPEATED - 3]}..."
 

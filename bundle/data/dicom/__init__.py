@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM images: from stored values through rescale and window to black is 0 and white is 1, upright."""
+"""Reads DICOM images: applies rescale and window, turns them upright, and scales black to 0 and white to 1."""
 
 from bundle.data.dicom.reader import dicom_patient_id, read_dicom
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""RGB, YBR and palette colour, from stored values to black is 0 and white is 1."""
+"""Converts the stored values of RGB, YBR and palette colour images; black is 0 and white is 1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YB
 
 
 def read_colour(dataset: Dataset, channels: int, strict: bool) -> NDArray[Any]:
-    """Returns [H, W] or [H, W, 3] of a colour image; more than 8 bits have their own scale, as in PNG."""
+    """Returns a colour image [H, W] or [H, W, 3]; with more than 8 bits, it is scaled to its own robust range."""
     photometric = dataset.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
         pixels, white = _palette(dataset)
@@ -33,10 +33,10 @@ def read_colour(dataset: Dataset, channels: int, strict: bool) -> NDArray[Any]:
         raise _unknown_colours(photometric)
     bits = int(dataset.BitsStored)
     white = 2**bits - 1
-    # pydicom converts YBR of 8 allocated bits alone; compressed pixels come out of their decoder as RGB.
+    # pydicom converts YBR only where 8 bits are allocated; decoders of compressed pixels return RGB.
     is_ybr = photometric in ("YBR_FULL", "YBR_FULL_422") and dataset.BitsAllocated > 8
     is_ybr = is_ybr and not dataset.file_meta.TransferSyntaxUID.is_encapsulated
-    # All bits are asked for: those beyond BitsStored would be cut off, which turns bright pixels dark.
+    # All allocated bits are read: with those beyond BitsStored cut off, bright pixels would turn dark.
     pixels = stored_pixels(dataset, raw=is_ybr, bits_stored=dataset.BitsAllocated)
     if pixels.min() < 0 or pixels.max() > white:
         message = (
@@ -52,7 +52,7 @@ def read_colour(dataset: Dataset, channels: int, strict: bool) -> NDArray[Any]:
 
 
 def _to_rgb(pixels: NDArray[Any], bits: int) -> NDArray[np.float64]:
-    """Turns YBR_FULL [H, W, 3] of any depth into RGB (PS3.3, C.7.6.3.1.2)."""
+    """Converts YBR_FULL [H, W, 3] of any bit depth to RGB (PS3.3, C.7.6.3.1.2)."""
     y, blue, red = np.moveaxis(pixels.astype(np.float64), -1, 0)
     blue, red = blue - 2.0 ** (bits - 1), red - 2.0 ** (bits - 1)
     return np.stack([y + 1.402 * red, y - 0.344136 * blue - 0.714136 * red, y + 1.772 * blue], axis=-1)
@@ -64,7 +64,7 @@ def _unknown_colours(photometric: str) -> ReadError:
 
 
 def _palette(dataset: Dataset) -> tuple[NDArray[Any], float]:
-    """Returns the colours [H, W, 3] of a palette image, and their white."""
+    """Returns the colours [H, W, 3] of a palette image, and the value of white."""
     raw = stored_pixels(dataset)
     if tag_values(dataset, "SegmentedRedPaletteColorLookupTableData"):
         length, first, bits = (int(number) for number in dataset.RedPaletteColorLookupTableDescriptor)

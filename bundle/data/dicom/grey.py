@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""MONOCHROME images: stored values go through rescale and window to black is 0 and white is 1."""
+"""Converts the stored values of MONOCHROME images by rescale and window; black is 0 and white is 1."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from bundle.data.pixels import check_pixels, full_scale, percentiles, robust_sca
 
 __all__ = ["MAX_LOST", "read_grey"]
 
-#: Share of the pixels between an image's own black and white that a window may turn plain black or white. What lies at
-#: the ends anyway (background, collimated borders, burned-in text) does not count. Windows made for display cost an
-#: anatomy less than half of its pixels; one in 8-bit units on 12-bit pixels costs nine tenths or more.
+#: Largest share of the pixels between an image's own black and white that a window may saturate to black or white.
+#: Pixels that are black or white anyway (background, collimated borders, burned-in text) do not count. Windows made for
+#: display saturate less than half of the anatomy; one in 8-bit units on 12-bit pixels saturates nine tenths or more.
 MAX_LOST = 0.7
 
-#: An image's own black and white reach this share of its robust range inwards from the ends.
+#: Share of an image's robust range, at each end, that counts as the image's own black or white.
 _PLAIN = 0.05
 
-#: Outputs within this distance of 0 or 1 are plain black or white: half a step of eight bits.
+#: Outputs within this distance of 0 or 1 count as saturated: half a step of 8 bits.
 _SATURATED = 0.5 / 255
 
 
 def read_grey(dataset: Dataset) -> tuple[NDArray[Any], str]:
-    """Returns [H, W] of a MONOCHROME image, and the tags that would have spoilt it if it is blank."""
+    """Returns a MONOCHROME image [H, W], and the tags that are the probable cause if it is blank ("" for none)."""
     raw = stored_pixels(dataset)
     padding = _padding(dataset, raw)
     if padding.all():
@@ -56,12 +56,12 @@ def read_grey(dataset: Dataset) -> tuple[NDArray[Any], str]:
         scaled = robust_scale(values.astype(np.float64), ~padding)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         scaled = 1.0 - scaled
-    # Padding is no tissue: black on every display, inverted or not.
+    # Padding is not tissue, so that it is black even where MONOCHROME1 is inverted.
     return np.where(padding, 0.0, scaled), suspect
 
 
 def _padding(dataset: Dataset, raw: NDArray[Any]) -> NDArray[np.bool_]:
-    """Returns where pixels are padding; its value may be written with the wrong sign."""
+    """Returns the mask of padding pixels; corrects a padding value that is written with the wrong sign."""
     ends = [tag_number(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None:
         return np.zeros(raw.shape, bool)
@@ -84,7 +84,7 @@ def _check_range(values: NDArray[Any], suspect: str = "") -> None:
 
 
 def _rescale(dataset: Dataset, raw: NDArray[Any]) -> tuple[NDArray[Any], str]:
-    """Applies the modality LUT, or rescale slope and intercept; returns the values and what may have spoilt them."""
+    """Applies the modality LUT, or rescale slope and intercept; returns the values and the tags that were applied."""
     item = _lut(dataset, "ModalityLUTSequence")
     if item is not None:
         table, first = read_table(dataset, item, "LUTDescriptor", "LUTData")
@@ -99,7 +99,7 @@ def _rescale(dataset: Dataset, raw: NDArray[Any]) -> tuple[NDArray[Any], str]:
 
 
 def _window(dataset: Dataset, values: NDArray[Any]) -> tuple[NDArray[Any], str] | None:
-    """Applies the first VOI LUT or else the first window; returns [0, 1] and the tags, or None where there is none."""
+    """Applies the first VOI LUT or else the first window; returns values in [0, 1] and the tags, None without both."""
     item = _lut(dataset, "VOILUTSequence")
     if item is not None:
         table, first = read_table(dataset, item, "LUTDescriptor", "LUTData")
@@ -128,24 +128,21 @@ def _window(dataset: Dataset, values: NDArray[Any]) -> tuple[NDArray[Any], str] 
 
 
 def _lut(dataset: Dataset, keyword: str) -> Dataset | None:
-    """Returns the first lookup table of a sequence, or None where there is none or it is empty."""
+    """Returns the first lookup table of a sequence; None where there is none or it is empty."""
     items = tag_values(dataset, keyword)
     return items[0] if items and tag_values(items[0], "LUTData") else None
 
 
 def _check_window(values: NDArray[Any], scaled: NDArray[Any], tags: str) -> None:
-    """Refuses a window that turns more than :data:`MAX_LOST` of what it is for plain black or white.
+    """Refuses a window that saturates more than :data:`MAX_LOST` of the relevant pixels.
 
-    Args:
-        values: [N], before the window, without padding.
-        scaled: [N], after it.
-        tags: what the window was read from.
+    Both arrays are [N] without padding: `values` before the window that `tags` define, `scaled` after it.
     """
     low, high = percentiles(values)
     plain = _PLAIN * (high - low)
     inside = (values > low + plain) & (values < high - plain)
     lost = inside & ((scaled <= _SATURATED) | (scaled >= 1.0 - _SATURATED))
-    # In an image of two greys nothing lies between them that could be lost.
+    # An image of two grey levels has no pixels in between that could be lost.
     if inside.mean() > _PLAIN and lost.sum() > MAX_LOST * inside.sum():
         raise ReadError(
             "window",

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One DICOM file to one image: upright, with square pixels, black is 0 and white is 1."""
+"""Reads a DICOM file as an upright image with square pixels; black is 0 and white is 1."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from bundle.data.pixels import square_pixels
 
 __all__ = ["dicom_patient_id", "read_dicom"]
 
-#: Tags of the physical size of a pixel as (height, width), in the order in which they are asked.
+#: Tags of the physical size of a pixel as (height, width), in order of priority.
 _ASPECT_TAGS = ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
-#: Opposite directions in the patient, the one that an upright picture shows right or at the bottom first.
+#: Opposite directions in the patient; the first is on the right or at the bottom of an upright image.
 _AXES = ("LR", "FH", "PA")
 
 
@@ -32,15 +32,16 @@ def read_dicom(path: Path, channels: int, strict: bool) -> tuple[NDArray[Any], s
     """Reads a DICOM image of one frame.
 
     Args:
-        path: the file.
-        channels: 1 or 3; colour becomes luma where 1 are wanted.
-        strict: whether colour is refused where one channel is wanted.
+        path: path of the file.
+        channels: number of channels to return, 1 or 3; colour is converted to luma for 1.
+        strict: whether to refuse colour images where one channel is requested.
 
     Returns:
-        (image [H, W] or [H, W, 3] with black 0 and white 1, what is suspected where it turns out blank).
+        Image [H, W] or [H, W, 3], float32, black is 0 and white is 1; and, for error messages, the tags that are the
+        probable cause if it is blank ("" for none).
 
     Raises:
-        ReadError: no picture, several or too large ones, or a tag by which the pixels cannot be read rightly.
+        ReadError: the file holds no image, several or a too large one, or a tag is missing or wrong.
     """
     with room_for(*read_header(path)):
         dataset = load(path)
@@ -63,15 +64,15 @@ def _square(dataset: Dataset, image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _upright(dataset: Dataset, image: NDArray[Any]) -> NDArray[Any]:
-    """Turns an image by PatientOrientation: rows run to the patient's left, columns to the feet (PS3.3, C.7.6.1.1.1).
+    """Turns an image upright by PatientOrientation: left to the right, feet to the bottom (PS3.3, C.7.6.1.1.1).
 
-    Lateral images keep which way they look, axial ones have the back at the bottom; mammograms, whose views have
-    directions of their own, are left alone.
+    Lateral images are not mirrored, axial ones have the back at the bottom, and mammograms are left unchanged, since
+    their views have conventions of their own.
     """
     values = [str(value).strip().upper() for value in tag_values(dataset, "PatientOrientation")]
     if not any(values) or str(dataset.get("Modality")) == "MG":
         return image
-    # The first letter is the main direction: "FL" runs to the feet, and a little to the left.
+    # The first letter is the main direction: "FL" is towards the feet and slightly to the left.
     axes = [next((axis for axis in _AXES if value and value[0] in axis), "") for value in values]
     if len(axes) != 2 or "" in axes or axes[0] == axes[1]:
         shown = "\\".join(values)
@@ -89,7 +90,7 @@ def _upright(dataset: Dataset, image: NDArray[Any]) -> NDArray[Any]:
 
 
 def dicom_patient_id(path: Path) -> str | None:
-    """Returns the PatientID of a DICOM file, or None when there is none or the file is no readable DICOM."""
+    """Returns the PatientID of a DICOM file; None if it is empty or absent or the file is no readable DICOM."""
     try:
         if not is_dicom(path):
             return None

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From a file to its stored pixels: what is no single picture, too large or damaged is refused on the way."""
+"""Reads the stored pixels of a DICOM file; refuses files that are damaged, too large, or hold no or several images."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from bundle.data.formats import MAX_BYTES, ReadError
 
 __all__ = ["check_inflated", "load", "read_header", "stored_pixels"]
 
-#: Largest file, and largest data set once inflated, in bytes: a picture and what may be said about it.
+#: Largest file, and largest inflated data set, in bytes: the largest image and 64 MiB for other elements.
 _MAX_FILE = MAX_BYTES + 2**26
 
 _UNCOMPRESS = "Save it uncompressed (Explicit VR Little Endian)"
 
-#: What Pillow decodes as it does JPEG files, and without printing what it finds wrong; the other decoder for the rest.
+#: Transfer syntaxes that are decoded with Pillow first: as JPEG files are, and without messages printed by the decoder.
 _PILLOW_FIRST = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
 
-#: The first markers of a JPEG 2000 stream: its start and its size.
+#: First markers of a JPEG 2000 stream: start of codestream (SOC) and image size (SIZ).
 _JPEG_2000 = b"\xff\x4f\xff\x51"
 
 
 def read_header(path: Path) -> tuple[int, int, float]:
-    """Returns (columns, rows, bytes of a pixel) before the pixels are read; refuses what holds no single picture."""
+    """Returns (columns, rows, bytes per pixel) without reading the pixels; refuses files that hold no single image."""
     check_inflated(path)
     if path.stat().st_size > _MAX_FILE:
         raise ReadError(
@@ -53,7 +53,7 @@ def read_header(path: Path) -> tuple[int, int, float]:
             f"the file has {path.stat().st_size / 1e6:,.0f} MB, where at most {_MAX_FILE // 10**6} MB are read",
             "Save the picture as its own file",
         )
-    # Files without a preamble are read only by force; what the file holds has been looked at before.
+    # force reads files without a preamble; that the content is DICOM has been checked before.
     with open(path, "rb") as stream:
         header = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
         tag = stream.read(4)
@@ -72,10 +72,10 @@ def read_header(path: Path) -> tuple[int, int, float]:
 
 
 def check_inflated(path: Path) -> None:
-    """Refuses a deflated data set that inflates to more than :data:`_MAX_FILE`, without holding what it inflates to."""
+    """Refuses a deflated data set that inflates to more than :data:`_MAX_FILE`, without keeping it in memory."""
     with open(path, "rb") as stream:
         read_preamble(stream, force=True)
-        # The public function does not say where the data set begins.
+        # Unlike pydicom's public function, this one leaves the stream at the start of the data set.
         meta = _read_file_meta_info(stream)
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
@@ -93,9 +93,9 @@ def check_inflated(path: Path) -> None:
 
 
 def load(path: Path) -> Dataset:
-    """Returns a data set with pixels, whose transfer syntax is known and read."""
+    """Reads a data set with pixels and makes sure that its transfer syntax is set and can be decoded."""
     dataset = pydicom.dcmread(path, force=True)
-    if "PixelData" not in dataset:  # pydicom leaves out an element whose end it does not find
+    if "PixelData" not in dataset:  # pydicom omits an element whose end it does not find
         message = "the file is cut off (its compressed pixels do not end)"
         raise ReadError("truncated", message, "Copy it again from the source")
     meta: FileMetaDataset = getattr(dataset, "file_meta", None) or FileMetaDataset()
@@ -121,12 +121,12 @@ def load(path: Path) -> Dataset:
 
 
 def _check_stream(dataset: Dataset) -> None:
-    """Refuses a JPEG stream that does not end, or is of another size than the header's.
+    """Refuses a JPEG stream that is truncated or whose size differs from the DICOM header.
 
-    Decoders of JPEG 2000 draw what there is of a stream that is cut off, and say nothing; and a decoder takes memory
-    for the size that the stream states.
+    JPEG 2000 decoders return a partial image for a truncated stream without an error, and every decoder allocates
+    memory for the size that the stream states.
     """
-    # The first item, a table of offsets, stands before the fragments.
+    # The fragments follow the first item, the basic offset table.
     start = 8 + int.from_bytes(dataset.PixelData[4:8], "little")
     stream = b"".join(generate_fragments(dataset.PixelData[start:]))
     found = _stream_header(stream)
@@ -144,8 +144,8 @@ def _check_stream(dataset: Dataset) -> None:
 
 
 def _stream_header(stream: bytes) -> tuple[int, int, int] | None:
-    """Returns (width, height, bits) that the header of a JPEG, JPEG-LS or JPEG 2000 stream states, or None."""
-    if stream.startswith(_JPEG_2000):  # ISO 15444-1, A.5.1: the picture's ends less its offsets
+    """Returns (width, height, bits) from the header of a JPEG, JPEG-LS or JPEG 2000 stream, or None."""
+    if stream.startswith(_JPEG_2000):  # ISO 15444-1, A.5.1: the size is the end of the image area minus its offset
         right, bottom, left, top = struct.unpack_from(">4I", stream.ljust(43), 8)
         return right - left, bottom - top, (stream.ljust(43)[42] & 0x7F) + 1
     position = 2
@@ -155,14 +155,14 @@ def _stream_header(stream: bytes) -> tuple[int, int, int] | None:
             position += 1
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # start of frame
             bits, height, width = struct.unpack_from(">BHH", stream, position + 4)
-            return (width, height, bits) if height else None  # 0: the height follows the first scan
+            return (width, height, bits) if height else None  # 0 means that the height follows the first scan
         else:
             position += 2 + struct.unpack_from(">H", stream, position + 2)[0]
     return None
 
 
 def stored_pixels(dataset: Dataset, **options: Any) -> NDArray[Any]:
-    """Returns the stored values; `options` are those of pydicom's `pixel_array`."""
+    """Returns the stored values; `options` are passed to pydicom's `pixel_array`."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return pixel_array(dataset, **options)

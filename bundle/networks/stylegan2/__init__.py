@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A class-conditional StyleGAN2, written from the papers.
+"""A class-conditional StyleGAN2, implemented from the papers.
 
 Sources: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020 (StyleGAN2: weight
 demodulation, skip generator, residual discriminator); Karras et al., "Progressive Growing of GANs", ICLR 2018

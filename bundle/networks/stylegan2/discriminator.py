@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The discriminator: residual blocks from the image to a logit, which the label has a part in."""
+"""The StyleGAN2 discriminator: residual blocks from the image to a logit, with projection on the label."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def minibatch_stddev(x: Tensor, group_size: int = 4) -> Tensor:
     Source: Karras et al., ICLR 2018, section 3.
 
     Args:
-        x: [B, C, H, W].
-        group_size: samples per group; the largest divisor of B that is not above it is used.
+        x: feature maps [B, C, H, W].
+        group_size: largest number of samples per group; the largest divisor of B up to it is used.
 
     Returns:
-        [B, C + 1, H, W].
+        Feature maps [B, C + 1, H, W].
     """
     batch = x.shape[0]
     size = max(divisor for divisor in range(1, min(group_size, batch) + 1) if batch % divisor == 0)
-    # Member i of a group stands B / size apart, so that a batch sorted by class still mixes in each group.
+    # The members of a group are B / size apart, so that groups of a batch sorted by class still mix the classes.
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(size, batch // size, *x.shape[1:])
     deviation = (grouped.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
     feature = deviation.repeat(size).view(batch, 1, 1, 1).expand(-1, 1, *x.shape[2:])
@@ -95,14 +95,14 @@ class Discriminator(nn.Module):
         nn.init.normal_(self.embed.weight)
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
-        """Judges images.
+        """Computes logits of whether images are real.
 
         Args:
-            image: [B, C, H, W] in [-1, 1].
-            label: [B], int64.
+            image: images [B, C, H, W] in [-1, 1].
+            label: labels [B], int64.
 
         Returns:
-            Logits [B]: positive means real.
+            Logits [B], positive for real.
         """
         x = leaky(self.from_image(image))
         for block in self.blocks.values():

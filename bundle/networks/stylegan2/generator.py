@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The generator: a mapping network from z and the label to w, and a synthesis network from w to the image."""
+"""The StyleGAN2 generator: a mapping network from z and the label to w, and a synthesis network from w to the image."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["Generator", "MappingNetwork", "StyledLayer", "SynthesisBlock", "Synt
 
 
 class MappingNetwork(nn.Module):
-    r"""Maps z and a label to the intermediate latent w.
+    r"""Maps z and a label c to the intermediate latent w.
 
-    What the layers give, f(z, c), may be moved away from the mean of its class,
+    The output f(z, c) of the layers can be moved away from the mean m_c of its class,
 
-        w = m_c + s_c (f(z, c) - m_c):
+        w = m_c + s_c (f(z, c) - m_c),
 
-    the truncation trick (Karras et al., CVPR 2019) the other way round. s_c = 1 until `calibrate_spread` finds the
-    spread at which samples vary as much as real images.
+    which inverts the truncation trick (Karras et al., CVPR 2019). The spread s_c is 1 until `calibrate_spread` sets it
+    so that samples vary as much as real images.
 
     Args:
         z_dim: length of z.
         w_dim: length of w.
         num_classes: number of labels.
-        num_layers: depth.
-        lr_multiplier: learning rate relative to the synthesis network (StyleGAN2: 0.01).
+        num_layers: number of layers.
+        lr_multiplier: learning rate relative to that of the synthesis network (StyleGAN2: 0.01).
 
     Attributes:
-        mean: m, [num_classes, w_dim].
-        spread: s, [num_classes].
+        mean: class means m, [num_classes, w_dim].
+        spread: spreads s, [num_classes].
     """
 
     if TYPE_CHECKING:  # torch.jit.script does not read annotations of a class as strings
@@ -59,14 +59,14 @@ class MappingNetwork(nn.Module):
         return mean + self.spread[label].unsqueeze(1) * (self.unspread(z, label) - mean)
 
     def narrowed(self, w: Tensor, label: Tensor) -> Tensor:
-        """Undoes the spread of latents w [P, N, w_dim] of the classes label [P]."""
+        """Reverts the spread of latents w [P, N, w_dim] with labels [P], where N is the number of points of a path."""
         mean = self.mean[label].unsqueeze(1)
         return mean + (w - mean) / self.spread[label].view(-1, 1, 1)
 
     def unspread(self, z: Tensor, label: Tensor) -> Tensor:
-        """Maps z [B, z_dim] and label [B] to f(z, c) [B, w_dim], what the layers give."""
+        """Maps z [B, z_dim] and label [B] to the output f(z, c) [B, w_dim] of the layers."""
         one_hot = F.one_hot(label, self.num_classes).to(z.dtype)
-        # The equalised gain divides by sqrt(num_classes), which a one-hot input does not have; normalising undoes it.
+        # The equalised gain assumes inputs of unit variance, which one-hot vectors are not; normalisation corrects it.
         embedded = self.embed(one_hot)
         embedded = embedded * (embedded.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         z = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
@@ -80,12 +80,12 @@ class StyledLayer(nn.Module):
     """Modulated 3 x 3 convolution, noise input, bias and leaky ReLU.
 
     Args:
-        in_channels: feature maps in.
-        out_channels: feature maps out.
+        in_channels: number of input feature maps.
+        out_channels: number of output feature maps.
         w_dim: length of w.
         resolution: side of the output in pixels.
-        up: double the resolution.
-        noise: add a noise image, scaled by a learned strength.
+        up: whether to double the resolution.
+        noise: whether to add a noise image, scaled by a learned strength.
     """
 
     if TYPE_CHECKING:  # torch.jit.script does not read annotations of a class as strings
@@ -130,7 +130,7 @@ class ToImage(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """All layers of one resolution: one upsampling and one plain styled layer, and the image they add (skip)."""
+    """Layers of one resolution: an upsampling and a plain styled layer, and a layer that adds to the image (skip)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, image_channels: int, w_dim: int, resolution: int, noise: bool
@@ -141,16 +141,16 @@ class SynthesisBlock(nn.Module):
         self.to_image = ToImage(out_channels, image_channels, w_dim)
 
     def forward(self, x: Tensor, image: Tensor, ws: Tensor, noise_mode: str) -> tuple[Tensor, Tensor]:
-        """Doubles x and the image with the block's three latents ws [B, 3, w_dim]."""
+        """Doubles the resolution of x and of the image, using the block's three latents ws [B, 3, w_dim]."""
         x = self.conv0(x, ws[:, 0], noise_mode)
         x = self.conv1(x, ws[:, 1], noise_mode)
-        # Bilinear upsampling by 2 is the [1, 3, 3, 1] filter; images stay in fp32, they are sums over resolutions.
+        # Bilinear upsampling by 2 is the [1, 3, 3, 1] filter. The image, a sum over resolutions, stays in fp32.
         image = F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
         return x, image + self.to_image(x, ws[:, 2]).to(image.dtype)
 
 
 class SynthesisNetwork(nn.Module):
-    """Maps w to an image with a skip generator.
+    """Skip generator that maps w to an image.
 
     Args:
         w_dim: length of w.
@@ -168,12 +168,12 @@ class SynthesisNetwork(nn.Module):
         self.w_dim: int = w_dim
         sides = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
         widths = [channels_at(side, channel_base, channel_max) for side in sides]
-        # The first resolution has one styled layer and one image layer; each later block one more layer.
+        # Two layers at 4 x 4 pixels, and three per block, the first of which shares the previous image layer's latent.
         self.num_ws: int = 2 + 2 * (len(sides) - 1)
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.conv = StyledLayer(widths[0], widths[0], w_dim, 4, up=False, noise=noise)
         self.to_image = ToImage(widths[0], image_channels, w_dim)
-        # Named by resolution, so that weights of one resolution find their place in a network of another.
+        # Keyed by resolution, so that weights can be transferred to a network of another resolution.
         self.blocks = nn.ModuleDict(
             {
                 str(sides[i]): SynthesisBlock(widths[i - 1], widths[i], image_channels, w_dim, sides[i], noise)
@@ -185,21 +185,21 @@ class SynthesisNetwork(nn.Module):
         """Synthesises images.
 
         Args:
-            w: [B, w_dim], or one latent per layer [B, num_ws, w_dim].
+            w: latents [B, w_dim], or one latent per layer [B, num_ws, w_dim].
             noise_mode: "const" (the trained generator's fixed noise images), "random" or "none".
 
         Returns:
-            Images [B, C, H, W], fp32, in [-1, 1] (clamped; see `unclamped` for the gradient's sake).
+            Images [B, C, H, W], fp32, clamped to [-1, 1]; `unclamped` keeps the gradients of saturated pixels.
         """
         return self.unclamped(w, noise_mode).clamp(-1.0, 1.0)
 
     @torch.jit.export
     def unclamped(self, w: Tensor, noise_mode: str = "const") -> Tensor:
-        """As `forward`, without the final clamp, which has no gradient where a pixel is saturated."""
+        """Synthesises images as `forward` does, without the final clamp, whose gradient is 0 at saturated pixels."""
         ws = w.unsqueeze(1).expand(-1, self.num_ws, -1) if w.dim() == 2 else w
         x = self.conv(self.const.expand(ws.shape[0], -1, -1, -1), ws[:, 0], noise_mode)
         image = self.to_image(x, ws[:, 1]).to(self.const.dtype)
-        # The image layer of a block and the first styled layer of the next share a latent, as in the paper.
+        # The image layer of a block and the first styled layer of the next block share a latent, as in the paper.
         index = 1
         for block in self.blocks.values():
             x, image = block(x, image, ws[:, index : index + 3], noise_mode)
@@ -220,8 +220,8 @@ class Generator(nn.Module):
         mapping_layers: depth of the mapping network.
         channel_base: see `channels_at`.
         channel_max: see `channels_at`.
-        noise: whether the synthesis layers have noise inputs. What they draw is out of reach of a walk in W, so a
-            generator meant for one is better without.
+        noise: whether the synthesis layers have noise inputs. A walk in W cannot control the details that noise adds,
+            so generators for walks should have none.
 
     Raises:
         ValueError: the resolution is not one of those.
@@ -259,10 +259,10 @@ class Generator(nn.Module):
         self.synthesis = SynthesisNetwork(w_dim, resolution, image_channels, channel_base, channel_max, noise)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Generates an image from one vector, the form that the model zoo's checks and servers use.
+        """Generates images from single vectors, as the checks of the MONAI Model Zoo and servers require.
 
         Args:
-            x: z ~ N(0, I) joined with the one-hot label, [B, z_dim + num_classes].
+            x: z ~ N(0, I) concatenated with the one-hot label, [B, z_dim + num_classes].
 
         Returns:
             Images [B, C, H, W] in [-1, 1].

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Modulated convolutions as the paper writes them, for comparison: the same results, many times slower on a CPU."""
+"""Modulated convolutions as grouped convolutions, as in the paper: the same results, but many times slower on a CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GroupedModulatedConv2d", "with_grouped_convolutions"]
 
 
 class GroupedModulatedConv2d(ModulatedConv2d):
-    """`ModulatedConv2d` as the paper writes it: one set of weights for each sample, applied as groups."""
+    """`ModulatedConv2d` with one set of weights per sample, applied by a grouped convolution, as in the paper."""
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """See `ModulatedConv2d.forward`."""
@@ -36,7 +36,7 @@ class GroupedModulatedConv2d(ModulatedConv2d):
 
 
 def with_grouped_convolutions(generator: Generator) -> Generator:
-    """Gives a generator `GroupedModulatedConv2d` in place of its modulated convolutions, in place."""
+    """Replaces the modulated convolutions of a generator by `GroupedModulatedConv2d`, in place."""
     for module in generator.modules():
         for name, child in module.named_children():
             if isinstance(child, ModulatedConv2d):

@@ -1,10 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The layers that generator and discriminator are made of.
+"""Layers of the generator and the discriminator.
 
 A convolution with modulated and demodulated weights, w''_oik = s_i w_oik / sqrt(sum_ik (s_i w_oik)^2 + eps), is
-computed here as "scale the activations by s_i, convolve with the shared w, scale the output by the root": the same
-function, without one set of weights per sample, and several times faster on a CPU.
+computed here by scaling the activations by s_i, convolving with the shared w, and dividing the output by the root: the
+same function, without one set of weights per sample, and several times faster on a CPU.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ RESOLUTIONS = (32, 64, 128, 256, 512)
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
-    """Feature maps of the layers that work at ``resolution`` pixels (StyleGAN2's rule, min(base / resolution, max))."""
+    """Returns the number of feature maps at ``resolution`` pixels, by StyleGAN2's rule min(base / resolution, max)."""
     return min(channel_base // resolution, channel_max)
 
 
 def check_resolution(resolution: int) -> None:
-    """Raises ValueError for a side that is not one of `RESOLUTIONS`."""
+    """Raises ValueError for a resolution that is not one of `RESOLUTIONS`."""
     if resolution not in RESOLUTIONS:
         nearest = min(RESOLUTIONS, key=lambda valid: abs(valid - resolution))
         raise ValueError(f"resolution {resolution} is not one of {RESOLUTIONS}: the nearest is {nearest}.")
 
 
 def _fir_kernel() -> Tensor:
-    """The separable [1, 3, 3, 1] low-pass filter of StyleGAN2 with unit sum, shape [1, 1, 4, 4]."""
+    """Returns StyleGAN2's separable [1, 3, 3, 1] low-pass filter with unit sum, [1, 1, 4, 4]."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
     kernel = torch.outer(taps, taps)
     return (kernel / kernel.sum()).view(1, 1, 4, 4)
 
 
 def leaky(x: Tensor) -> Tensor:
-    """Leaky ReLU of slope 0.2, scaled by sqrt(2) to keep the variance of its input."""
+    """Applies a leaky ReLU of slope 0.2, scaled by sqrt(2) to preserve the variance of its input."""
     return F.leaky_relu(x, 0.2) * math.sqrt(2.0)
 
 
@@ -66,7 +66,7 @@ class EqualizedLinear(nn.Module):
         in_features: length of the input vectors.
         out_features: length of the output vectors.
         bias: initial value of the bias.
-        lr_multiplier: learning rate of this layer relative to the rest.
+        lr_multiplier: learning rate of this layer relative to that of other layers.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: float = 0.0, lr_multiplier: float = 1.0) -> None:
@@ -85,11 +85,11 @@ class EqualizedConv2d(nn.Module):
     """Convolution with equalised learning rate, "same" padding, and an optional low-pass filter and stride of 2.
 
     Args:
-        in_channels: feature maps in.
-        out_channels: feature maps out.
-        kernel_size: odd side of the kernel.
-        bias: whether a bias is added.
-        down: halve the resolution, after a [1, 3, 3, 1] filter against aliasing.
+        in_channels: number of input feature maps.
+        out_channels: number of output feature maps.
+        kernel_size: side of the kernel, odd.
+        bias: whether to add a bias.
+        down: whether to halve the resolution, after an antialiasing [1, 3, 3, 1] filter.
     """
 
     if TYPE_CHECKING:  # torch.jit.script does not read annotations of a class as strings
@@ -109,8 +109,8 @@ class EqualizedConv2d(nn.Module):
         weight = self.weight * self.weight_gain
         if not self.down:
             return F.conv2d(x, weight, self.bias, padding=self.padding)
-        if self.padding == 0:  # a 1 x 1 kernel commutes with subsampling: filter and subsample first, it is cheaper
-            # A stride in the filter itself would do less, but its backward pass on a CPU takes many times longer.
+        if self.padding == 0:  # a 1 x 1 kernel commutes with subsampling, which is cheaper first
+            # A stride in the filter would need fewer operations, but its backward pass on a CPU is many times slower.
             return F.conv2d(_filter(x, self.kernel, 1.0, padding=1)[:, :, ::2, ::2], weight, self.bias)
         return F.conv2d(_filter(x, self.kernel, 1.0, padding=2), weight, self.bias, stride=2)
 
@@ -119,11 +119,11 @@ class ModulatedConv2d(nn.Module):
     """Convolution whose weights are modulated by a style and demodulated (StyleGAN2, equations 1 and 3).
 
     Args:
-        in_channels: feature maps in.
-        out_channels: feature maps out.
-        kernel_size: odd side of the kernel.
-        up: double the resolution by a transposed convolution and the [1, 3, 3, 1] filter.
-        demodulate: divide by the expected standard deviation of the output.
+        in_channels: number of input feature maps.
+        out_channels: number of output feature maps.
+        kernel_size: side of the kernel, odd.
+        up: whether to double the resolution, by a transposed convolution and the [1, 3, 3, 1] filter.
+        demodulate: whether to divide the output by its expected standard deviation.
     """
 
     if TYPE_CHECKING:  # torch.jit.script does not read annotations of a class as strings
@@ -141,14 +141,14 @@ class ModulatedConv2d(nn.Module):
         self.register_buffer("kernel", _fir_kernel(), persistent=False)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """Convolves.
+        """Applies the modulated convolution.
 
         Args:
             x: activations [B, in_channels, H, W].
             style: scales s of the input feature maps, [B, in_channels].
 
         Returns:
-            [B, out_channels, H, W], or twice H and W where ``up``.
+            Activations [B, out_channels, H, W], or with twice H and W where ``up``.
         """
         weight = self.weight * self.weight_gain
         x = x * style.to(x.dtype).unsqueeze(-1).unsqueeze(-1)
@@ -158,7 +158,7 @@ class ModulatedConv2d(nn.Module):
         else:
             x = F.conv2d(x, weight, padding=self.padding)
         if self.demodulate:
-            # Summed elementwise, not by a matrix product: autocast would round that to bf16.
+            # An elementwise sum, since autocast would compute a matrix product in bf16.
             style = style.to(weight.dtype)
             power = (style.square().unsqueeze(1) * weight.square().sum(dim=(2, 3))).sum(dim=2)
             x = x * (power + 1e-8).rsqrt().to(x.dtype).unsqueeze(-1).unsqueeze(-1)
