@@ -82,12 +82,11 @@ class WalkLedger:
     def open(self) -> None:
         """Claims the folder for these settings, or resumes what an earlier run with the same settings left.
 
-        In the first process, files of pairs that are damaged or belong to another run are removed with a warning; their
-        pairs are walked again.
+        The first process removes files of pairs that are damaged or of another run, with a warning; they are walked
+        again.
 
         Raises:
-            CohortError: the folder belongs to a run with other settings, or does not show to which run its pairs
-                belong.
+            CohortError: the folder belongs to a run with other settings, or its pairs to an unknown run.
         """
         if idist.get_rank() == 0:
             private_folder(self.folder)
