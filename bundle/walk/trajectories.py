@@ -110,11 +110,10 @@ def agreement(new_walk: NewWalk, students: Guides, models: ModelSet, seed: int) 
         seed: random seed of the end points.
 
     Returns:
-        Over the points of all walks at every sixth step: ``rank_correlation`` (Spearman) of the identity divergence,
-        ``rank_correlation_class`` of the class cross-entropy, and ``rank_correlation_of_a_path``, the median over paths
-        of the former. Means over points in nats: ``identity_divergence_linear`` (straight paths),
-        ``identity_divergence`` (walked paths) and ``identity_divergence_promised`` (walked paths, according to the
-        students).
+        Spearman's ``rank_correlation`` of the identity divergence over every sixth step of all walks, its median over
+        paths ``rank_correlation_of_a_path``, and ``rank_correlation_class`` of the class cross-entropy. Means over
+        points in nats: ``identity_divergence_linear`` (straight paths), ``identity_divergence`` (walked paths) and
+        ``identity_divergence_promised`` (walked paths, according to the students).
     """
     judge = ImageGuides(models.generator, models.networks["identity_guide"], models.networks["class_guide"], amp=False)
     answers: list[list[Tensor]] = [[], [], [], []]
