@@ -82,8 +82,7 @@ class WalkLedger:
     def open(self) -> None:
         """Claims the folder for these settings, or resumes what an earlier run with the same settings left.
 
-        The first process removes files of pairs that are damaged or of another run, with a warning; they are walked
-        again.
+        Files of pairs that are damaged or of another run are removed with a warning; their pairs are walked again.
 
         Raises:
             CohortError: the folder belongs to a run with other settings, or its pairs to an unknown run.
