@@ -294,7 +294,7 @@ class WalkLedger:
                 record = torch.load(stream, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise  # does not mean that the file is damaged
-        except Exception:  # torch.load raises as many types as there are ways to damage a file
+        except Exception:  # torch.load raises many types on damaged files
             return {}, "it is damaged"
         if not isinstance(record, dict) or not all(isinstance(value, Tensor) for value in record.values()):
             return {}, "it is no file of tensors"

@@ -29,10 +29,10 @@ __all__ = [
 GUIDE_CHANGES: dict[str, float] = {
     "mirror": 1.0,
     "rotation": 15.0,  # degrees
-    "shift": 0.1,  # of the side
+    "shift": 0.1,  # share of the side
     "scale": 1.25,  # larger, or smaller by its inverse
     "aspect": 1.15,  # wider, or narrower by its inverse
-    "coarseness": 3.0,  # factor by which half of the images lose pixels, one factor for a batch
+    "coarseness": 3.0,  # downsampling factor for half of the images, one factor per batch
     "brightness": 0.4,  # added, in units of [-1, 1]
     "contrast": 1.6,  # factor, or its inverse
     "tint": 0.25,  # added to each channel of a colour image by itself, in units of [-1, 1]
@@ -59,10 +59,10 @@ GATE_CHANGES: dict[str, float] = {
 AUDIT_CHANGES: dict[str, float] = {
     "mirror": 1.0,
     "rotation": 15.0,  # degrees
-    "shift": 0.12,  # of the side
+    "shift": 0.12,  # share of the side
     "scale": 1.5,  # larger, or smaller by its inverse
     "aspect": 1.1,  # wider, or narrower by its inverse
-    "coarseness": 5.0,  # factor by which half of the images lose pixels, one factor for a batch
+    "coarseness": 5.0,  # downsampling factor for half of the images, one factor per batch
     "gamma": 1.8,  # exponent, or its inverse
     "contrast": 1.6,  # factor, or its inverse
     "brightness": 0.3,  # added, in units of [-1, 1]

@@ -38,8 +38,8 @@ class ImageGuides(nn.Module):
 
     Args:
         generator: G.
-        identity_guide: phi_id.
-        class_guide: phi_class.
+        identity_guide: phi_id, classifier of patients.
+        class_guide: phi_class, classifier of diagnoses.
         clamped_gradient: whether saturated pixels have zero gradient, as with the authors' clamp.
         amp: whether to compute in bf16 on devices that support it.
     """

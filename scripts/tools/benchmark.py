@@ -64,7 +64,7 @@ def peak_memory(walk: str, models_dir: str, n_points: int) -> float:
 
 
 def measure_memory(walk: str, models_dir: str, n_points: int) -> float:
-    """Loads the networks, walks a block for three steps, synthesises and gates it; returns the peak memory in MiB."""
+    """Loads the networks, walks a block for three steps, synthesises and judges it; returns the peak memory in MiB."""
     way = shortened(compared_walks(BalancedObjective())[walk], 3)
     models = load_models(models_dir, names=generation_networks(way.guides))
     walker = Walker(models, LatentPrior(models.generator), open_gate(models), way, n_points, seed=0)
