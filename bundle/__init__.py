@@ -3,7 +3,7 @@
 """PLAN: privacy-preserving walks in the latent space of generative models of medical images.
 
 The commands as functions: ``from bundle import audit, check_data, generate, load_models``, see `bundle.api`. PyTorch
-and MONAI are imported when one of them is first asked for.
+and MONAI are imported when one of these names is first accessed.
 """
 
 from importlib import import_module

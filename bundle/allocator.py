@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How the C library's allocator treats memory that is freed and soon wanted again."""
+"""Setting of the C library's allocator that keeps freed memory for reuse."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import sys
 
 __all__ = ["keep_freed_memory"]
 
-# Of malloc.h: parameters of mallopt, see mallopt(3).
+# Parameters of mallopt(3), from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# The largest that glibc allows, and more than is ever free at the top of the heap at once.
+# The largest value that glibc allows, and a threshold that the free heap never reaches.
 LARGEST_MMAP_THRESHOLD, NEVER = 32 * 2**20, 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Keeps glibc from handing freed memory back to the system while the process lives.
+    """Prevents glibc from returning freed memory to the system while the process lives.
 
-    Images are drawn a few at a time, so that the same megabytes come and go thousands of times. Whether glibc returns
-    them each time depends on what happens to lie at the top of the heap; where it does, the kernel has to clear every
-    page anew: millions of them for a large cohort.
+    Images are synthesised a few at a time, so the same megabytes are allocated and freed thousands of times. If glibc
+    returns them to the system each time, which depends on the layout of the heap, the kernel must clear the pages anew.
 
     Returns:
-        Whether there is a glibc and it agreed; elsewhere, nothing is changed.
+        Whether the setting was applied; without glibc, nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

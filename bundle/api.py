@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands as functions, for notebooks and programs.
 
-Each function runs the configuration of its command, so that options, defaults, files and messages are those of the
-command line. An option that is None or left out keeps its default. What differs is how a function ends: it returns an
-object, also where a command ends with an exit code, and raises the bundle's own error, without those that MONAI wraps
-around it.
+Each function runs the configuration of its command, with the same options, defaults, files and messages as on the
+command line. An option that is None or left out keeps its default. Unlike a command, a function returns an object, even
+where the command ends with an exit code, and raises the bundle's own errors without MONAI's wrappers.
 
 Example:
     >>> from bundle import audit, generate
@@ -43,18 +42,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
-# Lines that a command line writes into its log and a notebook has no use for; errors reach the caller as exceptions.
+# Loggers whose messages are useful on the command line but not in a notebook, where errors are raised as exceptions.
 QUIET = {"monai.bundle.scripts": logging.ERROR, "monai.bundle.workflows": logging.ERROR, "mlflow": logging.WARNING}
 QUIET |= {"alembic": logging.WARNING, "ignite": logging.CRITICAL, "ignite.engine": logging.CRITICAL}
 
 
 def _shows_options(command: str, file: str, names: Sequence[str] | None = None) -> Callable[[Function], Function]:
-    """Lets Python and notebooks list the options of a command and their defaults as parameters of a function.
+    """Gives a function a signature with the options of a command and their defaults, for help and completion.
 
     Args:
         command: one of `bundle.commands.COMMANDS`.
-        file: its configuration; a default that is computed there is shown as None.
-        names: the options to show; None for all.
+        file: configuration file of the command; defaults computed in it are shown as None.
+        names: options to show; None for all.
     """
     model, config = COMMANDS[command], ConfigParser.load_config_file(str(CONFIGS / file))
     parameters = []
@@ -63,7 +62,7 @@ def _shows_options(command: str, file: str, names: Sequence[str] | None = None) 
         if isinstance(default, str) and default[:1] in ("$", "@"):
             default = None
         elif validate(model, {name: default}):
-            default = inspect.Parameter.empty  # there is none
+            default = inspect.Parameter.empty  # no default
         if name not in INTERNAL:
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
@@ -79,22 +78,22 @@ def _shows_options(command: str, file: str, names: Sequence[str] | None = None) 
 
 @_shows_options("generate", "plan.json")
 def generate(*, configs: Configs = (), **options: Any) -> GeneratedCohort:
-    """Makes a cohort of synthetic images; completes one that was broken off, verifies one that is there.
+    """Makes a cohort of synthetic images; resumes an interrupted one and verifies a complete one.
 
     Args:
-        configs: further configuration files, the last of which counts: paths, relative to the working directory or the
-            bundle's folder, such as ``"configs/published.json"``.
-        **options: of the command ``generate``, as README.md lists them; parts of configs/plan.json by their ids, as in
+        configs: further configuration files, of which later ones take precedence; paths relative to the working
+            directory or the bundle's folder, such as ``"configs/published.json"``.
+        **options: options of the command ``generate``, see README.md, or parts of configs/plan.json by their ids, as in
             ``**{"walk_settings#steps": 50}``.
 
     Returns:
         The cohort, in ``output_dir/cohort``.
 
     Raises:
-        OptionError: an option does not exist or cannot be.
+        OptionError: an option does not exist or has an invalid value.
         WeightsError: networks are missing, damaged or do not belong together.
-        DataError: dataset_dir is not what the networks were trained on.
-        CohortError: output_dir holds another cohort or a damaged one, or hardly anything passes the gate.
+        DataError: dataset_dir does not hold the data that the networks were trained on.
+        CohortError: output_dir holds another cohort or a damaged one, or hardly any image passes the gate.
     """
     (output_dir,) = _run("plan.json", "generate", configs, options, ("output_dir",))
     return GeneratedCohort(Path(output_dir).absolute() / "cohort")
@@ -102,20 +101,20 @@ def generate(*, configs: Configs = (), **options: Any) -> GeneratedCohort:
 
 @_shows_options("audit", "audit.json")
 def audit(*, configs: Configs = (), **options: Any) -> AuditResult:
-    """Judges a folder of synthetic images, whoever made it, against the real images behind it.
+    """Audits a folder of synthetic images from any source against the real images that its generator was trained on.
 
     Args:
         configs: see `generate`.
-        **options: of the command ``audit``: ``cohort_dir``, a path or what `generate` returns, ``dataset_dir``, and
-            those that docs/audit.md explains.
+        **options: options of the command ``audit``: ``cohort_dir`` (a path or the result of `generate`),
+            ``dataset_dir`` and those described in docs/audit.md.
 
     Returns:
-        The verdict. It is returned, not raised, where the cohort must not be released or cannot be judged.
+        The verdict, also if the cohort must not be released or cannot be audited.
 
     Raises:
-        OptionError: an option does not exist or cannot be.
-        DataError: a folder cannot be judged, or output_dir holds another audit's results.
-        WeightsError: the audit's networks do not fit.
+        OptionError: an option does not exist or has an invalid value.
+        DataError: a folder cannot be audited, or output_dir holds another audit's results.
+        WeightsError: the audit networks do not fit the data.
     """
     (engine,) = _run("audit.json", "audit", configs, options, ("evaluator",))
     return AuditResult(engine.output_dir.absolute(), engine.results)
@@ -123,18 +122,18 @@ def audit(*, configs: Configs = (), **options: Any) -> AuditResult:
 
 @_shows_options("check_data", "check_data.json")
 def check_data(*, configs: Configs = (), **options: Any) -> DataCheck:
-    """Opens every real image and tells whether they can be used.
+    """Opens every real image and reports whether the images can be used.
 
     Args:
         configs: see `generate`.
-        **options: of the command ``check_data``: ``dataset_dir``, and those that docs/data.md explains.
+        **options: options of the command ``check_data``: ``dataset_dir`` and those described in docs/data.md.
 
     Returns:
-        What was found. It is returned, not raised, where images are damaged, doubled or too few.
+        The findings, also if images are damaged, duplicated or too few.
 
     Raises:
-        OptionError: an option does not exist or cannot be.
-        DataError: the folder cannot be read as a data set at all.
+        OptionError: an option does not exist or has an invalid value.
+        DataError: the folder cannot be read as a data set.
     """
     (settled,) = _run("check_data.json", None, configs, options, ("options",))
     return DataCheck(bundle.data.check_data(**settled), Path(settled["output_dir"]).absolute())
@@ -142,18 +141,18 @@ def check_data(*, configs: Configs = (), **options: Any) -> DataCheck:
 
 @_shows_options("generate", "plan.json", ("modality", "models_dir", "guides", "device"))
 def load_models(*, configs: Configs = (), **options: Any) -> ModelSet:
-    """Loads the networks that `generate` works with.
+    """Loads the networks that `generate` uses.
 
     Args:
         configs: see `generate`.
         **options: ``modality``, ``models_dir``, ``guides`` and ``device`` of the command ``generate``; its other
-            options are taken and make no difference.
+            options are accepted and ignored.
 
     Returns:
-        Generator, guides and gate networks, in evaluation mode, taking no gradients.
+        Generator, guides and gate networks, in evaluation mode, with gradients disabled.
 
     Raises:
-        OptionError: an option does not exist or cannot be.
+        OptionError: an option does not exist or has an invalid value.
         WeightsError: networks are missing, damaged or do not belong together.
     """
     (models,) = _run("plan.json", None, configs, options, ("models",))
@@ -162,22 +161,14 @@ def load_models(*, configs: Configs = (), **options: Any) -> ModelSet:
 
 
 def _run(file: str, run_id: str | None, configs: Configs, options: dict[str, Any], wanted: Sequence[str]) -> list[Any]:
-    """Runs a configuration of the bundle.
+    """Runs a configuration file of the bundle with overrides and returns the content of the items in ``wanted``.
 
-    Args:
-        file: in the folder ``configs``.
-        run_id: what to run; None checks the options alone.
-        configs: further configuration files.
-        options: overrides; None leaves an item as it is.
-        wanted: items whose content to return.
-
-    Raises:
-        Exception: whatever the run has raised, without MONAI's errors around it.
+    If ``run_id`` is None, only the options are checked. Errors of the run are raised without MONAI's wrappers.
     """
     found: list[Any] = []
 
     class Workflow(ConfigWorkflow):
-        """Keeps what the run was to make."""
+        """Collects the wanted items after the run."""
 
         def run(self) -> Any:
             if run_id is None:
@@ -190,7 +181,7 @@ def _run(file: str, run_id: str | None, configs: Configs, options: dict[str, Any
                         raise
             found.extend(self.parser.get_parsed_content(name) for name in wanted)
 
-    here = {"bundle_root": "." if Path.cwd() == ROOT else str(ROOT)}  # the default folders' names depend on it
+    here = {"bundle_root": "." if Path.cwd() == ROOT else str(ROOT)}  # names of default folders depend on it
     given = {name: _plain(value) for name, value in options.items()}
     files = [str(CONFIGS / file), *_overlays(configs)]
     try:
@@ -199,7 +190,7 @@ def _run(file: str, run_id: str | None, configs: Configs, options: dict[str, Any
         return found
     except Exception as error:
         failure = own_error(error) or _cause(error)
-    raise failure  # here, where it is not shown as a consequence of MONAI's
+    raise failure  # outside the except block, so that it is not chained to MONAI's error
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -209,7 +200,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _plain(value: Any) -> Any:
-    """Returns an option as the command line gives it: paths as texts."""
+    """Returns an option in the form of the command line: paths as strings."""
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -225,7 +216,7 @@ def _overlays(configs: Configs) -> Iterator[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves the program's logging as it was; training inside a run applies configs/logging.conf."""
+    """Restores the program's logging afterwards; a training inside the run applies configs/logging.conf."""
     before = {logger: (logger.level, [*logger.handlers]) for logger in map(logging.getLogger, (None, *QUIET))}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "parsing config_file")  # MONAI's reminder that configurations run code

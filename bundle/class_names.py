@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Names of classes and modalities, which become parts of file names: what they may be."""
+"""Checks of the names of classes and modalities, which become parts of file names."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 __all__ = ["MOST_CHARACTERS", "class_names_problem", "name_problem", "shown", "spelling_key"]
 
-#: Characters of a name; with a number and a suffix, its file name stays below the 255 bytes that file systems take.
+#: Longest name in characters; with a number and a suffix, a file name stays below the 255 bytes of most file systems.
 MOST_CHARACTERS = 100
 MOST_BYTES = 200
-# Reserved by Windows, whatever follows after a dot, with the superscripts that it takes for digits.
+# Names reserved by Windows, with any extension; it treats superscript digits as digits.
 DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
 FORBIDDEN = '/\\<>:"|?*'
-# Joiners are letters' business in Persian and in the scripts of India; other format characters change how a line reads.
+# Joiners are needed in Persian and Indic scripts; other format characters change how a line is displayed.
 JOINERS = "\u200c\u200d"
 
 
 def name_problem(name: Any) -> str | None:
-    """Says why a name cannot be part of a file name on every system, in words that follow the name; None if it can.
+    """Returns why a name cannot be part of a file name on every system, as a predicate of the name, or None if it can.
 
-    Spaces and letters of every script are allowed.
+    Spaces and letters of all scripts are allowed.
 
     Args:
-        name: whatever stands in the place of a name.
+        name: any value given as a name.
     """
     if not isinstance(name, str):
         return "is not a text"
@@ -48,11 +48,11 @@ def name_problem(name: Any) -> str | None:
 
 
 def class_names_problem(names: Any, num_classes: int | None = None) -> str | None:
-    """Says what is wrong with the names of classes; None if nothing is.
+    """Returns what is wrong with the names of classes, or None.
 
     Args:
-        names: a list or tuple of names, one for each label.
-        num_classes: how many there must be; None leaves that open.
+        names: list or tuple of names, one for each label.
+        num_classes: required number of names; None for any.
     """
     if not isinstance(names, list | tuple) or not names:
         return "they must be a list of at least one name"
@@ -74,22 +74,22 @@ def class_names_problem(names: Any, num_classes: int | None = None) -> str | Non
 
 
 def spelling_key(name: str) -> str:
-    """Returns what is left of a name without capital letters, spaces and punctuation: equal for spellings of one name.
+    """Returns a name without case, spaces and punctuation, which is equal for different spellings of one name.
 
-    "viral pneumonia" and "viral_pneumonia" are no two classes. Symbols stay, as in "HER2+".
+    "viral pneumonia" and "viral_pneumonia" are the same class. Symbols are kept, as in "HER2+".
 
     Args:
-        name: of a class.
+        name: name of a class.
     """
     return "".join(character for character in _folded(name) if unicodedata.category(character)[0] not in "ZPC")
 
 
 def _folded(name: str) -> str:
-    # File systems may take names for the same that differ in capitals or in how accents are coded.
+    # Some file systems treat names as equal that differ in case or in the encoding of accents.
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """Returns a value as Python writes it, cut short and without control characters, for a line of an error message."""
+    """Returns the shortened repr of a value, without control characters, for one line of an error message."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."

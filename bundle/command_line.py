@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How a command ends where something is wrong: one line that names the cure, and an exit code."""
+"""End of a failing command: a message that names the remedy, and an exit code."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["is_command_line", "own_error", "plain_errors", "print_error", "show_
 
 
 def is_command_line() -> bool:
-    """Whether ``python -m monai.bundle`` is running, and not somebody's own program."""
+    """Returns whether ``python -m monai.bundle`` is running, rather than another program."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return spec is not None and spec.name == "monai.bundle.__main__"
 
 
 def show_errors_plainly() -> None:
-    """Lets the process end in one line of message, without a traceback, where the bundle can say what is wrong.
+    """Makes the process report known errors in one line without a traceback.
 
-    The exit code is 1; 130 after Ctrl-C and 143 after SIGTERM, with the way to resume. The traceback is kept for what
-    nobody foresaw.
+    The exit code is 1, or 130 after Ctrl-C and 143 after SIGTERM, with a hint how to resume. Unexpected errors keep
+    their traceback.
     """
     sys.excepthook = _show_cure
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal of few letters is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # terminals with a limited character set must not cause errors
             stream.reconfigure(errors="backslashreplace")
-    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # else it reports, in its words, what we show
-    # PyTorch's launcher ends processes that wait for each other by this signal; they would hear of it too late.
+    logging.getLogger("ignite.engine").setLevel(logging.CRITICAL)  # otherwise it reports the same error again
+    # PyTorch's launcher sends SIGTERM to processes that wait for each other and would handle it too late.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
@@ -45,14 +45,14 @@ def show_errors_plainly() -> None:
 
 @contextmanager
 def plain_errors(*foreseen: type[Exception]) -> Iterator[None]:
-    """Ends a command with the message alone of an error that is the bundle's own, the machine's or the user's.
+    """Context that ends a command with only the message of an error of the bundle, the machine or the user.
 
     Args:
-        foreseen: further types whose message is enough.
+        foreseen: further exception types to report by their message.
 
     Raises:
-        SystemExit: in the place of such an error, with the exit code that `show_errors_plainly` names. Others pass as
-            they are, for the sake of their traceback.
+        SystemExit: instead of such an error, with the exit code of `show_errors_plainly`. Other errors pass unchanged,
+            with their traceback.
     """
     try:
         yield
@@ -65,7 +65,7 @@ def plain_errors(*foreseen: type[Exception]) -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """Writes a message to stderr, with what a terminal would obey made visible."""
+    """Writes a message to stderr, with control characters made visible."""
     print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr)
 
 
@@ -84,15 +84,15 @@ def _show_cure(kind: type[BaseException], error: BaseException, traceback: Trace
 
 
 def _plain(error: BaseException) -> tuple[str, int] | None:
-    """Message and exit code of an error whose traceback says no more to a user."""
+    """Returns message and exit code of an error whose traceback would not help a user, or None."""
     own = own_error(error)
     return machine_failure(error) if own is None else (str(own), 1)
 
 
 def own_error(error: BaseException) -> BaseException | None:
-    """Returns the bundle's own error among those that one was raised from; None if there is none.
+    """Returns the bundle's own error in the chain of causes of an error, or None.
 
-    MONAI wraps whatever an expression or a component raises in RuntimeErrors.
+    MONAI wraps errors of expressions and components in RuntimeErrors.
     """
     cause: BaseException | None = error
     while cause is not None and not (

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What each option of the commands may be: a model for each command; the defaults stand in its configuration."""
+"""Types and bounds of each command's options, one model per command; the defaults are in its configuration file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ Shadows = Annotated[int, one_of(tuple(range(4, 257, 2)))]
 
 
 class Command(Options):
-    """What every command takes."""
+    """Options of every command."""
 
     former_options: ClassVar = {
         "projection_file": "it is called --resnet18_file now.",
@@ -72,7 +72,7 @@ class Command(Options):
 
 
 class Tracked(Command):
-    """A command whose run is recorded by MLflow."""
+    """Options of a command whose run is recorded by MLflow."""
 
     device: Device
     tracking_uri: str
@@ -82,7 +82,7 @@ class Tracked(Command):
 
 
 class RealImagesOptions(Options):
-    """A command that reads real images, and may have to split them."""
+    """Options of a command that reads real images and may have to split them."""
 
     dataset_dir: RequiredFolders
     layout: Layout
@@ -91,14 +91,14 @@ class RealImagesOptions(Options):
 
 
 class CheckData(Command, RealImagesOptions):
-    """configs/check_data.json."""
+    """Options of configs/check_data.json."""
 
     resolution: Resolution
     seed: Seed
 
 
 class TrainGan(Tracked, RealImagesOptions):
-    """configs/train_gan.json."""
+    """Options of configs/train_gan.json."""
 
     resolution: Resolution
     total_kimg: Annotated[float, Field(ge=0.001, allow_inf_nan=False)]
@@ -125,7 +125,7 @@ class TrainGan(Tracked, RealImagesOptions):
 
 
 class TrainGuides(Tracked, RealImagesOptions):
-    """configs/train_guides.json."""
+    """Options of configs/train_guides.json."""
 
     resolution: Resolution
     max_epochs: Count
@@ -141,7 +141,7 @@ class TrainGuides(Tracked, RealImagesOptions):
 
 
 class TrainAudit(Tracked, RealImagesOptions):
-    """configs/train_audit.json."""
+    """Options of configs/train_audit.json."""
 
     resolution: Resolution
     max_epochs: Count
@@ -151,7 +151,7 @@ class TrainAudit(Tracked, RealImagesOptions):
 
 
 class TrainLatentGuides(Tracked):
-    """configs/train_latent_guides.json."""
+    """Options of configs/train_latent_guides.json."""
 
     models_dir: Folder
     n_latents: Count
@@ -166,7 +166,7 @@ class TrainLatentGuides(Tracked):
 
 
 class Generate(Tracked):
-    """configs/plan.json."""
+    """Options of configs/plan.json."""
 
     former_options: ClassVar = {
         **Tracked.former_options,
@@ -188,7 +188,7 @@ class Generate(Tracked):
 
 
 class Inference(Tracked):
-    """configs/inference.json."""
+    """Options of configs/inference.json."""
 
     dataset_dir: Any
     checkpoint: RequiredFile
@@ -198,7 +198,7 @@ class Inference(Tracked):
 
 
 class Audit(Tracked, RealImagesOptions):
-    """configs/audit.json."""
+    """Options of configs/audit.json."""
 
     cohort_dir: RequiredFolder
     models_dir: Folder
@@ -209,7 +209,7 @@ class Audit(Tracked, RealImagesOptions):
 
 
 class Evaluate(Tracked):
-    """configs/evaluate.json."""
+    """Options of configs/evaluate.json."""
 
     dataset_dir: RequiredFolders
     layout: Layout
@@ -229,7 +229,7 @@ class Evaluate(Tracked):
 
 
 class Score(Command):
-    """configs/score.json."""
+    """Options of configs/score.json."""
 
     device: Device
     dataset_dir: RequiredFolders
@@ -239,7 +239,7 @@ class Score(Command):
     squeezenet_file: File
 
 
-#: By the names that configurations use.
+#: Model of each command, by the name that configurations use.
 COMMANDS: dict[str, type[Options]] = {
     "audit": Audit,
     "check_data": CheckData,
@@ -255,7 +255,7 @@ COMMANDS: dict[str, type[Options]] = {
 
 
 def check_options(command: str) -> dict[str, Any]:
-    """Refuses options that do not exist or cannot be; the first expression of every run id.
+    """Rejects options that do not exist or have invalid values; the first expression of every run id.
 
     Args:
         command: one of `COMMANDS`.
@@ -264,6 +264,6 @@ def check_options(command: str) -> dict[str, Any]:
         See `bundle.options.check_options`.
 
     Raises:
-        OptionError: see there.
+        OptionError: see `bundle.options.check_options`.
     """
     return bundle.options.check_options(COMMANDS[command])

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine lets a command fail of, in one line each: disks, memory, permissions, and whoever stops it."""
+"""One-line messages for failures of the machine (disk, memory, permissions) and interruptions by the user."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bundle.markup import printable
 
 __all__ = ["INTERRUPTED", "Terminated", "machine_failure"]
 
-# Exit codes, as shells give them to commands that a signal has ended.
+# Exit codes that shells give to commands ended by SIGINT and SIGTERM.
 INTERRUPTED, TERMINATED = 130, 143
 AGAIN = "Then run the same command again."
 
-# What PyTorch, Pillow and SQLite say where the system has said more.
+# Messages of PyTorch, Pillow and SQLite that replace the system's error number.
 _MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED|Cannot allocate", re.I
 )
@@ -32,7 +32,7 @@ _UNWRITTEN = re.compile(
 )
 _THREADS = re.compile(r"can't start new thread|Resource temporarily unavailable")
 
-# By errno; {} is the file or folder.
+# Messages by errno; {} is the file or folder.
 _SYSTEM = {
     errno.EDQUOT: "The disk quota is used up: {} cannot be written. Remove files of yours, or ask for more.",
     errno.EFBIG: "{} would be larger than the file system, or the limit of this session (ulimit -f), allows. Raise the "
@@ -64,17 +64,17 @@ _SYSTEM = {
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as schedulers send it before they kill."""
+    """SIGTERM, which schedulers send before they kill a process."""
 
 
 def machine_failure(error: BaseException) -> tuple[str, int] | None:
-    """Says in one line what happened, where, and how to continue.
+    """Describes in one line what failed, where, and how to continue.
 
     Args:
-        error: what ended the command; the errors behind it count as well.
+        error: error that ended the command; the errors that caused it are examined as well.
 
     Returns:
-        The line and the exit code; None where it is neither the machine nor the user who ended the command.
+        The line and the exit code; None if neither the machine nor the user ended the command.
     """
     for cause in chain(error):
         if isinstance(cause, KeyboardInterrupt):
@@ -87,7 +87,7 @@ def machine_failure(error: BaseException) -> tuple[str, int] | None:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and those that it was raised from, the outermost first."""
+    """Yields an error and the errors that caused it, the outermost first."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:
@@ -116,7 +116,7 @@ def _line(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up, of a GPU or of the machine; PyTorch has no type for the latter."""
+    """Returns whether the memory of a GPU or the machine is used up; PyTorch has no exception type for the latter."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -133,7 +133,7 @@ def _of_system(error: OSError) -> str | None:
         if _inodes_are_used_up(place):
             return f"The disk takes no further files (no inodes left): {place} cannot be written. Remove some files."
         return f"The disk is full: {place} cannot be written. Make room."
-    # Errors of a network or of another program have other numbers, or no file.
+    # Errors of networks and other programs have other numbers, or no file.
     pattern = _SYSTEM.get(error.errno or 0)
     return None if pattern is None or (place == "A file" and error.errno == errno.ENOENT) else pattern.format(place)
 

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files so that a reader never meets half of one, and keeping private ones private."""
+"""Atomic writing of files and folders, access rights of private files, checksums."""
 
 from __future__ import annotations
 
@@ -41,35 +41,34 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PRIVATE = "private"
-# Names of temporary files: the target's, the machine, and what mkstemp makes up.
+# Names of temporary files consist of the target's name, the machine's hash and mkstemp's random part.
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _TEMPORARY = re.compile(r"\..+?-(?:(?P<machine>[0-9a-f]{6})-)?[a-z0-9_]{8}\.tmp(?:\..+)?", re.DOTALL)
-# Locks of another machine may be invisible from here; nothing is written for longer than this.
+# Age after which temporary files of another machine, whose locks may be invisible here, count as abandoned.
 ABANDONED_AFTER_S = 86400.0
-# What file systems answer that know no fsync of folders, or no locks.
+# Errors of file systems that do not support fsync of folders, or locks.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.ENOLCK, errno.EACCES, errno.EISDIR)
 
 
 class DamagedError(RuntimeError):
-    """A file does not hold what was written into it; the message names it and the cure."""
+    """A file whose content was damaged; the message names the file and the remedy."""
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``, which takes its name only if the block succeeds.
+    """Yields a temporary path beside ``path`` that is renamed to it only if the block succeeds.
 
-    The content is on the disk before the name is: a power cut leaves the old file or the new one. What is written into
-    a private folder (see `private_folder`) can be read by its owner alone.
+    The content is flushed to disk before the rename, so that a power failure leaves either the old or the new file.
+    Files in a private folder (see `private_folder`) are readable by their owner alone.
 
     Args:
-        path: the file to write; missing parent folders are made.
+        path: file to write; missing parent folders are created.
 
     Yields:
-        A path in the same folder (so that the rename is atomic), with the same suffix; an empty file until the block
-        fills it.
+        Path of an empty file in the same folder (so that the rename is atomic), with the same suffix.
 
     Raises:
-        OSError: the file cannot be written; its ``filename`` is ``path`` also where the disk is full.
+        OSError: the file cannot be written; ``filename`` is ``path``, even if the disk is full.
     """
     target = Path(path)
     with _naming(target):
@@ -78,7 +77,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            # mkstemp makes files that only their owner can read; the result obeys the umask like any other file.
+            # mkstemp creates files that only their owner can read; the result should obey the umask like other files.
             temporary.chmod(_mode(0o666, target.parent))
             _flush(temporary)
             temporary.replace(target)
@@ -91,18 +90,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a new temporary folder beside ``path``, which takes its name only if the block succeeds.
+    """Yields a new temporary folder beside ``path`` that is renamed to it only if the block succeeds.
 
-    Folders that a killed process left under such names are removed first, and those of live ones stay.
+    Temporary folders left by killed processes are removed first; those of live processes stay.
 
     Args:
-        path: the folder to make; there must be nothing under that name, or an empty folder.
+        path: folder to create; it must not exist or be an empty folder.
 
     Yields:
-        The path of an empty folder. All that the block leaves in it is on the disk before it takes its name.
+        Path of an empty folder, whose content is flushed to disk before the rename.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     target = Path(path)
     with _naming(target):
@@ -128,17 +127,17 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def sweep_temporary(folder: Path) -> None:
-    """Removes the temporary files that `atomic_write` left in a folder when its process was killed.
+    """Removes temporary files that `atomic_write` left in a folder when its process was killed.
 
-    A live process holds a lock on its temporary file, which the system lets go of when the process ends, however it
-    does. Files that were begun on another machine, whose locks may not be seen from here, go when they are a day old.
+    A live process holds a lock on its temporary file, which the system releases when the process ends for any reason.
+    Files from another machine, whose locks may be invisible here, are removed when they are a day old.
 
     Args:
-        folder: looked through itself, not its subfolders; it may be absent.
+        folder: folder to search, without subfolders; it need not exist.
     """
     for path in folder.glob(".*.tmp*"):
         match = _TEMPORARY.fullmatch(path.name)
-        with suppress(FileNotFoundError):  # another process sweeps as well
+        with suppress(FileNotFoundError):  # another process may remove it at the same time
             status = path.lstat()
             if match is None or not stat.S_ISREG(status.st_mode):
                 continue
@@ -149,12 +148,12 @@ def sweep_temporary(folder: Path) -> None:
 
 
 def private_folder(path: str | os.PathLike[str]) -> Path:
-    """Makes a folder that its owner alone can read, whatever the umask; files already in it become as private.
+    """Creates a folder that only its owner can read, whatever the umask; existing content becomes private too.
 
-    `atomic_write` gives files and folders below one that is called ``private`` the same permissions.
+    `atomic_write` gives the same access rights to files and folders inside a private folder named ``private``.
 
     Args:
-        path: the folder; missing parents are made.
+        path: folder to create; missing parent folders are created.
 
     Returns:
         The path.
@@ -167,44 +166,42 @@ def private_folder(path: str | os.PathLike[str]) -> Path:
             if not stat.S_ISLNK(mode) and mode & 0o077:
                 entry.chmod(stat.S_IMODE(mode) & 0o700)
         except FileNotFoundError:
-            continue  # a temporary file of another process
+            continue  # removed by another process
         except PermissionError:
             logger.warning("%s belongs to another user, who decides who may read it.", entry)
     return folder
 
 
 def save_tensors(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes tensors, alone or in dictionaries, as torch.load reads them; equal content gives equal bytes.
+    """Writes tensors, alone or in dictionaries, in the format of torch.load; equal content gives equal bytes.
 
     Args:
-        path: the file.
-        content: what torch.load returns with ``weights_only=True``.
+        path: file to write.
+        content: content that torch.load can read with ``weights_only=True``.
 
     Raises:
         OSError: the disk is full or the file cannot be written.
     """
-    # Given a path, torch.save writes the temporary name into the file, and says of a full disk "iostream error".
+    # Given a path, torch.save writes its temporary name into the file and reports a full disk as "iostream error".
     with atomic_write(path) as temporary, open(temporary, "wb") as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:
-            # Of a write that failed, PyTorch reports a position that it did not expect.
+            # After a failed write, PyTorch reports an unexpected position instead.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def load_tensors(path: str | os.PathLike[str]) -> Any:
-    """Reads what `save_tensors` has written, on the CPU, and compares it with the checksums in the file.
-
-    PyTorch does not look at these: it reads damaged numbers as if they were right.
+    """Reads a file of `save_tensors` on the CPU and verifies its checksums, which PyTorch itself ignores.
 
     Args:
-        path: the file.
+        path: file to read.
 
     Raises:
-        DamagedError: the file is no such file, or was damaged.
-        OSError: it cannot be read.
+        DamagedError: the file has another format or was damaged.
+        OSError: the file cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -213,7 +210,7 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch.load raises as many types as there are ways to damage a file
+    except Exception as error:  # torch.load raises many types on damaged files
         raise DamagedError(f"{path} is damaged. Remove it and run the same command again.") from error
 
 
@@ -224,13 +221,13 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def content_digest(content: Any, length: int = 16) -> str:
-    """Names plain content: the first hexadecimal digits of the SHA-256 of its JSON, whatever the order of its keys."""
+    """Returns the first hexadecimal digits of the SHA-256 of plain content's JSON, independent of the order of keys."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def json_text(content: Any) -> str:
-    """Writes ``content`` as JSON with sorted keys, so that equal content gives equal text."""
+    """Returns ``content`` as JSON with sorted keys, so that equal content gives equal text."""
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -242,7 +239,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 @contextmanager
 def _naming(target: Path) -> Iterator[None]:
-    """Gives errors that name no file, as those of a full disk, or a temporary one the name of the target."""
+    """Sets the file name of errors that name no file (full disk) or a temporary one to the target."""
     try:
         yield
     except OSError as error:
@@ -268,19 +265,19 @@ def _is_private(folder: Path) -> bool:
 
 
 def _mode(mode: int, folder: Path) -> int:
-    """Permissions of something new in a folder."""
+    """Returns the access rights of a new file or folder inside ``folder``."""
     umask = os.umask(0)
     os.umask(umask)
     return mode & (0o700 if _is_private(folder) else 0o777) & ~umask
 
 
 def _temporary_file(target: Path) -> tuple[int, str]:
-    """Makes a temporary file beside the target that is locked while its descriptor is open."""
-    # The target's name may be as long as the file system allows.
+    """Creates a temporary file beside the target that is locked while its descriptor is open."""
+    # The target's name may already have the maximum length.
     prefix = f".{target.stem.encode()[:64].decode(errors='ignore')}-{_MACHINE}-"
     while True:
         descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=f".tmp{target.suffix}", dir=target.parent)
-        if os.name != "posix":  # there, a lock would keep the block from writing
+        if os.name != "posix":  # Windows locks would prevent writing
             return descriptor, name
         try:
             if lock_descriptor(descriptor, blocking=False) and os.fstat(descriptor).st_nlink:
@@ -289,11 +286,11 @@ def _temporary_file(target: Path) -> tuple[int, str]:
             if error.errno in _UNSUPPORTED:
                 return descriptor, name
             raise
-        os.close(descriptor)  # swept before it was locked
+        os.close(descriptor)  # removed by another process before it was locked
 
 
 def _lock(path: Path) -> int | None:
-    """Locks a folder until the descriptor is closed; None where the system cannot."""
+    """Locks a folder until the descriptor is closed; returns None if the system does not support it."""
     descriptor = None
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -308,7 +305,7 @@ def _lock(path: Path) -> int | None:
 
 
 def _is_locked(path: Path) -> bool | None:
-    """Whether a live process holds a file or folder; None where the system cannot tell."""
+    """Returns whether a live process holds a file or folder, or None if the system cannot tell."""
     if os.name != "posix":
         return None
     try:
@@ -324,10 +321,10 @@ def _is_locked(path: Path) -> bool | None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    except PermissionError:  # of a system that opens no folders
+    except PermissionError:  # some systems cannot open folders
         return
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a command at a time in one output folder: two would overwrite each other's work."""
+"""Lock that allows one run of a command at a time in an output folder."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ __all__ = ["InUseError", "run_lock"]
 
 
 class InUseError(RuntimeError):
-    """Another run works in the folder; the message names it and the cure."""
+    """Another run uses the folder; the message names it and the remedy."""
 
 
 @contextmanager
 def run_lock(output_dir: str | os.PathLike[str], file: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a lock for all processes of a run.
-
-    The system lets go of it when the first process ends, however it does.
+    """Holds a lock for all processes of a run, which the system releases when the first process ends for any reason.
 
     Args:
-        output_dir: the folder that the run works in, for the message.
-        file: the lock; runs that share nothing have different ones. Its folder is made for the owner alone.
+        output_dir: folder of the run, for the message.
+        file: lock file; its folder is created as private.
 
     Raises:
-        InUseError: another run holds it; in the first process.
-        SystemExit: in the others, which need not say the same.
+        InUseError: another run holds the lock; raised in the first process.
+        SystemExit: raised in the other processes in that case, to print the message only once.
     """
     lock, refusal = None, ""
     if idist.get_rank() == 0:

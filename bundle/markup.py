@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers and tables as people read them, reports in HTML, and names that must not act where they are shown."""
+"""Formatting of numbers and tables, HTML reports, and escaping of names for Markdown, CSV and terminals."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ __all__ = [
     "write_html",
 ]
 
-# What spreadsheets take for a formula (OWASP, CSV injection), behind blanks and apostrophes as well, but no number.
+# Texts that spreadsheets read as formulas (OWASP, CSV injection), also after blanks and apostrophes, except numbers.
 _FORMULA = re.compile(r"(?!\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$)'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")  # noqa: RUF001
-# Spreadsheets of some countries part columns by semicolons.
+# Semicolons are included because they separate columns in some locales.
 _QUOTED = re.compile(r'[,;"\t\r\n]')
-# What means something to Markdown anywhere: HTML, emphasis, code, links, tables, formulas.
+# Characters with a meaning anywhere in Markdown: HTML, emphasis, code, links, tables, formulas.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
-# What makes a line a heading, a list, a rule or a table.
+# Line beginnings of headings, lists, rules and tables.
 _LINE_START = re.compile(r"^([#+=:-]|\d+(?=[.)]))")
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Lays rows out as a table in Markdown; the first names the columns."""
+    """Formats rows as a Markdown table; the first row is the header."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def markdown_text(text: str) -> str:
-    """Lets text stand in Markdown as it is: one line of it, without tags, links, headings or columns."""
+    """Escapes text for Markdown and joins its lines, so that it is displayed literally on one line."""
     line = printable(" ".join(text.split()))
     line = _MARKDOWN.sub(lambda found: "\\" + found[0], line)
     line = _LINE_START.sub(lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0], line)
@@ -51,13 +51,13 @@ def markdown_text(text: str) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Shows control characters as their codes, so that a name neither moves a cursor nor turns its line around.
+    """Replaces control characters by their codes, so that a name can neither move the cursor nor reverse its line.
 
-    Bytes of file names that are not UTF-8 are shown as codes, too.
+    Bytes of file names that are not UTF-8 are replaced by their codes, too.
 
     Args:
-        text: names of files, classes and patients, whoever chose them.
-        keep: control characters that stay, such as the line break of a message of several lines.
+        text: untrusted text, such as names of files, classes and patients.
+        keep: control characters to keep, such as line breaks of multi-line messages.
     """
     return "".join(
         character
@@ -74,13 +74,13 @@ def _code(character: str) -> str:
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Lays rows out as CSV in which no spreadsheet finds a formula.
+    """Formats rows as CSV in which no cell is read as a formula by spreadsheets.
 
-    A text that a spreadsheet would take for one gets an apostrophe in front, as OWASP advises; `csv_value` takes it
-    away. Numbers stay as they are.
+    A text that would be read as a formula is prefixed with an apostrophe, as OWASP recommends; `csv_value` removes it.
+    Numbers are unchanged.
 
     Args:
-        rows: the first names the columns.
+        rows: rows of cells, the first of which is the header.
 
     Returns:
         Lines that end with a line feed.
@@ -96,29 +96,29 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def csv_value(text: str) -> str:
-    """Returns what a cell held before `csv_text` put an apostrophe in front."""
+    """Returns a cell's original text, without the apostrophe that `csv_text` may have prefixed."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
 
 
 def file_size(size: float) -> str:
-    """Writes a number of bytes with three digits and a decimal unit."""
+    """Formats a number of bytes with three significant digits and a decimal unit."""
     units = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
     power = next((index for index in range(len(units)) if size < 999.5 * 1000**index), len(units) - 1)
     return f"{three_digits(size / 1000**power)} {units[power]}"
 
 
 def three_digits(value: float) -> str:
-    """Writes a number with three significant digits; from 1000 on to the unit, where Python takes to an exponent."""
+    """Formats a number with three significant digits, or as a whole number from 1000 on, without an exponent."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def write_html(path: str | os.PathLike[str], template: Path, **content: Any) -> None:
-    """Fills a template of Jinja and writes it, whole or not at all; whatever is not ``Markup`` is escaped.
+    """Renders a Jinja template and writes it atomically; all values except ``Markup`` are escaped.
 
     Args:
-        path: the file.
-        template: the file with the template.
-        content: what the template asks for; a name that is missing is an error.
+        path: file to write.
+        template: path of the template.
+        content: variables of the template; a missing one is an error.
     """
     environment = Environment(
         loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True

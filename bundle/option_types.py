@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Types of options that pydantic has no word for: choices, paths, devices. Messages follow the option's name."""
+"""Types of options beyond pydantic's own: choices, paths, devices. Their messages continue the option's name."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 #: Finite number of at least 0.
 Unsigned = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-#: Seed of a random generator.
+#: Random seed.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 def refuse(message: str) -> PydanticCustomError:
-    """Makes the error of a value that cannot be; the message follows the option's name."""
+    """Returns the validation error of an option; the message continues the option's name."""
     return PydanticCustomError("option", "{message}", {"message": message})
 
 
 def closest(word: str, choices: Iterable[str], cutoff: float = 0.0) -> str | None:
-    """Returns the choice that is written most like a word, or None."""
+    """Returns the choice with the spelling most similar to a word, or None."""
     return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
 
 
 def _as_number(value: Any) -> float | None:
-    """Returns the finite number that a value stands for, or None."""
+    """Returns a value as a finite number, or None."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -67,12 +67,12 @@ def _as_number(value: Any) -> float | None:
 
 
 def one_of(choices: Sequence[str | int], other: type | tuple[type, ...] = (), instead: str = "") -> BeforeValidator:
-    """Makes a validator that takes one of ``choices``, all words or all numbers, or any value of another type.
+    """Returns a validator that accepts one of ``choices`` or any value of another type.
 
     Args:
-        choices: the values.
-        other: further types that are taken.
-        instead: what a value of these types is, for the message.
+        choices: accepted values, all strings or all numbers.
+        other: further accepted types.
+        instead: description of values of these types, for the message.
     """
 
     def check(value: Any) -> Any:
@@ -101,12 +101,12 @@ def _as_list(value: Any) -> Any:
     return values
 
 
-#: Different seeds, in a list or alone.
+#: One seed or a list of different ones.
 Seeds = Annotated[list[Seed], BeforeValidator(_as_list)]
 
 
 def _unusable_path(value: Any, what: str) -> None:
-    """Refuses what no folder or file can be called, or what a shell would have to replace first."""
+    """Rejects values that are not paths, and paths that a shell would have to expand."""
     if not isinstance(value, str | os.PathLike):
         raise refuse(f"must be the path of a {what}, not {value!r}.")
     text = os.fspath(value)
@@ -185,19 +185,19 @@ def _given(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return check_given
 
 
-#: A folder that is there.
+#: Existing folder.
 Folder = Annotated[Any, AfterValidator(_folder)]
-#: The same, which the configuration has no default for.
+#: Existing folder; required, without a default in the configuration.
 RequiredFolder = Annotated[Any, AfterValidator(_given(_folder))]
-#: A folder that is there, or a list of some; None or "" for none.
+#: Existing folder or a list of them; None or "" for none.
 Folders = Annotated[Any, AfterValidator(lambda value: value if value in (None, "") else _folders(value))]
-#: A folder that is there, or a list of some, which the configuration has no default for.
+#: Existing folder or a list of them; required, without a default in the configuration.
 RequiredFolders = Annotated[Any, AfterValidator(_given(_folders))]
-#: A file that is there; None for none.
+#: Existing file; None for none.
 File = Annotated[Any, AfterValidator(lambda value: value if value is None else _file(value))]
-#: A file that is there, which the configuration has no default for.
+#: Existing file; required, without a default in the configuration.
 RequiredFile = Annotated[Any, AfterValidator(_given(_file))]
-#: A folder that is there and may be written, or that can be made.
+#: Writable folder that exists or can be created.
 OutputFolder = Annotated[Any, AfterValidator(_writable)]
-#: A device that PyTorch finds on this machine.
+#: Device that PyTorch finds on this machine.
 Device = Annotated[Any, AfterValidator(_device)]

@@ -1,11 +1,11 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The guard in front of every command: options that do not exist or cannot be are refused before any work is done.
+"""Validation of a command's options before any work is done.
 
-MONAI takes ``--sed 7`` for a new configuration item and runs with the default seed. So the first expression of every
-run id calls `check_options`, which looks up the stack for the call of ``monai.bundle.run`` (the command line ends there
-as well), compares the overrides it was given with the ids of its configuration files, and reads the options from the
-parser itself: as an expression without references it is evaluated before everything else.
+MONAI accepts ``--sed 7`` as a new configuration item and runs with the default seed. Therefore the first expression of
+every run id calls `check_options`, which finds the call of ``monai.bundle.run`` on the stack (also on the command
+line), compares its overrides with the ids of its configuration files, and reads the options from the parser; as an
+expression without references it is evaluated before all others.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from bundle.option_types import OutputFolder, closest
 
 __all__ = ["INTERNAL", "OptionError", "Options", "check_options", "check_output_dir", "validate"]
 
-# What MONAI does with values that begin so.
+# What MONAI does with values that begin with these characters.
 _MEANINGS = {"$": "run as Python", "@": "replace by another item", "%": "replace by what a file holds"}
-#: Fields that commands need and users do not, left out where options are listed.
+#: Fields that commands need and users do not; omitted from lists of options.
 INTERNAL = {"bundle_root", "save_execute_config", "is_not_rank0"}
-# What a reference to another item looks like in an expression.
+# Reference to another item in an expression.
 _REFERENCE = re.compile(r"@([A-Za-z_]\w*)")
 
 
 class OptionError(ValueError):
-    """Options that do not exist or have impossible values; the message names each one, and the nearest valid one.
+    """Options that do not exist or have invalid values; the message names each, with the nearest valid one.
 
-    Whoever calls ``monai.bundle.run`` from Python finds it as the cause of the RuntimeError that MONAI raises; the
-    functions of `bundle.api` raise it as it is.
+    ``monai.bundle.run`` raises a RuntimeError with this error as its cause; the functions of `bundle.api` raise it
+    directly.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -53,11 +53,11 @@ class OptionError(ValueError):
 class Options(BaseModel):
     """The options of a command.
 
-    A subclass declares the type and the bounds of each; the defaults stand in the command's configuration.
+    A subclass declares the type and bounds of each option; the defaults are in the command's configuration.
 
     Attributes:
-        former_options: options of earlier releases that are gone, each with what to write in its place.
-        recorded: parts of the configuration, other than options, that the outcome describes in any case.
+        former_options: removed options of earlier releases, each with a hint what to write instead.
+        recorded: other parts of the configuration that the results always record.
     """
 
     former_options: ClassVar[Mapping[str, str]] = {}
@@ -71,23 +71,23 @@ class _OutputDir(Options):
 
 
 def check_options(options: type[Options]) -> dict[str, Any]:
-    """Refuses overrides that no configuration file knows, and values that cannot be.
+    """Rejects overrides that no configuration file contains, and invalid values.
 
-    Where ``python -m monai.bundle`` is running, the message goes to stderr and the exit code is 2, without a traceback;
-    later errors are shown as plainly (see `bundle.command_line.show_errors_plainly`). An option whose default is an
-    expression over something else than options is left to whoever computes it.
+    On the command line (``python -m monai.bundle``), the message goes to stderr without a traceback and the exit code
+    is 2; later errors are shown likewise (see `bundle.command_line.show_errors_plainly`). An option whose default is an
+    expression over other items than options is not checked here.
 
     Args:
-        options: what each option may be.
+        options: types and bounds of the command's options.
 
     Returns:
-        What the outcome has to tell of its configuration besides the options: nothing, or under
-        ``changed_configuration`` the ids of the parts that the call, or a file behind the command's own, has changed.
-        Numbers, truth values and None are as given; of others a hash stands for the value.
+        Changes of the configuration besides the options that the results must record: empty, or under
+        ``changed_configuration`` the ids of the parts that the call or an overlay has changed, each with its value if
+        that is a number, a truth value or None, otherwise with a hash.
 
     Raises:
-        OptionError: at least one option is refused; all problems are listed.
-        SystemExit: with code 2, in its place on the command line.
+        OptionError: at least one option is rejected; all problems are listed.
+        SystemExit: with code 2, instead of OptionError on the command line.
     """
     if is_command_line():
         show_errors_plainly()
@@ -109,10 +109,10 @@ def check_options(options: type[Options]) -> dict[str, Any]:
 
 
 def check_output_dir(output_dir: str | os.PathLike[str]) -> None:
-    """Refuses a folder that cannot be written, where its name is computed from what an option has named.
+    """Rejects an output folder that cannot be written; for folder names that are computed from options.
 
     Raises:
-        OptionError: it cannot be written.
+        OptionError: the folder cannot be written.
     """
     if problems := validate(_OutputDir, {"output_dir": output_dir}):
         _refuse(problems)
@@ -127,14 +127,14 @@ def _refuse(problems: Sequence[str]) -> NoReturn:
 
 
 def _problems(options: type[Options], parser: ConfigParser) -> list[str]:
-    """Checks what the configuration says outright, and then the defaults that are computed from it."""
+    """Checks the values given in the configuration, and then the defaults that are computed from them."""
     config = parser.get()
     present = [name for name in options.model_fields if name in config]
     computed = [name for name in present if _is_expression(config[name])]
     given = {name: parser.ref_resolver.get_resolved_content(name) for name in present if name not in computed}
     problems = validate(options, given)
     if not problems:
-        # What is made of options alone, directly or through other such defaults: anything else may ask for this check.
+        # Only defaults computed from options, directly or indirectly: other expressions may depend on this check.
         known = set(given)
         while simple := {name for name in computed if set(_REFERENCE.findall(config[name])) <= known} - known:
             known |= simple
@@ -147,7 +147,7 @@ def _is_expression(value: Any) -> bool:
 
 
 def validate(options: type[Options], values: dict[str, Any]) -> list[str]:
-    """Returns a line for everything that is wrong with the values of some options, by their names."""
+    """Returns one line for each invalid value among some options, given by their names."""
     try:
         options.model_validate(values)
     except ValidationError as error:
@@ -157,7 +157,7 @@ def validate(options: type[Options], values: dict[str, Any]) -> list[str]:
 
 
 def _message(error: Mapping[str, Any]) -> str:
-    """Says in the words of this bundle what pydantic has found."""
+    """Returns pydantic's finding in the wording of this bundle."""
     value, bounds = error["input"], error.get("ctx", {})
     words = {
         "greater_than_equal": ("at least", "ge"),
@@ -183,12 +183,12 @@ def _call_of_monai() -> dict[str, Any] | None:
         return None
     given = inspect.getargvalues(frame)
     arguments = {name: given.locals[name] for name in given.args if name != "args_file"}
-    # MONAI changes a dictionary given as args_file.
+    # MONAI modifies a dictionary given as args_file.
     return update_kwargs(copy.deepcopy(given.locals["args_file"]), **arguments, **given.locals[str(given.keywords)])
 
 
 def _find_on_stack(wanted: type) -> Any:
-    """Returns the innermost object of a class whose method is running, or None."""
+    """Returns the innermost instance of a class whose method is on the call stack, or None."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if isinstance(found := frame.f_locals.get("self"), wanted):
@@ -198,21 +198,17 @@ def _find_on_stack(wanted: type) -> Any:
 
 
 def _restore_options(call: Mapping[str, Any], parser: ConfigParser) -> None:
-    """Puts back what MONAI has changed in the values of options.
-
-    MONAI takes every # in a value for its older sign between the parts of an id, and writes :: in its place; a folder
-    may be called so.
-    """
+    """Restores option values that contain #, which MONAI replaces by ::, its newer separator in ids."""
     resolver = parser.ref_resolver
     for name, value in call.items():
-        # No reference, macro or expression.
+        # Values that are not references, macros or expressions.
         if isinstance(value, str) and "#" in value and value[0] not in "@%$" and name in resolver.items:
             resolver.items[name].update_config(value)
             resolver.resolved_content[name] = value
 
 
 def _own_names(call: Mapping[str, Any]) -> set[str]:
-    """Returns the names that MONAI itself takes, and those that ``--tracking`` adds."""
+    """Returns the names of MONAI's own arguments, and those that ``--tracking`` adds."""
     own = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters, "workflow_name"}
     own -= {"override", "kwargs"}
     tracking = call.get("tracking")
@@ -248,7 +244,7 @@ def _expressions(call: Mapping[str, Any], options: type[Options]) -> Iterator[st
 
 
 def _config_files(call: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]], int]:
-    """Returns the configuration files, what each says, and which of them is the command's own, with its run id."""
+    """Returns the configuration files, their contents and the index of the command's own, which has the run id."""
     given = call["config_file"]
     files = list(map(str, given if isinstance(given, list | tuple) else [given]))
     contents = [ConfigParser.load_config_file(file) for file in files]
@@ -268,12 +264,12 @@ def _changed_parts(call: Mapping[str, Any], options: type[Options]) -> dict[str,
 
 
 def _hash(value: Any) -> str:
-    # As it is, it might name a folder or a patient, and what it is recorded in may be shared.
+    # A plain value might name a folder or a patient, and the record may be shared.
     return f"sha256:{content_digest(value)}"
 
 
 def _vain_overlays(call: Mapping[str, Any]) -> Iterator[str]:
-    # Of two files that set the same, the later counts: an overlay in front of what it is to change does nothing.
+    # The later of two files takes precedence, so an overlay listed before the command's own file has no effect.
     files, contents, base = _config_files(call)
     for file, content in zip(files[:base], contents, strict=False):
         lost = [name for name, value in content.items() if contents[base].get(name, value) != value]

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the functions of `bundle.api` return."""
+"""Return types of the functions of `bundle.api`."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from bundle.data.checks import private_dir
 
 __all__ = ["STATUS", "AuditResult", "DataCheck", "GeneratedCohort"]
 
-#: What an audit's exit codes mean.
+#: Meaning of an audit's exit codes.
 STATUS = {PASSED: "passed", COPIES: "copies", UNUSABLE: "unusable"}
 
 
 @dataclass(frozen=True)
 class GeneratedCohort:
-    """A folder of synthetic images. It can be given wherever a path can; notebooks show the contact sheet.
+    """A folder of synthetic images, usable as a path; notebooks display its contact sheet.
 
     Attributes:
-        path: the folder ``cohort``: images, labels, manifest, datasheet and contact sheet, for whoever is to have them.
+        path: the folder ``cohort``, for release: images, labels, manifest, datasheet and contact sheet.
     """
 
     path: Path
 
     @property
     def private(self) -> Path:
-        """Folder with what the walk left behind and what compares single images with real ones; never shared."""
+        """Folder with the walk's data and comparisons of single images with real ones; must not be shared."""
         return self.path.parent / "private"
 
     @property
     def contact_sheet(self) -> Path:
-        """Picture of the first images of each class."""
+        """Path of the contact sheet with the first images of each class."""
         return self.path / "contact_sheet.png"
 
     @cached_property
@@ -50,7 +50,7 @@ class GeneratedCohort:
 
     @cached_property
     def labels(self) -> list[dict[str, Any]]:
-        """Rows of ``labels.csv``, from which `pandas.DataFrame` makes a table.
+        """Rows of ``labels.csv``, suitable for `pandas.DataFrame`.
 
         Each has ``image`` (file relative to `path`), ``label`` and ``label_name``.
         """
@@ -72,10 +72,10 @@ class GeneratedCohort:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit has concluded.
+    """Result of an audit.
 
     Attributes:
-        output_dir: holds the report.
+        output_dir: folder of the report.
         results: content of ``results.json``: verdict, controls and all figures.
     """
 
@@ -84,7 +84,7 @@ class AuditResult:
 
     @property
     def status(self) -> str:
-        """``passed``, ``copies`` (not to be released) or ``unusable`` (the cohort cannot be judged)."""
+        """``passed``, ``copies`` (must not be released) or ``unusable`` (the cohort cannot be audited)."""
         return STATUS[self.exit_code]
 
     @property
@@ -99,17 +99,17 @@ class AuditResult:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What led to the verdict."""
+        """Reasons for the verdict."""
         return tuple(self.results["verdict"]["reasons"])
 
     @property
     def report(self) -> Path:
-        """The report, to be opened in a browser."""
+        """Path of the HTML report."""
         return self.output_dir / "report.html"
 
     @property
     def private(self) -> Path:
-        """Folder with what names real images; never shared."""
+        """Folder with everything that names real images; must not be shared."""
         return private_dir(self.output_dir)
 
     def __repr__(self) -> str:
@@ -119,11 +119,11 @@ class AuditResult:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a check of real images has found. Its representation names and shows none of them.
+    """Result of a check of real images. Its representation neither names nor shows any of them.
 
     Attributes:
         report: records, splits, problems and notes.
-        output_dir: whose folder ``private`` holds the split file and the pictures.
+        output_dir: folder whose subfolder ``private`` holds the split file and the pictures.
     """
 
     report: CheckReport
@@ -131,27 +131,27 @@ class DataCheck:
 
     @property
     def usable(self) -> bool:
-        """Whether networks can be trained and cohorts audited with the images as they are."""
+        """Whether the images can be used for training and audits as they are."""
         return not self.problems
 
     @property
     def problems(self) -> list[Problem]:
-        """Everything that is wrong, each with its cure."""
+        """All problems, each with its remedy."""
         return self.report.problems
 
     @property
     def notes(self) -> list[str]:
-        """What is worth knowing but no reason to refuse the images."""
+        """Remarks that do not prevent the use of the images."""
         return self.report.notes
 
     @property
     def summary(self) -> str:
-        """Table of the images of each class and split, with the notes; of usable images."""
+        """Table of the images of each class and split, with the notes; for usable images only."""
         return format_summary(self.report)
 
     @property
     def contact_sheet(self) -> Path | None:
-        """Picture of real images as the networks see them, not to be shared; None unless the images are usable."""
+        """Path of a picture of preprocessed real images, not to be shared; None unless the images are usable."""
         return private_dir(self.output_dir) / "contact_sheet.png" if self.usable else None
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Long work in steps whose results are kept on disk, so that a stopped run resumes: an Ignite engine takes them."""
+"""Long computations in steps whose results are kept on disk, run by an Ignite engine so that a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One part of the work.
+    """One step of a computation.
 
     Attributes:
-        name: of its file.
-        cost: about how many CPU-milliseconds it takes.
-        compute: returns its result.
-        path: where the result is kept; None for a step that keeps none.
+        name: name of its file, without suffix.
+        cost: approximate duration in CPU-milliseconds.
+        compute: function that returns its result.
+        path: file that keeps the result; None for a step that keeps none.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Step:
 
     @full_fp32()
     def run(self) -> None:
-        """Computes and keeps the result, unless an earlier run has."""
+        """Computes and keeps the result, unless an earlier run has done so."""
         if self.path is None:
             self.compute()
         elif not self.is_kept():
             save_tensors(self.path, self.compute())
 
     def result(self) -> Tensors:
-        """Returns the result: kept by an earlier run, or computed (and kept) now."""
+        """Returns the result, from an earlier run or computed (and kept) now."""
         if self.path is None:
             return self.compute()
         self.run()
@@ -56,35 +56,35 @@ class Step:
         return kept
 
     def is_kept(self) -> bool:
-        """Whether the result is there already."""
+        """Returns whether the result exists already."""
         return self.path is not None and self.path.exists()
 
 
 class Steps:
-    """Steps of which each one's result lies in a folder.
+    """Factory of steps whose results are kept in one folder.
 
     Args:
-        folder: private, and named after all that the steps depend on.
+        folder: private folder, named after everything that the steps depend on.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
     def step(self, name: str, cost: float, compute: Callable[[], Tensors]) -> Step:
-        """Makes a step that is kept here."""
+        """Returns a step whose result is kept in this folder."""
         return Step(name, cost, compute, self.folder / f"{name}.pt")
 
     def read(self, name: str) -> Tensors:
-        """Returns the result of a step that was run."""
+        """Returns the result of a step that has run."""
         result: Tensors = load_tensors(self.folder / f"{name}.pt")
         return result
 
 
 class StepProgress:
-    """Progress bar over the steps of an engine, with the time left.
+    """Progress bar over the steps of an engine, with the remaining time.
 
     Args:
-        title: what is being done.
+        title: description of the computation.
     """
 
     def __init__(self, title: str) -> None:
@@ -98,7 +98,7 @@ class StepProgress:
         engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
 
     def _open(self, engine: StepEngine) -> None:
-        # What an earlier run has left says nothing of the pace of this one: counted as done, not as fast.
+        # Steps kept by an earlier run count as done but not towards the speed of this one.
         self._kept = {id(step) for step in engine.steps if step.is_kept()}
         self._bar = tqdm(
             total=sum(step.cost for step in engine.steps),
@@ -123,14 +123,14 @@ class StepProgress:
 
 
 class StepEngine(Engine):
-    """Takes steps, one in each iteration.
+    """Runs steps, one in each iteration.
 
     Args:
-        title: what is being done, for the progress bar.
+        title: description of the computation, for the progress bar.
         handlers: further Ignite handlers.
 
     Attributes:
-        steps: in their order; set before the engine runs.
+        steps: steps in their order; set before the engine runs.
     """
 
     def __init__(self, title: str, handlers: Sequence[Any] | None = None) -> None:
@@ -140,10 +140,10 @@ class StepEngine(Engine):
             handler.attach(self)
 
     def run(self) -> Any:  # type: ignore[override]
-        """Takes all steps."""
+        """Runs all steps."""
         return super().run(self.steps, max_epochs=1, epoch_length=len(self.steps))
 
     def take(self, step: Step) -> dict[str, Any]:
-        """Takes one step; returns what handlers find as ``state.output``."""
+        """Runs one step; returns the ``state.output`` for handlers."""
         step.run()
         return {}

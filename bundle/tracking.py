@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""MLflow: where runs are stored by default, and the handler with which training records itself."""
+"""MLflow: the default store of runs, and the handlers that record trainings and evaluations."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 
 def tracking_uri(output_dir: str | os.PathLike[str]) -> str:
-    """Returns the address of the MLflow store of a run's folder, and makes the folder that SQLite needs.
+    """Returns the address of a run's MLflow store, and creates the folder that SQLite needs.
 
-    The store is private: a run's parameters name folders, and its pictures stand beside figures of real images.
-    MLFLOW_TRACKING_URI wins over it, as everywhere in MLflow. MLflow's reports of its own use over the network are
-    turned off, unless MLFLOW_DISABLE_TELEMETRY says otherwise: a hospital's machine should send nothing unasked.
+    The store is private, because a run's parameters name folders and it holds figures about real images. As always in
+    MLflow, MLFLOW_TRACKING_URI takes precedence. MLflow's telemetry is turned off unless MLFLOW_DISABLE_TELEMETRY is
+    set, because a hospital's machine should send no data without consent.
 
     Args:
-        output_dir: the run's folder.
+        output_dir: folder of the run.
 
     Returns:
         A SQLite address of ``output_dir/private/mlruns.db``.
@@ -45,7 +45,7 @@ def tracking_uri(output_dir: str | os.PathLike[str]) -> str:
         import mlflow.telemetry
 
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        mlflow.telemetry.set_telemetry_client()  # MONAI has imported MLflow already, which read the variable then
+        mlflow.telemetry.set_telemetry_client()  # MONAI has already imported MLflow, which read the variable
     path = Path(output_dir).absolute() / "private" / "mlruns.db"
     private_folder(path.parent)
     return path_to_sqlite_uri(path)
@@ -56,7 +56,7 @@ def _has_mlflow() -> bool:
 
 
 def _opening(tracking_uri: str) -> AbstractContextManager[Any]:
-    # MLflow makes a new SQLite store table by table: of several processes that open it at once, all but one would fail.
+    # MLflow creates a SQLite store table by table: of several processes that open it at once, all but one would fail.
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri
     if not uri.startswith("sqlite:///"):
         return nullcontext()
@@ -64,18 +64,17 @@ def _opening(tracking_uri: str) -> AbstractContextManager[Any]:
 
 
 class Tracking(MLFlowHandler):
-    """MONAI's MLflow handler with the bundle's store, settled for runs that are stopped and go on.
+    """MONAI's MLflow handler with the bundle's store, adapted to runs that are interrupted and resumed.
 
-    A run that was killed goes on under the same MLflow run; a finished one stays as it is. Only the first of several
-    processes of one run records; several runs may open one store at once. On a machine without MLflow, a warning says
-    that nothing is recorded.
+    A killed run resumes under the same MLflow run; a finished one stays unchanged. In a distributed run only the first
+    process records; several runs may open one store at once. Without MLflow, nothing is recorded, with a warning.
 
     Args:
-        tracking_uri: the store, as a rule what the function `tracking_uri` returns.
-        experiment_name: under which runs are grouped, such as ``"train_gan"``.
-        run_name: tells runs of one experiment apart; a killed run goes on under its own name only.
-        parameters: what the run was started with; None and strings are recorded as they print.
-        keys: numbers to record of an iteration's output, a dictionary or a list of them, of which the first counts.
+        tracking_uri: address of the store, usually from the function `tracking_uri`.
+        experiment_name: name under which runs are grouped, such as ``"train_gan"``.
+        run_name: name of the run within the experiment; a killed run resumes only under its own name.
+        parameters: parameters of the run; None and strings are recorded as they print.
+        keys: names of the values to record from an iteration's output, a dictionary or a list whose first is used.
         interval: iterations between two records.
         artifacts: files and folders to copy into the store once the run is complete.
     """
@@ -116,21 +115,21 @@ class Tracking(MLFlowHandler):
             super().attach(engine)
 
     def start(self, engine: Engine) -> None:
-        """Opens the run, or the one that was killed, and records the parameters that it does not have yet."""
+        """Opens the run, or resumes the killed one, and records the parameters that it lacks."""
         with _opening(self._tracking_uri):
             super().start(engine)
-        # MLflow refuses a second value: what changed since the run was killed stays as first recorded.
+        # MLflow rejects a second value: parameters that changed since the run was killed keep their first value.
         missing = {key: value if value is None else printable(str(value)) for key, value in self.parameters.items()}
         self._delete_exist_param_in_dict(missing)
         self._log_params(missing)
 
     def _values(self, output: Any) -> dict[str, float]:
-        first = output[0] if isinstance(output, list) else output  # MONAI's engines decollate, unless told not to
-        # Of a loss with a gradient, float() warns.
+        first = output[0] if isinstance(output, list) else output  # MONAI's engines decollate by default
+        # float() would warn about a loss with a gradient.
         return {key: torch.as_tensor(first[key]).item() for key in self.keys}
 
     def _record_metrics(self, engine: Engine) -> None:
-        # Measured less often than once an epoch: an old value is not recorded as a new one.
+        # Metrics may be measured less often than once an epoch: an old value is not recorded again.
         new = {key: value for key, value in engine.state.metrics.items() if self._recorded.get(key) != value}
         if new:
             self._log_metrics(new, step=engine.state.iteration)
@@ -138,13 +137,13 @@ class Tracking(MLFlowHandler):
 
 
 class ChildRuns:
-    """Records each arm and seed of an evaluation as a run of its own, below the run of the whole.
+    """Records each arm and seed of an evaluation as a child run of the evaluation's MLflow run.
 
-    An engine says what it has measured in an iteration by ``state.output``: ``arm``, ``seed`` and ``metrics``; the arm
-    is empty where there is nothing to record. A child that an earlier run has recorded stays as it is.
+    The engine reports what an iteration measured in ``state.output``: ``arm``, ``seed`` and ``metrics``; an empty arm
+    records nothing. Children recorded by an earlier run stay unchanged.
 
     Args:
-        parent: records the whole; attached to the engine before this handler.
+        parent: handler that records the evaluation; must be attached to the engine before this one.
     """
 
     def __init__(self, parent: Tracking) -> None:
@@ -152,7 +151,7 @@ class ChildRuns:
         self._done: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
-        """Registers the events, where anything is recorded at all."""
+        """Registers the events, unless nothing is recorded."""
         if self.parent._available and idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self._find)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._record)

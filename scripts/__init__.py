@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What configurations run: one file per command, which puts stages of ``bundle`` together."""
+"""Functions that the configurations run: one file per command, which combines stages of ``bundle``."""

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What configs/audit.json runs."""
+"""Function that configs/audit.json runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["audit"]
 
 
 def audit(engine: AuditEngine) -> None:
-    """Runs an audit, says what came of it and ends with its exit code.
+    """Runs an audit, prints its verdict and ends with its exit code.
 
     Raises:
         SystemExit: with the code of the verdict, unless it is 0.

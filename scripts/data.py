@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What configs/check_data.json runs."""
+"""Function that configs/check_data.json runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_data(**options: Any) -> None:
     """Checks a data set, see `bundle.data.check_data`.
 
     Raises:
-        SystemExit: with code 1, after the table or the message, where the data cannot be used.
+        SystemExit: with code 1, after the table or the message, if the data cannot be used.
     """
     try:
         problems = bundle.data.check_data(**options).problems

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What configs/evaluate.json runs."""
+"""Function that configs/evaluate.json runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(engine: EvaluationEngine) -> None:
-    """Runs an evaluation and says where its report is."""
+    """Runs an evaluation and prints the path of its report."""
     keep_freed_memory()
     engine.run()
     print(f"\nThe report: {engine.output_dir / 'report.html'}\nNot to be shared: {engine.output_dir / 'private'}")

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What configs/train_guides.json runs to measure identity networks that are trained."""
+"""Function of configs/train_guides.json that evaluates trained identity networks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["print_recognition"]
 
 
 def print_recognition(data: ImageData, models_dir: str | Path) -> None:
-    """Measures the identity networks of a models folder anew and prints the figures as a table.
+    """Evaluates the identity networks of a models folder and prints the scores as a table.
 
     Args:
-        data: what they were trained on.
-        models_dir: holds identity_guide and gate_identity.
+        data: data set that the networks were trained on.
+        models_dir: folder that holds identity_guide and gate_identity.
 
     Raises:
-        WeightsError: a network is absent, or was trained on other splits.
+        WeightsError: a network is missing, or was trained on other splits or at another resolution.
     """
     known, _, identities = data.tensors(("train", "extra"))
     val, test = (data.tensors(split)[0] for split in ("val", "test"))

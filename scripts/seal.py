@@ -1,8 +1,8 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Adds to the JSONs of weights from an earlier version the hash over themselves that this version demands.
+"""Adds the checksum that this version requires to the JSONs of weights from an earlier version.
 
-The hash vouches for the files as they are now: compare what is printed with what you know of the training.
+The checksum certifies the files in their present state: compare the printed facts with what you know of the training.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ __all__ = ["seal"]
 
 
 def seal(folder: Path) -> list[str]:
-    """Adds the hash to every pair of a folder that has none; everything else about a pair is checked first.
+    """Adds the checksum to every pair of a folder that has none, after verifying the rest of the pair.
 
     Args:
-        folder: of the pairs of ``.pt`` and ``.json``.
+        folder: folder of the ``.pt`` and ``.json`` pairs.
 
     Returns:
-        One line for each pair: what its JSON says.
+        One line per pair with the main entries of its JSON.
 
     Raises:
-        WeightsError: the folder holds no weights, or a pair is damaged; those before it are sealed.
+        WeightsError: the folder holds no weights, or a pair is damaged; pairs processed before it are sealed.
     """
     paths = sorted(path.with_suffix(".pt") for path in folder.glob("*.json") if not path.name.startswith("."))
     if not paths:
@@ -43,10 +43,10 @@ def seal(folder: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line.
+    """Runs the command line.
 
     Args:
-        arguments: of it.
+        arguments: command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(prog="python -m scripts.seal", description=__doc__)
     parser.add_argument("folder", type=Path, help="models folder of a training by an earlier version")

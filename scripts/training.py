@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the training configurations run."""
+"""Functions that the training configurations run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def default_resolution(generator: str | None) -> int:
     """Returns `bundle.training.init_from.default_resolution`.
 
     Args:
-        generator: a ``generator.pt`` that may or may not exist, its JSON beside it.
+        generator: path of a ``generator.pt``, with its JSON beside it, that need not exist.
 
     Raises:
-        SystemExit: with a message in one line, where the JSON is damaged. The resolution is an argument of
-            `check_options`, so that its error comes before that function shows errors so on the command line.
+        SystemExit: with a one-line message, if the JSON is damaged. The resolution is an argument of `check_options`,
+            so this error occurs before that function makes the command line show errors this way.
     """
     with plain_errors():
         return init_from.default_resolution(generator)
@@ -35,16 +35,16 @@ def train_gan(trainer: StyleGAN2Trainer, checkpoint: TrainingCheckpoint) -> None
     """Trains a GAN from its checkpoint, if there is one, to its last epoch.
 
     Args:
-        trainer: the engine, with its handlers.
-        checkpoint: loaded before the first iteration. Where its part ``best`` is a `BestGenerator`, weights that are
-            absent from the models folder, or damaged, are written again.
+        trainer: engine with its handlers.
+        checkpoint: checkpoint, loaded before the first iteration. If its part ``best`` is a `BestGenerator`, weights
+            that are missing from the models folder or damaged are written again.
 
     Raises:
-        TrainingError: there is nothing to train, because total_kimg comes to no image.
-        CheckpointError: the checkpoint is damaged, or of a run with other options.
-        InUseError: another run trains there.
+        TrainingError: total_kimg is less than one image.
+        CheckpointError: the checkpoint is damaged, or belongs to a run with other options.
+        InUseError: another run trains in the folder.
         WeightsError: the models folder holds another run's weights.
-        UnsealedError: the run is finished, and an earlier version has written its weights.
+        UnsealedError: the run is finished, and its weights were written by an earlier version.
     """
     if trainer.state.max_epochs < 1:
         raise TrainingError("--total_kimg comes to no image. Give at least 0.001, which is one image.")
@@ -59,6 +59,6 @@ def train_gan(trainer: StyleGAN2Trainer, checkpoint: TrainingCheckpoint) -> None
 
 
 def train_networks(trainers: Sequence[NetworkTrainer]) -> None:
-    """Trains networks one after the other, each from its checkpoint, if there is one; finished ones are checked."""
+    """Trains networks one after the other, each from its checkpoint, if there is one; finished ones are verified."""
     for trainer in trainers:
         trainer.run()

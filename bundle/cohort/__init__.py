@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Cohorts: the ledger of a run, the files that leave, their datasheet."""
+"""Cohorts: the ledger of a run, the released files, their datasheet."""

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The walked paths beside the straight ones between the same end points. For the house alone: it names distances."""
+"""Comparison of walked with straight paths between the same end points; private, as it concerns single patients."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def compare_paths(
 
     Args:
         paths: label, straight path and walked path, each [N, C, H, W] in [-1, 1].
-        identity_guide: phi_id; what it says proves nothing of the walk that it guided, only that the walk descended.
-        gate: judges images of a class.
-        distance: LPIPS, for the variety and the distance to the nearest real image; None leaves them out.
-        reals: training images; None leaves the distance to the nearest out.
+        identity_guide: phi_id; its figures show only that the walk descended, not that patients are unrecognisable.
+        gate: gate on images of a class.
+        distance: LPIPS, for the variety and the distance to the nearest real image; None skips both.
+        reals: training images, [M, C, H, W] in [-1, 1]; None skips the distance to the nearest.
 
     Returns:
-        For each of `KINDS`: ``identity_divergence`` in nats, of the closed set, and ``highest_probability`` (both
-        phi_id's), ``recognised`` and ``mislabelled`` (shares, by the gate), and, where they can be had, ``variety``
-        (mean pairwise LPIPS within a path) and ``nearest`` (mean LPIPS to the nearest training image). Means over inner
-        points, or paths.
+        For each of `KINDS`, means over inner points or paths: ``identity_divergence`` of the closed set, in nats, and
+        ``highest_probability`` (both of phi_id), ``recognised`` and ``mislabelled`` (shares, by the gate), and, if
+        requested, ``variety`` (mean pairwise LPIPS within a path) and ``nearest`` (LPIPS to the nearest training
+        image).
     """
     assert isinstance(identity_guide, Classifier)
     sums: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
@@ -69,7 +69,7 @@ def compare_paths(
 
 
 def comparison_table(comparison: dict[str, dict[str, float]]) -> str:
-    """Lays out what `compare_paths` returns as a table in Markdown."""
+    """Formats the result of `compare_paths` as a Markdown table."""
     names = list(comparison[KINDS[0]])
     head = ["path", *(name.replace("_", " ") for name in names)]
     return markdown_table([head, *([kind, *(f"{comparison[kind][name]:.3f}" for name in names)] for kind in KINDS)])

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The page that goes with a cohort."""
+"""The datasheet that accompanies a cohort."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["datasheet"]
 
 
 def datasheet(manifest: dict[str, Any], licence: str) -> str:
-    """Writes what a partner must know of a cohort before using it.
+    """Writes what a partner must know about a cohort before using it.
 
     Args:
-        manifest: as `write_cohort` gets it: ``configuration``, ``modality``, ``resolution``, ``class_names`` and
-            ``gate`` (counts by class name).
-        licence: of the cohort, as the generator's JSON gives it.
+        manifest: manifest of the cohort, with ``configuration``, ``modality``, ``resolution``, ``class_names`` and
+            ``gate`` (counts by class name), see `write_cohort`.
+        licence: licence of the cohort, from the generator's JSON.
 
     Returns:
-        Markdown.
+        Markdown text.
     """
     options, side = manifest["configuration"], manifest["resolution"]
     head = ["class", "images here", "judged by the gate", "dropped: recognised", "dropped: other class"]
@@ -70,7 +70,7 @@ of every file, `contact_sheet.png` shows some of the images.
 
 
 def _changes(changed: dict[str, Any]) -> tuple[str, str, str]:
-    """Returns a warning of changes besides the options, the gate's bound, and what that does not promise."""
+    """Returns a warning about changes besides the options, the gate's bound, and the limit of that bound."""
     warning = ""
     if changed:
         parts = ", ".join(f"{markdown_text(name)} = {markdown_text(str(value))}" for name, value in changed.items())

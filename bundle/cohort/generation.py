@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""``generate``: walked pairs become a cohort; a broken-off one is completed, a complete one verified."""
+"""The command ``generate``: makes a cohort of walked pairs, completes an interrupted or verifies a complete one."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 
 def join_processes(device: str) -> None:
-    """Lets the processes that PyTorch's launcher has started share the work; a single one goes on alone.
+    """Joins the processes that PyTorch's launcher has started; does nothing in a single process.
 
     Args:
-        device: where they compute; of several GPUs, each process takes its own.
+        device: device that computes; on ``cuda``, each process takes its own GPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         idist.initialize("nccl" if device.startswith("cuda") else "gloo")
@@ -47,7 +47,7 @@ def join_processes(device: str) -> None:
 def prepare_pairs(
     batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor, tuple[()], dict[str, Tensor]]:
-    """Hands a block of pairs to the inferer: latents [P, 2, z_dim], and the labels [P] once more by keyword."""
+    """Returns a block's latents [P, 2, z_dim] and labels [P] as arguments of the inferer, labels also by keyword."""
     label = batch["label"].to(device, non_blocking=non_blocking)
     return batch["latent"].to(device, non_blocking=non_blocking), label, (), {"label": label}
 
@@ -61,29 +61,28 @@ def generate(
     data: ImageData | None = None,
     squeezenet_file: str | None = None,
 ) -> None:
-    """Makes a cohort, goes on with a broken-off one, or verifies a complete one.
+    """Makes a cohort, resumes an interrupted one, or verifies a complete one.
 
-    Where a complete one was made without `data`, the figure that needs them is drawn now.
-
-    Of several processes, all walk and write images, and the first does the rest. While they do, they hold a lock on
-    ``output_dir``, which the system lets go of when the first process ends, however it does.
+    If a complete cohort was made without `data`, the figure that needs them is made now. In a distributed run, all
+    processes walk and write images, and the first does the rest. They hold a lock on ``output_dir``, which the system
+    releases when the first process ends, even if it crashes.
 
     Args:
-        evaluator: walks the pairs that the ledger asks for, and gives their outcome to the ledger.
-        ledger: of this cohort.
-        models: networks.
-        gate: what judged the points.
-        output_dir: gets ``cohort/`` and ``private/``.
-        data: real training images, for the private figure of the distance to the nearest.
-        squeezenet_file: LPIPS's trunk for that figure; None lets torchvision find it.
+        evaluator: engine that walks the pairs that the ledger requests and records their outcome in it.
+        ledger: record of the cohort's walked pairs.
+        models: generator, guides and gate networks.
+        gate: gate that evaluated the points.
+        output_dir: folder that receives ``cohort/`` and ``private/``.
+        data: real training images, for the private figure of the distance to the nearest one.
+        squeezenet_file: weights of LPIPS's SqueezeNet for that figure; None lets torchvision find them.
 
     Raises:
-        CohortError: the folder holds another run's cohort, or a damaged one, or hardly anything passes the gate.
+        CohortError: the folder holds another run's cohort or a damaged one, or hardly any image passes the gate.
         InUseError: another run is making a cohort there.
     """
     keep_freed_memory()
     cohort, private = Path(output_dir) / "cohort", Path(output_dir) / "private"
-    # A cohort takes its name when it is whole: one that is there can be verified beside any other run.
+    # The folder is renamed to its final name only when complete, so verifying it needs no lock.
     is_complete = os.path.lexists(cohort)
     if is_complete:
         _verify(cohort, ledger.settings)
@@ -92,7 +91,7 @@ def generate(
     with run_lock(output_dir, private / "generate.lock"):
         if not os.path.lexists(cohort):
             _make(evaluator, ledger, models, gate, cohort, data, squeezenet_file)
-        elif not is_complete:  # made by a run that has ended just now
+        elif not is_complete:  # completed by another run in the meantime
             _verify(cohort, ledger.settings)
         else:
             _look_again(ledger, models, gate, private, data, squeezenet_file)
@@ -115,7 +114,7 @@ def _verify(cohort: Path, settings: dict[str, Any]) -> None:
 def _look_again(
     ledger: WalkLedger, models: ModelSet, gate: Gate, private: Path, data: ImageData | None, squeezenet_file: str | None
 ) -> None:
-    """Looks at the paths of a complete cohort, whose training images were not named when it was made."""
+    """Makes the private figures of a complete cohort whose training images were not given when it was made."""
     ledger.open()
     if idist.get_rank() > 0:
         return
@@ -165,13 +164,13 @@ def _make(
 
 
 def _announce(ledger: WalkLedger, models: ModelSet, output_dir: Path) -> None:
-    """Says what a run will take before it takes it."""
+    """Prints how many paths and how much disk space a run will take."""
     done, wanted = ledger.done()
     info = models.infos["generator"]
     pixels = info["channels"] * info["resolution"] ** 2
     block = ledger.block_size * ledger.n_points
     paths = sum(-(-ledger.missing(label) // block) * ledger.block_size for label in ledger.quotas)
-    # The pixels and points of each point in private/, and PNGs of two thirds of their pixels, as a rule, in cohort/.
+    # private/ stores the pixels and two float32 latents of each point, cohort/ PNGs of about 70 % of their raw size.
     size = paths * ledger.n_points * (pixels + 8 * models.generator.w_dim) + 0.7 * wanted * pixels
     free = shutil.disk_usage(output_dir).free
     print(

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The end of the walk's postprocessing: a path becomes images, the gate judges them, the ledger keeps the outcome."""
+"""Last step of the walk's postprocessing: synthesis of the images, the gate's decision, and the ledger entry."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["JudgePathd"]
 
 
 class JudgePathd(Transform):
-    """Draws and judges the points of one walked path, the ends included, and puts them into the ledger.
+    """Synthesises the points of a walked path, ends included, evaluates the gate and records both in the ledger.
 
     Args:
         generator: G.
-        gate: judges images [N, C, H, W] in [-1, 1] of a class.
-        ledger: gets the outcome.
+        gate: gate on images [N, C, H, W] in [-1, 1] of a class.
+        ledger: record of the cohort's walked pairs.
     """
 
     def __init__(self, generator: Generator, gate: Callable[[Tensor, int], GateDecision], ledger: WalkLedger) -> None:
@@ -33,7 +33,7 @@ class JudgePathd(Transform):
         self.ledger = ledger
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Takes ``pred`` (see `PlanWalkInferer`), ``label`` and ``index``; adds ``passed`` [N]."""
+        """Reads ``pred`` (see `PlanWalkInferer`), ``label`` and ``index``; adds ``passed`` [N]."""
         label, index, path = int(data["label"]), int(data["index"]), data["pred"]
         pixels, verdict = draw_and_judge(self.generator, self.gate, path["w"], label)
         record = {

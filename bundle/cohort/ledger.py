@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which pairs have been walked and which of their points may leave: what a broken-off run goes on from."""
+"""Record of the walked pairs and of the gate's decisions on their points, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ __all__ = ["CohortError", "WalkLedger", "differing_keys"]
 
 logger = logging.getLogger(__name__)
 
-# Blocks that are walked for a class beyond what it would take if every point passed, times this, before giving up.
+# A run gives up on a class after this many times the blocks that it would take if every point passed.
 PATIENCE = 10
-# What the gate says of each point.
+# Names of the gate's decisions on each point.
 VERDICT = tuple(field.name for field in dataclasses.fields(GateDecision))
-# Blocks that a process is dealt at most before all meet again: a plan of any length takes little memory.
+# Largest number of blocks assigned to a process between two synchronisations; bounds the memory of a long plan.
 DEALT = 64
-# What of a pair's file is more than its outcome: it binds the outcome to the run and to its place in it.
+# Entry of a pair's file that binds its content to the run and to the pair.
 SEAL = "seal"
-# What of settings.json is no setting: the hash of the others.
+# Entry of settings.json that holds the hash of all others.
 SETTINGS_SHA256 = "settings_sha256"
 
 
 class CohortError(ValueError):
-    """A cohort that cannot be made, or is not what it should be."""
+    """A cohort that cannot be made or does not match its description."""
 
 
 class WalkLedger:
-    """One file for each walked pair.
+    """Stores one file for each walked pair.
 
-    Several processes share a ledger: each is dealt whole blocks, and all meet when they have walked them. A process
-    that dies leaves the pairs that it has finished; whoever opens the ledger next goes on from there.
+    Several processes can share a ledger: each is assigned whole blocks, and all synchronise after walking them. If a
+    process dies, its finished pairs stay, and the next run resumes from them.
 
     Args:
-        folder: where the files are; private, since a path's points that did not pass are among them.
+        folder: folder of the files; private, since they include points that did not pass the gate.
         settings: all options that the bits of the cohort depend on.
-        quotas: images wanted of each class, by label.
-        n_points: points of a path.
+        quotas: number of images wanted of each class, by label.
+        n_points: points per path, both ends included.
         block_size: pairs that are walked together.
     """
 
@@ -80,13 +80,12 @@ class WalkLedger:
         self._current: int | None = None
 
     def open(self) -> None:
-        """Claims the folder for these settings, or takes up what an earlier run with the same settings left.
+        """Claims the folder for these settings, or resumes what an earlier run with the same settings left.
 
-        Files of pairs that are damaged, or not of this run, are removed, and the pairs walked anew; a warning names
-        each. Of several processes, the first does so.
+        Files of pairs that are damaged or of another run are removed with a warning; their pairs are walked again.
 
         Raises:
-            CohortError: the folder belongs to a run with other settings, or nothing says which run its pairs are of.
+            CohortError: the folder belongs to a run with other settings, or its pairs to an unknown run.
         """
         if idist.get_rank() == 0:
             private_folder(self.folder)
@@ -127,12 +126,12 @@ class WalkLedger:
             )
 
     def refresh(self) -> None:
-        """Takes notice of the pairs that other processes have finished since."""
+        """Counts the pairs that other processes have finished in the meantime."""
         for path in sorted(self.folder.glob("pair_*.pt")):
             self._count(path)
 
     def _count(self, path: Path, discard: bool = False) -> None:
-        """Counts what the gate said of a pair, unless its file is not what this run wrote."""
+        """Counts the gate's decisions on a pair, unless its file is not one that this run wrote."""
         match = re.fullmatch(r"pair_(0|[1-9]\d*)_(\d{6,})\.pt", path.name, re.ASCII)
         pair = (int(match[1]), int(match[2])) if match else None
         if pair in self._counts:
@@ -148,23 +147,23 @@ class WalkLedger:
             path.unlink()
 
     def _note(self, label: int, index: int, record: dict[str, Tensor]) -> None:
-        before = self._counts.get((label, index), {"passed": 0, "judged": 0})  # a block is walked as a whole
+        before = self._counts.get((label, index), {"passed": 0, "judged": 0})  # a whole block is walked again
         counts = self._counts[label, index] = _counted(record)
         self._passed[label] += counts["passed"] - before["passed"]
         self._judged += counts["judged"] - before["judged"]
 
     def next_block(self) -> tuple[int, int] | None:
-        """Returns the class and number of the block that this process is to walk next, or None.
+        """Returns the class and index of the next block for this process, or None if no more are needed.
 
-        When a process has walked what it was dealt, it waits for the others, and all are dealt what is still due.
+        A process that has walked its assigned blocks waits for the others; then the remaining blocks are assigned.
 
         Raises:
-            CohortError: hardly anything passes the gate.
+            CohortError: hardly any image passes the gate.
         """
         while not self._dealt:
             idist.barrier()
             self.refresh()
-            idist.barrier()  # nobody adds to the folder before everybody has read the same
+            idist.barrier()  # all processes must read the same files before any adds one
             due = list(itertools.islice(self.due(), DEALT * idist.get_world_size()))
             if not due:
                 self._current = None
@@ -174,10 +173,10 @@ class WalkLedger:
         return self._dealt.pop(0)
 
     def due(self) -> Iterator[tuple[int, int]]:
-        """Yields class and number of the blocks that are needed even if every point of theirs should pass.
+        """Yields class and index of the blocks that would be needed even if all their points passed.
 
         Raises:
-            CohortError: hardly anything passes the gate.
+            CohortError: hardly any image passes the gate.
         """
         for label, quota in self.quotas.items():
             passed, known, block = 0, 0, 0
@@ -194,16 +193,16 @@ class WalkLedger:
                 block += 1
 
     def add(self, label: int, index: int, record: dict[str, Tensor]) -> None:
-        """Keeps the outcome of a pair.
+        """Stores the outcome of a pair.
 
         Args:
             label: class of the pair.
-            index: number within the class.
+            index: index of the pair within the class.
             record: ``image`` uint8 [N, H, W(, 3)], ``w`` and ``w_linear`` [N, w_dim], ``loss_history`` [steps], and the
-                gate's ``passed``, ``recognised`` and ``mislabelled`` [N].
+                gate's ``passed``, ``recognised`` and ``mislabelled``, bool [N].
 
         Raises:
-            CohortError: the folder was removed meanwhile, or the outcome is not of this form.
+            CohortError: the folder was removed in the meantime, or the outcome does not have this form.
         """
         if not self._claim.exists():
             raise CohortError(
@@ -217,7 +216,7 @@ class WalkLedger:
         self._note(label, index, record)
 
     def records(self, label: int) -> Iterator[dict[str, Tensor]]:
-        """Yields the outcomes of the blocks that the class's images come from, in the order of the pairs."""
+        """Yields the outcomes of all pairs in the blocks that supply the class's images, in the order of the pairs."""
         for index in self._taken(label):
             record, problem = self._read(label, index)
             if problem is not None:
@@ -228,7 +227,7 @@ class WalkLedger:
             yield record
 
     def images(self, label: int) -> Iterator[Tensor]:
-        """Yields the images of a class that leave, uint8 [H, W] or [H, W, 3], as many as are wanted."""
+        """Yields the released images of a class, uint8 [H, W] or [H, W, 3], as many as its quota."""
         left = self.quotas[label]
         for record in self.records(label):
             for image in record["image"][record["passed"]][:left]:
@@ -238,24 +237,24 @@ class WalkLedger:
                 return
 
     def counts(self, label: int) -> dict[str, int]:
-        """Sums the gate's verdicts over the class's pairs."""
+        """Returns the sums of the gate's decisions over the class's pairs."""
         counts = [self._counts[label, index] for index in self._taken(label)]
         return {key: sum(pair[key] for pair in counts) for key in ("judged", *VERDICT)}
 
     def done(self) -> tuple[int, int]:
-        """Images that have passed so far, at most the quota of each class, and images wanted."""
+        """Returns the images that have passed so far, at most the quota of each class, and the images wanted."""
         done = sum(min(self._passed[label], quota) for label, quota in self.quotas.items())
         return done, sum(self.quotas.values())
 
     def expected(self) -> float:
-        """Images by which `done` is likely to rise with the block that is being walked."""
+        """Returns the expected number of images that the current block will add to `done`."""
         if self._current is None:
             return 0.0
         share = sum(self._passed.values()) / self._judged if self._judged else 1.0
         return max(0.0, min(share * self.block_size * self.n_points, self.missing(self._current)))
 
     def missing(self, label: int) -> int:
-        """Images of a class that have yet to pass."""
+        """Returns the number of images of a class that have yet to pass."""
         return max(0, self.quotas[label] - self._passed[label])
 
     def _check_patience(self, label: int, quota: int, block: int, passed: int) -> None:
@@ -269,7 +268,7 @@ class WalkLedger:
             )
 
     def _taken(self, label: int) -> Iterator[int]:
-        """Yields the numbers of the pairs that the class's images come from: whole blocks, until there are enough."""
+        """Yields the indices of the pairs that supply the class's images: whole blocks, until the quota is met."""
         passed, block = 0, 0
         while passed < self.quotas[label]:
             for index in self._indices(block):
@@ -284,7 +283,7 @@ class WalkLedger:
         return self.folder / f"pair_{label}_{index:06d}.pt"
 
     def _read(self, label: int, index: int) -> tuple[dict[str, Tensor], str | None]:
-        """Returns what `add` kept of a pair, and what is wrong with it; it is empty where that is not None."""
+        """Returns the stored outcome of a pair and None, or an empty dictionary and the problem with its file."""
         path = self._path(label, index)
         if not os.path.lexists(path):
             return {}, "it is gone"
@@ -294,8 +293,8 @@ class WalkLedger:
             with open(path, "rb") as stream:
                 record = torch.load(stream, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
-            raise  # says nothing of the file
-        except Exception:  # torch.load raises as many types as there are ways to damage a file
+            raise  # does not mean that the file is damaged
+        except Exception:  # torch.load raises many types on damaged files
             return {}, "it is damaged"
         if not isinstance(record, dict) or not all(isinstance(value, Tensor) for value in record.values()):
             return {}, "it is no file of tensors"
@@ -306,7 +305,7 @@ class WalkLedger:
         return ({}, problem) if problem else (record, None)
 
     def _seal(self, label: int, index: int, record: dict[str, Tensor]) -> Tensor:
-        """SHA-256 of the run's settings, the pair's place and its outcome, uint8 [32]."""
+        """Returns the SHA-256 over the run's settings, the pair's label and index, and its outcome, uint8 [32]."""
         content = {
             name: [str(value.dtype), list(value.shape), hashlib.sha256(_bytes(value)).hexdigest()]
             for name, value in record.items()
@@ -316,7 +315,7 @@ class WalkLedger:
 
 
 def differing_keys(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Names the settings in which two runs differ, those read from JSON and those of this process."""
+    """Returns the names of settings that differ between those read from JSON and those of this process."""
     plain = json.loads(json.dumps(wanted))
     return sorted(str(key) for key in {*found, *plain} if found.get(key) != plain.get(key))
 
@@ -326,7 +325,7 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _misshapen(record: dict[str, Any], n_points: int) -> str | None:
-    """What is wrong with the form of a pair's outcome, see `WalkLedger.add`."""
+    """Returns the problem with the form of a pair's outcome (see `WalkLedger.add`), or None."""
     missing = {"image", *VERDICT} - record.keys()
     if missing:
         return f"it lacks {', '.join(sorted(missing))}"
@@ -348,5 +347,5 @@ def _misshapen(record: dict[str, Any], n_points: int) -> str | None:
 
 
 def _counted(record: dict[str, Tensor]) -> dict[str, int]:
-    """Sums the gate's verdicts on a pair."""
+    """Returns the sums of the gate's decisions on a pair."""
     return {"judged": len(record["passed"]), **{key: int(record[key].sum()) for key in VERDICT}}

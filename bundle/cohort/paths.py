@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Walked paths beside straight ones: pictures and figures for those who made the cohort, not for its partners."""
+"""Private figures that compare walked with straight paths, for the makers of a cohort and not for its partners."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["NEAREST", "look_at_paths"]
 
 logger = logging.getLogger(__name__)
 
-#: Name of the picture of the distances to the nearest training images.
+#: File name of the figure of distances to the nearest training images.
 NEAREST = "nearest.png"
 
-# Pairs of each class that the private pictures show, and that walked and straight paths are compared on.
+# Pairs per class that the private figures show, and that the comparison of walked and straight paths measures.
 PICTURED_PAIRS = 2
 COMPARED_PAIRS = 8
 
@@ -37,7 +37,7 @@ COMPARED_PAIRS = 8
 def look_at_paths(
     ledger: WalkLedger, models: ModelSet, gate: Gate, folder: Path, data: ImageData | None, squeezenet_file: str | None
 ) -> None:
-    """Draws and measures walked paths beside straight ones, in the private folder."""
+    """Plots and measures walked paths beside straight ones, in the private folder."""
     compared: list[tuple[int, Tensor, Tensor]] = []
     pictured: list[tuple[str, Tensor, Tensor]] = []
     loss_histories: list[tuple[str, Tensor]] = []
@@ -52,7 +52,7 @@ def look_at_paths(
     save_png(path_picture(pictured), folder / "paths.png")
     save_loss_histories(loss_histories, folder / "losses.png")
     distance = None
-    if data is not None or squeezenet_file is not None:  # else nobody has asked for what may need a download
+    if data is not None or squeezenet_file is not None:  # LPIPS may need a download: only on request
         try:
             distance = lpips_model(squeezenet_file)
         except TrunkUnavailable as error:

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a generating engine's postprocessing: images become files."""
+"""Last step of a generating engine's postprocessing: images are written to files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["SavePNGd"]
 
 
 class SavePNGd(MapTransform):
-    """Writes images as 8-bit PNG, upright, -1 as black and 1 as white, each whole or not at all.
+    """Writes images as 8-bit PNG, upright, -1 as black and 1 as white, atomically.
 
-    MONAI's SaveImaged transposes PNG and rounds down.
+    MONAI's SaveImaged transposes PNG images and rounds down.
 
     Args:
-        keys: where the images are: ``[1 or 3, H, W]`` in [-1, 1].
-        folder: where they go.
-        name_key: where each one's file name without ending is.
+        keys: keys of the images, ``[1 or 3, H, W]`` in [-1, 1].
+        folder: destination folder.
+        name_key: key of the file name without suffix.
     """
 
     def __init__(self, keys: KeysCollection, folder: str | os.PathLike[str], name_key: str = "name") -> None:
@@ -35,7 +35,7 @@ class SavePNGd(MapTransform):
         self.name_key = name_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Writes the images of one item and hands it on as it is."""
+        """Writes the images of one item and returns the item unchanged."""
         for key in self.key_iterator(data):
             save_png(Image.fromarray(to_uint8(data[key][None])[0]), self.folder / f"{data[self.name_key]}.png")
         return dict(data)

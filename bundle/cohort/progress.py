@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How far a cohort has come, shown while it is made."""
+"""Progress bar of a cohort's generation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["GenerationProgress"]
 
 
 class GenerationProgress:
-    """Progress bar over the images of the cohort, moving with each step of the walk, full only at the end.
+    """Progress bar over the images of the cohort that advances with each step of the walk and is full only at the end.
 
     Args:
-        ledger: says what is done.
-        steps: most steps of a walk.
+        ledger: record of the cohort's walked pairs.
+        steps: largest number of steps of a walk.
     """
 
     def __init__(self, ledger: WalkLedger, steps: int) -> None:
@@ -36,14 +36,14 @@ class GenerationProgress:
         self._estimated = False
 
     def attach(self, engine: Engine) -> None:
-        """Registers the events that open, set and close the bar."""
+        """Registers the events that open, update and close the bar."""
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._block_done)
         engine.add_event_handler(Events.COMPLETED, self._close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._break_off)
 
     def step(self, points: Tensor) -> None:
-        """Says that the walk, now at these points, does a step."""
+        """Advances the bar by one step of the walk; a callback for `bundle.walk.path.walk`."""
         if self._bar is None:
             return
         self._step += 1
@@ -52,7 +52,7 @@ class GenerationProgress:
         self._bar.update(0)
 
     def _show(self, images: float) -> None:
-        # 99.5 % would be written as 100.
+        # tqdm would round 99.5 % to 100 %.
         wanted = self.ledger.done()[1]
         self._bar.n = max(0, min(int(images), wanted * 99 // 100, wanted - 1))
 
@@ -91,7 +91,7 @@ class GenerationProgress:
 
     def _break_off(self, engine: Engine, error: BaseException) -> None:
         if self._bar is not None:
-            self._bar.close()  # else what follows would be written behind it
+            self._bar.close()  # otherwise the error message would continue the bar's line
         raise error
 
 

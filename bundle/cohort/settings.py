@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a cohort is to be: the options of ``generate``, completed and checked."""
+"""Settings of a cohort: the options of ``generate``, completed and checked."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ class CohortSettings:
     """Everything that the bits of a cohort depend on.
 
     Attributes:
-        n_images: images of the cohort.
-        n_points: points of a path, ends included.
-        seed: of the end points.
+        n_images: images in the cohort.
+        n_points: points per path, both ends included.
+        seed: random seed of the end points.
         classes: names of the classes, in the order of their labels.
         objective: name of the walk's objective.
-        guides: what the walk asks about its points, ``latent`` or ``image``.
-        walk: how the objective is minimised.
-        weights: of the objective's terms.
-        threshold: highest identity probability that the gate lets pass.
+        guides: kind of guides that the walk evaluates, ``latent`` or ``image``.
+        walk: step count, learning rate and stopping rule of the optimiser.
+        weights: weights and other parameters of the objective.
+        threshold: highest identity probability that passes the gate.
         block_size: pairs that are walked together.
-        device: kind of device that computes, ``cpu`` or ``cuda``.
+        device: type of the device that computes, ``cpu`` or ``cuda``.
         torch: version of PyTorch.
-        threads: of PyTorch.
+        threads: number of PyTorch's CPU threads.
         models: SHA-256 of each network's weights.
         changed_configuration: other parts of the configuration that a call has changed, see
             `bundle.options.check_options`.
@@ -74,7 +74,7 @@ class CohortSettings:
     changed_configuration: dict[str, Any] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
-        """Returns plain values for JSON; ``changed_configuration`` is left out where nothing was changed."""
+        """Returns plain values for JSON; an empty ``changed_configuration`` is left out."""
         content = dataclasses.asdict(self)
         if not self.changed_configuration:
             del content["changed_configuration"]
@@ -82,13 +82,13 @@ class CohortSettings:
 
 
 def default_guides(models_dir: str) -> str:
-    """Chooses what the walk asks about its points.
+    """Chooses the kind of guides that the walk evaluates.
 
     Args:
         models_dir: folder of the networks.
 
     Returns:
-        ``latent`` where the folder has latent guides, else ``image``.
+        ``latent`` if the folder has latent guides, otherwise ``image``.
     """
     if all((Path(str(models_dir)) / f"{name}.json").is_file() for name in LATENT_GUIDES):
         return "latent"
@@ -101,7 +101,7 @@ def default_guides(models_dir: str) -> str:
 
 
 def generation_networks(guides: str) -> tuple[str, ...]:
-    """Names the networks that a walk on these guides and the gate need."""
+    """Returns the names of the networks that the gate and a walk on these guides need."""
     return (*GENERATION_NETWORKS, *(LATENT_GUIDES if guides == "latent" else ()))
 
 
@@ -122,22 +122,22 @@ def cohort_settings(
     """Completes and checks the options of a cohort.
 
     Args:
-        models: what the JSONs of the networks say.
-        modality: whose weights are the default; must be that of the models.
+        models: JSON descriptions of the networks.
+        modality: modality of the configuration; must be that of the models.
         n_images: see `CohortSettings`.
-        n_points: see there.
-        seed: see there.
-        classes: names or numbers of the classes wanted; None for all.
-        objective: of the walk.
-        walk_settings: how it is minimised.
+        n_points: see `CohortSettings`.
+        seed: see `CohortSettings`.
+        classes: names or labels of the classes wanted; None for all.
+        objective: loss that the walk minimises.
+        walk_settings: step count, learning rate and stopping rule of the optimiser.
         guides: ``latent`` or ``image``.
-        threshold: the gate's, see `CohortSettings`.
-        device: where the walk is computed.
-        changed: what `bundle.options.check_options` has returned.
+        threshold: highest identity probability that passes the gate.
+        device: device that computes the walk.
+        changed: result of `bundle.options.check_options`.
 
     Raises:
-        CohortError: the models are of another kind of image or know no such class, there are more classes than images,
-            or the published algorithm is to walk on latent guides.
+        CohortError: the models are of another modality or lack a class, there are more classes than images, or the
+            published objective is combined with latent guides.
     """
     _check_modality(models, modality)
     chosen = _class_names(models.class_names, classes)
@@ -192,12 +192,12 @@ def _check_modality(models: ModelInfos, modality: str | Modality) -> None:
 
 
 def default_output_dir(modality: str, settings: CohortSettings) -> str:
-    """Names a folder after the options, so that other options never meet another run's cohort."""
+    """Returns a folder name derived from the options, so that runs with other options use other folders."""
     return f"output/{modality}-{content_digest(settings.content(), 10)}"
 
 
 def plan_ledger(output_dir: str, settings: CohortSettings, class_names: Sequence[str]) -> WalkLedger:
-    """Makes the ledger of a cohort; its images are shared out evenly among the classes."""
+    """Builds the ledger of a cohort, with its images distributed evenly over the classes."""
     share, rest = divmod(settings.n_images, len(settings.classes))
     quotas = {
         list(class_names).index(name): share + (position < rest) for position, name in enumerate(settings.classes)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The cohort: what leaves the house, and nothing else."""
+"""Writing and verification of the cohort folder, the only folder that is released."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from bundle.markup import csv_text, csv_value, printable
 __all__ = ["COLUMNS", "MANIFEST", "read_labels", "verify_cohort", "write_cohort"]
 
 MANIFEST = "manifest.json"
-#: 1 had no hash of the manifest itself.
+#: Version of the manifest's format; version 1 lacked the manifest's own hash.
 FORMAT = 2
 MANIFEST_SHA256 = "manifest_sha256"
-#: Of labels.csv.
+#: Columns of labels.csv.
 COLUMNS = ["image", "label", "label_name"]
-# Of the contact sheet, for each class.
+# Largest size of the contact sheet, for each class.
 SHEET_ROWS, SHEET_COLUMNS = 2, 12
 CURE = "Remove the folder and run the same command to make it anew."
 
@@ -47,22 +47,22 @@ def write_cohort(
     manifest: dict[str, Any],
     datasheet: str,
 ) -> None:
-    """Writes a cohort under a temporary name and gives it its own when it is complete and as its manifest says.
+    """Writes a cohort under a temporary name, verifies it and renames it.
 
-    Of several processes, each writes its share of the images, and the first all else.
+    In a distributed run, each process writes its share of the images, and the first everything else.
 
     Args:
-        cohort_dir: the folder; it must not exist.
-        images: pairs of label and image, uint8 [H, W] or [H, W, 3], one class after the other.
-        class_names: name of each label; files are called by it.
-        manifest: how the cohort was made; format version, the SHA-256 of every file and that of the manifest itself are
-            added.
+        cohort_dir: path of the folder; it must not exist.
+        images: pairs of label and image, uint8 [H, W] or [H, W, 3], ordered by class.
+        class_names: name of each label; image files are named after it.
+        manifest: description of how the cohort was made; the format version, the SHA-256 of every file and that of the
+            manifest itself are added.
         datasheet: text of datasheet.md.
 
     Raises:
-        CohortError: there is something under that name, a class name cannot be part of a file's name, or the images are
-            not as many as the manifest says.
-        OSError: the disk is full, or the like.
+        CohortError: the path exists, a class name cannot be part of a file name, or the number of images differs from
+            the manifest.
+        OSError: a file cannot be written, for example because the disk is full.
     """
     target = Path(cohort_dir)
     rank = idist.get_rank()
@@ -87,7 +87,7 @@ def write_cohort(
             ("datasheet.md", datasheet.encode()),
         ):
             files[name] = _write(temporary / name, content)
-        # Of what was written, not of what lies there: the comparison would prove nothing.
+        # The hashes are those of the data in memory: hashes of the files would make the verification pointless.
         manifest = {**manifest, "format": FORMAT, "files": files}
         manifest[MANIFEST_SHA256] = content_digest(manifest, 64)
         _write(temporary / MANIFEST, json_text(manifest).encode())
@@ -100,7 +100,7 @@ def _write_images(
     """Writes this process's share of the images.
 
     Returns:
-        Rows of labels.csv, pixels for the contact sheet by class, and the SHA-256 of each image's file by its name.
+        Rows of labels.csv, images for the contact sheet by class, and the SHA-256 of each image file by its name.
     """
     rank, processes = idist.get_rank(), idist.get_world_size()
     numbers = [0] * len(class_names)
@@ -111,7 +111,7 @@ def _write_images(
         numbers[label] += 1
         name = f"images/{class_names[label]}_{numbers[label]:06d}.png"
         if len(rows) % processes == rank:
-            # Neighbouring pixels of a radiograph are alike, strings of them hardly ever: smaller and twice as fast.
+            # Radiographs rarely repeat strings of pixels: run-length encoding gives smaller files in half the time.
             content = png_bytes(Image.fromarray(pixels.contiguous().numpy()), compress_type=zlib.Z_RLE)
             hashes[len(rows)] = _write(folder / name, content)
         rows.append((name, label, class_names[label]))
@@ -127,7 +127,7 @@ def _write(path: Path, content: bytes) -> str:
 
 
 def _together(hashes: dict[int, str], number: int) -> list[str]:
-    """Collects the SHA-256 of each file from the processes that wrote them."""
+    """Gathers the SHA-256 of each file from the processes that wrote them."""
     digests = torch.zeros(number, 32, dtype=torch.int32)
     for index, sha256 in hashes.items():
         digests[index] = torch.tensor(list(bytes.fromhex(sha256)))
@@ -140,13 +140,13 @@ def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Compares a cohort with its manifest: every file, the labels, the counts and the manifest itself.
 
     Args:
-        cohort_dir: the folder.
+        cohort_dir: path of the cohort.
 
     Returns:
         The manifest.
 
     Raises:
-        CohortError: something is absent, changed or added, or the manifest is of another format or cannot be read.
+        CohortError: a file is missing, changed or added, or the manifest cannot be read or has another format version.
     """
     folder = Path(cohort_dir)
     manifest = _read_manifest(folder)
@@ -184,7 +184,7 @@ def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Yields whatever lies in a folder or below it; links are not followed."""
+    """Yields all files and folders below a folder, without following links."""
     with os.scandir(folder) as entries:
         for entry in entries:
             yield Path(entry.path)
@@ -198,7 +198,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CohortError(
             f"{folder} is a link or no folder, and so no cohort. Move it away, or name another output_dir."
         )
-    # Opening a pipe would wait for ever for somebody to write into it.
+    # Opening a named pipe would block until another process writes to it.
     if not os.path.lexists(path) or not stat.S_ISREG(path.lstat().st_mode):
         raise CohortError(f"{path} cannot be read (there is no such file): this is no complete cohort. {CURE}")
     try:
@@ -226,11 +226,12 @@ def _is_inside(name: str) -> bool:
 
 
 def read_labels(cohort_dir: str | os.PathLike[str]) -> list[tuple[str, int, str]]:
-    """Returns the rows of a cohort's labels.csv: image, relative to the folder, label and name of the label.
+    """Returns the rows of a cohort's labels.csv: image path relative to the folder, label and label name.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no such table; or csv.Error.
+        ValueError: the columns or labels are not those of a cohort.
+        csv.Error: the file is not valid CSV.
     """
     with open(Path(cohort_dir) / "labels.csv", newline="", encoding="utf-8") as stream:
         head, *rows = csv.reader(stream, strict=True)
@@ -240,7 +241,7 @@ def read_labels(cohort_dir: str | os.PathLike[str]) -> list[tuple[str, int, str]
 
 
 def _disagreements(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    """What the labels, the images and the counts of the manifest say otherwise than each other."""
+    """Returns the contradictions between the labels, the images and the manifest's counts."""
     images = {name for name in manifest["files"] if name.startswith("images/")}
     try:
         labelled = read_labels(folder)
@@ -268,7 +269,7 @@ def _disagreements(folder: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def _contact_sheet(sheet: list[list[Tensor]], class_names: tuple[str, ...]) -> Image.Image:
-    """Whole rows of each class, as many images of one as of the other."""
+    """Returns a grid of full rows with the same number of images for every class."""
     shown = [pixels for pixels in sheet if pixels]
     number = min(len(pixels) for pixels in shown)
     columns = min(SHEET_COLUMNS, number)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From latent points to judged images: the one way in which whatever is released, compared or timed is made."""
+"""Synthesis of images from latents and the gate's decision on them, shared by release, comparisons and benchmarks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from bundle.precision import full_fp32
 
 __all__ = ["draw_and_judge", "synthesise"]
 
-# Points drawn at once: so few that what the generator computes of them stays in a core's cache.
+# Points synthesised at once: few enough that the generator's activations fit into a core's cache.
 PART = 4
 
 
 @torch.no_grad()
 @full_fp32()
 def synthesise(generator: Generator, w: Tensor) -> Tensor:
-    """Draws points in fp32 and rounds them to 8 bits, the form in which they are judged and released.
+    """Synthesises images in fp32 and rounds them to 8 bits, the form in which they are evaluated and released.
 
     Args:
-        generator: G; its weights are laid out as channels_last, which a CPU is faster with.
-        w: [N, w_dim].
+        generator: G; its weights are converted to channels_last, which is faster on a CPU.
+        w: latents, [N, w_dim].
 
     Returns:
         uint8 [N, H, W] for one channel, [N, H, W, 3] for three, on the CPU.
@@ -41,16 +41,16 @@ def synthesise(generator: Generator, w: Tensor) -> Tensor:
 def draw_and_judge(
     generator: Generator, gate: Callable[[Tensor, int], GateDecision], w: Tensor, label: int
 ) -> tuple[Tensor, GateDecision]:
-    """Draws points, rounds them to what would be released, and asks the gate about that.
+    """Synthesises 8-bit images as they would be released and evaluates the gate on them.
 
     Args:
         generator: G.
-        gate: judges images [N, C, H, W] in [-1, 1] of a class, on the generator's device.
-        w: points of one class, [N, w_dim].
-        label: the class.
+        gate: gate on images [N, C, H, W] in [-1, 1] of a class, on the generator's device.
+        w: latents of one class, [N, w_dim].
+        label: class of the latents.
 
     Returns:
-        Pixels, see `synthesise`, and the gate's word on them.
+        Pixels, see `synthesise`, and the gate's decisions on them.
     """
     pixels = synthesise(generator, w)
     return pixels, gate(from_uint8(pixels).to(next(generator.parameters()).device), label)

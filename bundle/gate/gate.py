@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What may leave: images that two networks pass which the walk never differentiates."""
+"""The gate: two networks that the walk never differentiates decide which images may be released."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Gate", "GateDecision", "gate_threshold", "open_gate"]
 
 @dataclass(frozen=True)
 class GateDecision:
-    """The gate's word on images, each a bool tensor [N].
+    """Decisions of the gate on N images, each a bool tensor [N].
 
     Attributes:
-        passed: the image may leave.
-        recognised: gate_identity is surer of one patient than it is of 95 % of the validation images.
-        mislabelled: gate_class sees another class than the label says.
+        passed: whether the image may be released.
+        recognised: whether gate_identity's highest probability exceeds the threshold.
+        mislabelled: whether gate_class predicts another class than the label.
     """
 
     passed: Tensor
@@ -31,15 +31,15 @@ class GateDecision:
 
 
 class Gate:
-    """Judges images by gate_identity and gate_class.
+    """Evaluates images with gate_identity and gate_class.
 
     Args:
-        gate_identity: identity classifier, not the guide.
-        gate_class: class classifier, not the guide.
+        gate_identity: identity classifier, trained separately from the identity guide.
+        gate_class: diagnosis classifier, trained separately from the class guide.
         threshold: highest identity probability that passes: the 95th percentile over the validation images.
 
     Raises:
-        ValueError: the threshold is no probability.
+        ValueError: the threshold is not in (0, 1].
     """
 
     def __init__(self, gate_identity: nn.Module, gate_class: nn.Module, threshold: float) -> None:
@@ -52,30 +52,30 @@ class Gate:
     @torch.no_grad()
     @full_fp32()
     def __call__(self, images: Tensor, label: int) -> GateDecision:
-        """Judges the images of one path, in fp32.
+        """Returns the decisions on images of one class, computed in fp32.
 
         Args:
-            images: [N, C, H, W] in [-1, 1], as they would be released: after rounding to 8 bits.
-            label: the class they are meant to show.
+            images: [N, C, H, W] in [-1, 1], after rounding to 8 bits, as they would be released.
+            label: class that the images should show.
         """
         images = images.contiguous(memory_format=torch.channels_last)
-        # "Not below" where "above" would do for numbers: NaN compares as false and must not open the gate.
+        # "not <=" instead of ">": comparisons with NaN are false, and NaN must not pass the gate.
         recognised = ~(self.gate_identity(images).softmax(dim=1).amax(dim=1) <= self.threshold)
         mislabelled = self.gate_class(images).argmax(dim=1) != label
         return GateDecision(~recognised & ~mislabelled, recognised, mislabelled)
 
 
 def gate_threshold(models: ModelInfos) -> float:
-    """Returns the highest identity probability that the gate lets pass, as it was calibrated for gate_identity."""
+    """Returns the highest identity probability that passes the gate, as calibrated for gate_identity."""
     return float(models.infos["gate_identity"]["scores"]["threshold"])
 
 
 def open_gate(models: ModelSet, threshold: float | None = None) -> Gate:
-    """Makes the gate of its two networks.
+    """Builds the gate from a set of networks.
 
     Args:
-        models: with ``gate_identity`` and ``gate_class``.
-        threshold: see `Gate`; None for the one that was calibrated for them.
+        models: networks that include ``gate_identity`` and ``gate_class``.
+        threshold: highest identity probability that passes, see `Gate`; None for the calibrated one.
     """
     networks = models.networks
     chosen = gate_threshold(models) if threshold is None else threshold

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The data of plain generation."""
+"""Input data of plain generation: latent vectors with class labels."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["labelled_latents"]
 
 
 def labelled_latents(n_images: int, z_dim: int, num_classes: int, seed: int) -> list[dict[str, Any]]:
-    """Makes the data of plain generation: what `Generator.forward` takes, the classes in turn.
+    """Makes the inputs of plain generation in the form that `Generator.forward` takes, cycling through the classes.
 
     Args:
-        n_images: how many.
+        n_images: number of items.
         z_dim: length of z.
         num_classes: number of labels.
-        seed: of z.
+        seed: random seed of the z samples.
 
     Returns:
-        Dictionaries with ``image`` (z joined with the one-hot label, ``[z_dim + num_classes]`` float32), ``label`` (its
-        class) and ``name`` (``"000000"``, ``"000001"``, ...).
+        Dictionaries with ``image`` (z concatenated with the one-hot label, ``[z_dim + num_classes]`` float32),
+        ``label`` (class index) and ``name`` (``"000000"``, ``"000001"``, ...).
     """
     latents = sample_z(range(n_images), z_dim, seed)
     labels = torch.arange(n_images) % num_classes

@@ -14,20 +14,20 @@ from bundle.networks.sampling import sample_z
 
 __all__ = ["PairBlocks", "pair_latents", "pairs_per_block"]
 
-# Points walked at once: what a block of pairs comes to, whatever the number of points on a path. Larger blocks are
-# faster, and walk more points in vain where few images are wanted.
+# Points walked at once: a block holds as many pairs as fit, depending on the points per path. Larger blocks are faster,
+# but waste more points where few images are wanted.
 BLOCK_POINTS = {"image": 40, "latent": 160}
 
 
 def pair_latents(pairs: Iterable[int], label: int, z_dim: int, num_classes: int, seed: int) -> Tensor:
-    """Draws the end points of pairs of one class; those of a pair depend on its number, class and seed alone.
+    """Samples the end points of pairs of one class; those of a pair depend on its index, class and seed alone.
 
     Args:
-        pairs: numbers within the class.
-        label: the class.
+        pairs: indices of the pairs within the class.
+        label: class of all pairs.
         z_dim: length of z.
         num_classes: number of labels.
-        seed: of all pairs.
+        seed: random seed of the cohort's end points.
 
     Returns:
         z [P, 2, z_dim].
@@ -37,28 +37,28 @@ def pair_latents(pairs: Iterable[int], label: int, z_dim: int, num_classes: int,
 
 
 def pairs_per_block(guides: str, n_points: int) -> int:
-    """Says how many pairs are walked at once.
+    """Returns how many pairs are walked at once.
 
     Args:
-        guides: what the walk asks about its points, ``latent`` or ``image``.
-        n_points: points of a path.
+        guides: kind of guides that the walk evaluates, ``latent`` or ``image``.
+        n_points: points per path.
     """
     return max(1, BLOCK_POINTS[guides] // n_points)
 
 
 class PairBlocks(IterableDataset[dict[str, Any]]):
-    """Pairs of latent end points, block after block, for as long as more are wanted.
+    """Yields pairs of latent end points, block by block, for as long as more are wanted.
 
-    A block holds ``block_size`` consecutive pairs of one class, always: a network's last bits depend on how many
-    samples it is given at once, so the bits of a pair must not depend on how many pairs are asked for.
+    A block always holds ``block_size`` consecutive pairs of one class: the last bits of a network's output depend on
+    the batch size, and the bits of a pair must not depend on how many pairs a run requests.
 
     Args:
         z_dim: length of z.
         num_classes: number of labels.
-        seed: of the whole cohort.
-        block_size: pairs in a block; the batch size of the loader must be the same.
-        next_block: names the class and the number of the block wanted next, or None once there are enough. It is asked
-            after the previous block is done.
+        seed: random seed of the cohort's end points.
+        block_size: pairs in a block; the batch size of the data loader must be the same.
+        next_block: returns the class and index of the next block, or None once there are enough; it is called after the
+            previous block has been processed.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the mapping network puts its samples in W.
+"""Distribution of the mapping network's samples in W, and the distance of a latent from it.
 
 Source: Zhu et al., "Improved StyleGAN Embedding: Where are the Good Latents?", arXiv 2012.09036 (the P_N space):
-undoing the last leaky ReLU makes the distribution of w close to a Gaussian, which whitening then makes standard. The
-spread that the mapping network gives its samples is undone before.
+inverting the last leaky ReLU makes the distribution of w close to a Gaussian, which whitening makes standard normal.
+The calibrated spread of the mapping network is undone first.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from bundle.networks.stylegan2 import Generator
 __all__ = ["LatentPrior"]
 
 SAMPLES = 10_000
-# Directions in which the samples hardly vary would count without measure, so that a straight line between two samples
-# would be far outside where nothing is wrong with its images. This share of the mean variance is the floor.
+# Lower bound of the variances, as a share of their mean. Without it, directions in which the samples hardly vary would
+# dominate the distance, and a straight line between two samples would count as far outside although its images look
+# normal.
 VARIANCE_FLOOR = 0.03
 
 
 class LatentPrior(nn.Module):
-    """Distance of w from the distribution of a class, in units in which the mapping's own samples have a mean of 1.
+    """Squared distance of w from the distribution of a class, scaled to a mean of 1 over the mapping network's samples.
 
     Args:
-        generator: its mapping network is sampled.
-        seed: of the samples.
+        generator: generator whose mapping network is sampled.
+        seed: random seed of these samples.
     """
 
     mean: Tensor
@@ -50,7 +51,7 @@ class LatentPrior(nn.Module):
             floor = variances.mean() * VARIANCE_FLOOR
             means.append(v.mean(dim=0))
             whitening = directions / variances.clamp_min(floor).sqrt()
-            # What the floor has taken from the samples' mean of 1 is given back.
+            # Rescaled because the variance floor lowers the samples' mean distance below 1.
             whitenings.append(whitening / ((v - means[-1]) @ whitening).square().mean().sqrt())
         self.mapping = mapping
         self.register_buffer("mean", torch.stack(means).float())
@@ -60,16 +61,16 @@ class LatentPrior(nn.Module):
         """Returns |whitened w|^2 / w_dim.
 
         Args:
-            w: latents [P, N, w_dim].
+            w: latents, [P, N, w_dim].
             label: class of each path, [P].
 
         Returns:
-            [P, N]; near 1 for typical samples of the mapping network, below between them, above outside.
+            [P, N]; near 1 for typical samples of the mapping network, lower between samples, higher outside.
         """
         v = _undo_activation(self.mapping.narrowed(w, label)) - self.mean[label].unsqueeze(1)
         return torch.einsum("pnd,pde->pne", v, self.whitening[label]).square().mean(dim=2)
 
 
 def _undo_activation(w: Tensor) -> Tensor:
-    """Inverts the leaky ReLU of slope 0.2 (up to its constant gain, which whitening takes out)."""
+    """Inverts the leaky ReLU of slope 0.2, up to its constant gain, which the whitening removes."""
     return F.leaky_relu(w, 5.0)

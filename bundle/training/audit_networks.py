@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training of the audit's networks: the contrastive embedding and the Siamese verifier."""
+"""Training of the audit networks: the contrastive embedding and the Siamese verifier."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ __all__ = [
     "verification_loss",
 ]
 
-#: Every network of the audit by the name of its weight file.
+#: Class of each audit network, by the name of its weight file.
 AUDIT_NETWORKS: dict[str, type[ContrastiveEmbedding] | type[SiameseVerifier]] = {
     "audit_embedding": ContrastiveEmbedding,
     "audit_verifier": SiameseVerifier,
 }
 
 TEMPERATURE = 0.07
-# Characters of an image's digest that the weights' JSON keeps: enough to tell images apart, by billions to one.
+# Leading characters of each image's digest in the weights' JSON; collisions are negligible at this length.
 DIGEST = 16
 
 
 def new_audit_network(name: str, data: ImageData, seed: int) -> ContrastiveEmbedding | SiameseVerifier:
-    """Builds a network with random weights that depend on its name and the seed alone.
+    """Builds an audit network with random weights that depend on its name and the seed alone.
 
     Args:
         name: one of `AUDIT_NETWORKS`.
-        data: gives the channels.
-        seed: of both networks.
+        data: training images, which determine the number of channels.
+        seed: random seed shared by both audit networks; each derives its own from it.
     """
     with torch.random.fork_rng():
         torch.manual_seed(role_seed(name, seed))
@@ -62,10 +62,10 @@ def new_audit_network(name: str, data: ImageData, seed: int) -> ContrastiveEmbed
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Makes a training batch: changed images, both halves in the order of the patients.
+    """Makes a training batch of two augmented images of each patient: two halves in the same order of patients.
 
     Attributes:
-        side: pixels to which images are brought before they are changed.
+        side: side in pixels to which images are resized before augmentation.
     """
 
     side: int
@@ -73,16 +73,16 @@ class PairBatch:
     def __call__(
         self, batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Returns images [2 B, C, side, side] and, for each patient, their number [B], on the device."""
+        """Returns images [2 B, C, side, side] and the patients' indices in the batch [B], on the device."""
         images = torch.as_tensor(batch["image"]).to(device, torch.float32, non_blocking=non_blocking)
         return augment_for_audit(resized(images, self.side)), torch.arange(len(images) // 2, device=device)
 
 
 def verification_loss(logits: Tensor) -> Tensor:
-    """Binary cross-entropy over all pairs of two halves, pairs of one patient and pairs of two weighing the same.
+    """Binary cross-entropy over all pairs of the two halves, with equal weight for pairs of one and of two patients.
 
     Args:
-        logits: [B, B] of "the same patient", true on the diagonal.
+        logits: logits of "same patient", [B, B], positive pairs on the diagonal.
     """
     same = F.softplus(-logits.diagonal()).mean()
     other = ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
@@ -90,18 +90,18 @@ def verification_loss(logits: Tensor) -> Tensor:
 
 
 def recognition_of_others(similarity: Tensor, patients: Sequence[str]) -> dict[str, float]:
-    """Says how well two different images of a patient (both eyes, two visits) are told from those of two patients.
+    """Measures how well different images of one patient (both eyes, two visits) are told from images of two patients.
 
-    Copies are found by what an image shows; this asks whether a patient is known in an image that was never seen.
+    Copy detection compares the content of images; this measures whether a patient is recognised in an unseen image.
 
     Args:
-        similarity: how similar two images are, [N, N]; of patients whom no network has seen.
-        patients: whose image each is.
+        similarity: pairwise similarity of images, [N, N], of patients that no network was trained on.
+        patients: patient of each image.
 
     Returns:
-        ``pairs`` of two images of one patient; ``auc`` of their likeness against that of pairs of two patients; and
-        ``first``, the share of images with a sibling whose most similar other image is one. Without such
-        pairs, nothing but their number.
+        ``pairs``: number of pairs of two images of one patient; ``auc`` of their similarity against that of pairs of
+            two patients; ``first``: share of images with at least one such partner whose most similar other image is a
+            partner. Without such pairs, ``pairs`` alone.
     """
     known = {patient: number for number, patient in enumerate(sorted(set(patients)))}
     owner = torch.tensor([known[patient] for patient in patients])
@@ -119,29 +119,28 @@ def recognition_of_others(similarity: Tensor, patients: Sequence[str]) -> dict[s
 
 
 class AuditTrainer(NetworkTrainer):
-    """Trains one network of the audit and writes its weights.
+    """Trains one audit network and writes its weights.
 
     The embedding minimises NT-Xent (Chen et al., arXiv 2002.05709; MONAI's ContrastiveLoss) at a temperature of 0.07,
-    as Dar et al. do (arXiv 2402.01054), the verifier `verification_loss`. Pairs are of patients, and no patient comes
-    twice in a batch, so that nobody is pushed away from themselves.
+    as in Dar et al. (arXiv 2402.01054), the verifier `verification_loss`. Positive pairs are images of one patient. No
+    patient occurs twice in a batch, so that negative pairs are always of two patients.
 
-    The weights' JSON lists the beginnings of the SHA-256 of all images that the network saw: the audit refuses to hold
-    images out that its networks know. Like the weights, that list belongs to whom the images belong.
+    The weights' JSON lists truncated SHA-256 digests of all training images, so that the audit can refuse held-out
+    images that its networks were trained on. Like the weights, this list is as confidential as the images.
 
     Args:
-        name: one of `AUDIT_NETWORKS`: the name of the weight file.
-        data: train and extra are shown; val and test are only measured.
-        dataset: the images of these two splits, as `ImageData.dataset` gives them.
-        network: trained in place.
-        output_dir: gets the weights, see `NetworkTrainer`.
-        device: where to train.
-        batch_size: patients in a batch.
-        seed: of both networks.
-        **options: further arguments of `NetworkTrainer`, max_epochs at least; an epoch shows as
-            many pairs as there are patients.
+        name: one of `AUDIT_NETWORKS`, the name of the weight file.
+        data: data set; its splits train and extra are trained on, val and test are measured.
+        dataset: images of train and extra, as returned by `ImageData.dataset`.
+        network: network to train, in place.
+        output_dir: folder that receives the weights, see `NetworkTrainer`.
+        device: device to train on.
+        batch_size: patients per batch.
+        seed: random seed shared by both audit networks.
+        **options: further arguments of `NetworkTrainer`, at least max_epochs; an epoch has as many pairs as patients.
 
     Raises:
-        TrainingError: there are too few patients, or the weights of another training are in the way.
+        TrainingError: there are fewer than two patients, or the folder holds the weights of another training.
     """
 
     def __init__(
@@ -173,7 +172,7 @@ class AuditTrainer(NetworkTrainer):
         self.audited = network
 
     def measure(self) -> dict[str, Any]:
-        """Returns how well copies are told from held-out images, and patients from each other; and what was seen."""
+        """Returns scores of copy detection and patient recognition, and truncated digests of all training images."""
         known, _, _ = self.data.tensors(IDENTITY_SPLITS)
         gallery = predict(self.network, known)
         val, test = (predict(self.network, self.data.tensors(split)[0]) for split in ("val", "test"))
@@ -199,7 +198,7 @@ class AuditTrainer(NetworkTrainer):
         return {"scores": scores, "seen": seen}
 
     def accuracy(self, output: dict[str, Any]) -> float:
-        """Returns the share of patients whose second image is the most similar of all second images to the first."""
+        """Returns the share of patients whose second image is the most similar of all second images to their first."""
         first, second = output["pred"].chunk(2)
         return float((self.audited.compare(first, second).argmax(dim=1) == output["label"]).float().mean())
 
@@ -212,12 +211,12 @@ class AuditTrainer(NetworkTrainer):
 
 
 def new_audit_trainer(name: str, max_epochs: int, options: Mapping[str, Any]) -> AuditTrainer:
-    """Builds a network of the audit and its trainer.
+    """Builds an audit network and its trainer.
 
     Args:
         name: one of `AUDIT_NETWORKS`.
         max_epochs: see `AuditTrainer`.
-        options: the arguments of `AuditTrainer` that both networks share: ``data`` and ``seed`` at least.
+        options: arguments of `AuditTrainer` that both networks share, at least ``data`` and ``seed``.
 
     Raises:
         TrainingError: see `AuditTrainer`.

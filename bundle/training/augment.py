@@ -15,30 +15,30 @@ from torch import Tensor, nn
 
 __all__ = ["AdaptiveAugment"]
 
-# Standard deviations of the draws. ADA's table for the continuous geometric and the colour transformations, but for
-# the rotation: ADA turns an image by any angle, a radiograph taken upright gains nothing from being upside down.
+# Standard deviations of the random parameters, from ADA's table for continuous geometric and colour transformations,
+# except the rotation: ADA rotates by any angle, but radiographs are taken upright.
 LOG2_SCALE = 0.2
 LOG2_ASPECT = 0.2
 ROTATION = math.radians(15.0)
 TRANSLATION = 0.125
 BRIGHTNESS = 0.2
 LOG2_CONTRAST = 0.5
-# Above this, what the discriminator cannot undo begins to show in the samples (ADA, section 3.1).
+# Upper limit of p; above it, augmentations leak into the generated images (ADA, section 3.1).
 MOST_P = 0.8
 
 
 class AdaptiveAugment(nn.Module):
-    """Augments what the discriminator sees, each transformation with probability p, and adapts p to overfitting.
+    """Augments the discriminator's inputs, each transformation with probability p, and adapts p to overfitting.
 
-    Mirror images are not among the transformations: the heart lies on one side.
+    Mirroring is not included, because anatomy is not symmetric: the heart lies on one side.
 
     Args:
-        p: probability of each transformation at the start; with ``target`` None, throughout (fixed rate).
-        target: wanted mean sign of the discriminator's logits on real images, r_t (ADA: 0.6), or None.
-        kimg: thousands of images in which p could rise from 0 to 1 (ADA: 500).
-        interval: iterations between two adjustments (ADA: 4).
-        colour: change brightness and contrast as well. Not for images that all have one histogram: what does not vary
-            among them needs no augmentation, and a discriminator that sees it vary lets the generator miss it.
+        p: initial probability of each transformation; with ``target`` None, the fixed probability.
+        target: target r_t of the mean sign of the discriminator's logits on real images (ADA: 0.6), or None.
+        kimg: thousands of images over which p can rise from 0 to 1 (ADA: 500).
+        interval: iterations between two adjustments of p (ADA: 4).
+        colour: whether to change brightness and contrast too; not suitable for images with equalised histograms, where
+            these do not vary: the discriminator would accept generated images in which they do.
 
     Raises:
         ValueError: a value is out of its range.
@@ -72,7 +72,7 @@ class AdaptiveAugment(nn.Module):
         self.register_buffer("seen", torch.tensor(0))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Augments images [B, C, H, W] differentiably, drawing from torch's global generator."""
+        """Augments images [B, C, H, W] differentiably, with torch's global random generator."""
         p = float(self.p)
         if p == 0.0:
             return images
@@ -80,7 +80,7 @@ class AdaptiveAugment(nn.Module):
         return self._colour(images, p) if self.colour else images
 
     def update(self, real_logits: Tensor, iteration: int) -> None:
-        """Counts the signs of the logits on real images and adjusts p every ``interval`` iterations.
+        """Accumulates the signs of the logits on real images and adjusts p every ``interval`` iterations.
 
         Args:
             real_logits: the discriminator's logits on (augmented) real images, [B].
@@ -110,7 +110,7 @@ class AdaptiveAugment(nn.Module):
         shift = torch.randn(batch, 2, device=device) * TRANSLATION * moved.unsqueeze(1)
         cos, sin = torch.cos(angle), torch.sin(angle)
         stretch_x, stretch_y = torch.exp2(scale + aspect), torch.exp2(scale - aspect)
-        # Rows of the matrix that takes output to input coordinates, which span [-1, 1]: hence the doubled shift.
+        # The matrix maps output to input coordinates, which span [-1, 1]: hence the doubled shift.
         theta = torch.stack(
             [
                 torch.stack([cos * stretch_x, -sin * stretch_x, 2.0 * shift[:, 0]], dim=1),

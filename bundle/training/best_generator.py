@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the generators that a GAN's training passes through is kept."""
+"""Selection of the best generator during a GAN's training."""
 
 from __future__ import annotations
 
@@ -33,23 +33,22 @@ logger = logging.getLogger(__name__)
 
 
 class BestGenerator:
-    """Measures KID and a Frechet distance to held-out images and keeps the best generator and its discriminator.
+    """Measures KID and a Frechet distance to held-out images, and keeps the best generator with its discriminator.
 
-    What is measured and kept is the averaged generator at the spread at which its samples vary as much as the training
-    images (`calibrate_spread`). Distances and variety are taken in SqueezeNet 1.1 features. Where its weights are not
-    to be had, or fewer than 2 images are held out, nothing is measured, a warning says so, and the latest weights are
-    kept as they are.
+    Measured and kept is the averaged generator, with the spread of its latents calibrated so that samples vary as much
+    as the training images (`calibrate_spread`). Distances and variety are computed in SqueezeNet 1.1 features. If its
+    weights are unavailable or fewer than 2 images are held out, nothing is measured: a warning is logged, and the
+    latest weights are kept uncalibrated.
 
     Args:
         reals: held-out images [N, C, H, W] in [-1, 1]: the val split.
-        train: what is trained on: dictionaries with ``image`` [C, H, W] in [-1, 1] and ``label``, each class at least
-            twice.
-        models_dir: gets ``generator`` and ``discriminator``, each as a pair of files.
-        info: what the weights' JSON says of the data.
+        train: training images, dictionaries with ``image`` [C, H, W] in [-1, 1] and ``label``; at least two per class.
+        models_dir: folder that receives ``generator`` and ``discriminator``, each as a ``.pt`` and ``.json`` pair.
+        info: description of the data for the weights' JSON.
         interval_kimg: thousands of images between two measurements.
-        n_samples: images generated for one.
+        n_samples: images generated per measurement.
         squeezenet_file: the feature network's weights; None lets torchvision find them.
-        calibrate: False leaves the spread of the latents as it is.
+        calibrate: whether to calibrate the spread of the latents.
     """
 
     def __init__(
@@ -84,29 +83,28 @@ class BestGenerator:
         every_kimg(engine, self.interval_kimg, self.measure)
 
     def training_state(self) -> dict[str, Any]:
-        """The best KID so far, the course of the measures, and the weights that were kept, as they were written."""
+        """Returns the best KID so far, the history of measurements and the kept weights in half precision."""
         return {"best_kid": self.best_kid, "history": self.history, "kept": self._kept}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `training_state` returned; an earlier version's checkpoint has no weights that were kept."""
+        """Restores what `training_state` returned; checkpoints of earlier versions lack the kept weights."""
         self.best_kid, self.history, self._kept = state["best_kid"], state["history"], state.get("kept")
 
     def restore(self, engine: StyleGAN2Trainer) -> bool:
-        """Writes the weights that this run has kept once more, if they are absent from the folder or damaged.
+        """Writes the kept weights of this run again if they are missing from the folder or damaged.
 
-        Weights of another run are neither taken for these nor overwritten.
-
-        A checkpoint of an earlier version does not have them. Then the next measurement writes the weights that it
-        finds, as the first one of a run does; that of a finished run is made at once.
+        Weights of another run are neither accepted as this run's nor overwritten. If the checkpoint of an earlier
+        version lacks the kept weights, the next measurement writes the current ones; for a finished run, it takes place
+        at once.
 
         Args:
-            engine: stands where the checkpoint stood.
+            engine: trainer in the state of the checkpoint.
 
         Returns:
-            Whether the weights were measured anew, so that the checkpoint does not have them yet.
+            Whether a new measurement was made, so that the checkpoint does not have its weights yet.
 
         Raises:
-            UnsealedError: the run is finished, and an earlier version has written the weights.
+            UnsealedError: the run is finished, and its weights were written by an earlier version.
             WeightsError: the weights in the folder are another run's.
         """
         names = ("generator", "discriminator")
@@ -114,7 +112,7 @@ class BestGenerator:
             found = {name: load_weights(self.models_dir / f"{name}.pt")[1] for name in names}
         except UnsealedError:
             if self._kept is None and not engine.is_finished:
-                return False  # whoever needs these weights is told how to seal them
+                return False  # commands that load these weights report how to seal them
             if self._kept is None:
                 raise
         except WeightsError:
@@ -148,8 +146,8 @@ class BestGenerator:
         hashes = {name: info["sha256"] for name, info in found.items()}
         known = {} if self._kept is None else self._kept.get("sha256", hashes)
         if self._kept is None and self.history:
-            known = hashes  # by a checkpoint of an earlier version
-        # A run that was killed after a measurement and before the next checkpoint comes to the same weights again.
+            known = hashes  # checkpoint of an earlier version, without hashes
+        # A run that is killed between a measurement and the next checkpoint will reproduce the same weights.
         mine = json.loads(json.dumps(self.info))
         later = all(
             info.get("images_seen", 0) > engine.images_seen and mine.items() <= info.items() for info in found.values()
@@ -161,7 +159,7 @@ class BestGenerator:
             )
 
     def measure(self, engine: StyleGAN2Trainer) -> None:
-        """Measures, and saves the weights if they are the best so far."""
+        """Measures the generator, and saves the weights if they are the best so far."""
         if len(self.reals) < 2:
             self._give_up("they need 2 images in the val split. Add images, or a split column that holds some out.")
         if not self._unavailable:

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: what a training is resumed from."""
+"""Checkpoints from which trainings resume."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = ["CheckpointError", "TrainingCheckpoint", "changed_settings"]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be resumed from with these options."""
+    """A checkpoint from which a training with these options cannot resume."""
 
 
 def changed_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Says which settings differ between the training that wrote a file and the one that finds it.
+    """Describes which settings differ between the training that wrote a file and the current one.
 
     Args:
-        path: the file.
-        old: settings of the training that wrote it, by name.
-        new: settings of the training that finds it.
+        path: path of the file, for the message.
+        old: settings of the training that wrote the file, by name.
+        new: settings of the current training, by name.
 
     Returns:
-        The beginning of an error message, each setting by its name with both values; empty where none differs.
+        The beginning of an error message that lists each changed setting with both values; empty if none differs.
     """
     changed = [
         f"{name} = {old.get(name)!r}, now it is {new.get(name)!r}"
@@ -48,15 +48,15 @@ def changed_settings(path: Path, old: Mapping[str, Any], new: Mapping[str, Any])
 
 
 class TrainingCheckpoint:
-    """Saves all that a run needs to be resumed, and resumes it.
+    """Saves the complete state of a training and resumes from it.
 
-    Loading happens when the handler is attached, so an engine knows where it stands before it runs. Ctrl-C and SIGTERM
-    end the run after the current iteration, with a checkpoint; SIGKILL or a crash costs what came after the last one.
+    The checkpoint is loaded when the handler is attached, so that the engine's position is known before it runs. Ctrl-C
+    and SIGTERM save a checkpoint after the current iteration; SIGKILL or a crash loses the work since the last one.
 
     Args:
-        path: the file; replaced as a whole.
-        settings: options that must be the same when the run is resumed, by name.
-        parts: what to save, by name: objects with ``training_state()`` and ``load_training_state(state)``.
+        path: path of the checkpoint; replaced atomically.
+        settings: options by name that must be the same when the run resumes.
+        parts: objects to save by name, with ``training_state()`` and ``load_training_state(state)``.
         interval: iterations between two checkpoints.
     """
 
@@ -69,7 +69,7 @@ class TrainingCheckpoint:
         self._previous: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Loads the checkpoint, if there is one, and registers the events that write it.
+        """Loads the checkpoint, if it exists, and registers the events that write it.
 
         Raises:
             CheckpointError: it belongs to a run with other options, or is damaged.
@@ -82,10 +82,10 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self._on_completed)
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keeps other runs away from the checkpoint.
+        """Returns a context that prevents other runs from using the checkpoint.
 
         Raises:
-            InUseError: another run has it.
+            InUseError: another run uses it.
         """
         return run_lock(self.path.parent, self.path.with_suffix(".lock"))
 
@@ -97,11 +97,11 @@ class TrainingCheckpoint:
 
     def _load(self) -> None:
         try:
-            if not self.path.is_file():  # a pipe would be waited for without end
+            if not self.path.is_file():  # opening a pipe would block
                 raise OSError(f"{self.path} is not a file")
             content = load_tensors(self.path)
             settings = dict(content["settings"])
-        except Exception as error:  # whatever a damaged file makes the unpickler raise
+        except Exception as error:  # a damaged file can raise any type
             raise CheckpointError(
                 f"{self.path} is not a readable checkpoint. Move it away to train from the start."
             ) from error
@@ -121,12 +121,12 @@ class TrainingCheckpoint:
     def _catch_signals(self, engine: Engine) -> None:
         def remember(number: int, frame: FrameType | None) -> None:
             self._signal = number
-            signal.signal(number, self._previous[number])  # a second one acts at once
+            signal.signal(number, self._previous[number])  # a second signal has its usual effect
 
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous[number] = signal.signal(number, remember)
-            except ValueError:  # not in the main thread: signals are somebody else's there
+            except ValueError:  # only the main thread may set signal handlers
                 return
 
     def _on_iteration(self, engine: Engine) -> None:

@@ -1,10 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the classifiers of real images train on: changed images of somebody, and images of nobody.
+"""Augmentations of the classifiers of real images, and synthetic "nobody" images mixed from several patients.
 
-Everything works on whole batches and draws from torch's global generator, so that a seed per iteration fixes it. The
-guides and the gate share the ways in which a picture is moved and differ in the families of what else changes: what
-one learned to overlook, the other did not. The audit's networks, which judge both, have strengths of their own.
+Everything works on whole batches and uses torch's global random generator, so that a seed per iteration fixes it.
+Guides and gate share the geometric augmentations but differ in all others, so that they do not become invariant to the
+same changes. The audit networks, which evaluate both, have strengths of their own.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = [
     "mix_patients",
 ]
 
-#: Families of change that the guides train on, with their strongest value.
+#: Augmentations of the guides, with their largest strength.
 GUIDE_CHANGES: dict[str, float] = {
     "mirror": 1.0,
     "rotation": 15.0,  # degrees
-    "shift": 0.1,  # of the side
+    "shift": 0.1,  # share of the side
     "scale": 1.25,  # larger, or smaller by its inverse
     "aspect": 1.15,  # wider, or narrower by its inverse
-    "coarseness": 3.0,  # factor by which half of the images lose pixels, one factor for a batch
+    "coarseness": 3.0,  # downsampling factor for half of the images, one factor per batch
     "brightness": 0.4,  # added, in units of [-1, 1]
     "contrast": 1.6,  # factor, or its inverse
     "tint": 0.25,  # added to each channel of a colour image by itself, in units of [-1, 1]
@@ -40,7 +40,7 @@ GUIDE_CHANGES: dict[str, float] = {
     "noise": 0.1,  # standard deviation, in units of [-1, 1]
 }
 
-#: Families of change that the gate's networks train on, with their strongest value.
+#: Augmentations of the gate's networks, with their largest strength.
 GATE_CHANGES: dict[str, float] = {
     "mirror": 1.0,
     "rotation": 10.0,  # degrees
@@ -48,21 +48,21 @@ GATE_CHANGES: dict[str, float] = {
     "shift": 0.08,
     "scale": 1.35,  # larger, or smaller by its inverse
     "gamma": 1.8,  # exponent, or its inverse
-    "clipped": 0.6,  # of the darkest and of the brightest values, in units of [-1, 1]; half of the images each
+    "clipped": 0.6,  # cut off the darkest and brightest values, in units of [-1, 1]; half of the images each
     "blur": 1.0,  # share of a 3 x 3 mean
     "sharpening": 0.5,
-    "erased": 0.4,  # side of the square that is erased, of the image's side
+    "erased": 0.4,  # side of the erased square, as a share of the image's side
 }
 
-#: Families of change that the audit's networks train on, with their strongest value. JPEG is left out on purpose: the
-#: audit's controls plant it, so that they hold a family of change that the networks never met.
+#: Augmentations of the audit networks, with their largest strength. JPEG compression is left out on purpose: the
+#: audit's positive controls include it, as a change that the networks were not trained on.
 AUDIT_CHANGES: dict[str, float] = {
     "mirror": 1.0,
     "rotation": 15.0,  # degrees
-    "shift": 0.12,  # of the side
+    "shift": 0.12,  # share of the side
     "scale": 1.5,  # larger, or smaller by its inverse
     "aspect": 1.1,  # wider, or narrower by its inverse
-    "coarseness": 5.0,  # factor by which half of the images lose pixels, one factor for a batch
+    "coarseness": 5.0,  # downsampling factor for half of the images, one factor per batch
     "gamma": 1.8,  # exponent, or its inverse
     "contrast": 1.6,  # factor, or its inverse
     "brightness": 0.3,  # added, in units of [-1, 1]
@@ -71,7 +71,7 @@ AUDIT_CHANGES: dict[str, float] = {
 
 
 def augment_for_guide(images: Tensor) -> Tensor:
-    """Changes images [B, C, H, W] in [-1, 1] by every family of `GUIDE_CHANGES`, evenly up to its strongest value."""
+    """Applies all `GUIDE_CHANGES` to images [B, C, H, W] in [-1, 1], each with a uniformly random strength."""
     change = GUIDE_CHANGES
     images = _coarsen(_transform(images, _similarities(images, change), change["shift"]), change["coarseness"])
     if images.shape[1] > 1:
@@ -84,7 +84,7 @@ def augment_for_guide(images: Tensor) -> Tensor:
 
 
 def augment_for_gate(images: Tensor) -> Tensor:
-    """Changes images [B, C, H, W] in [-1, 1] by every family of `GATE_CHANGES`, evenly up to its strongest value."""
+    """Applies all `GATE_CHANGES` to images [B, C, H, W] in [-1, 1], each with a uniformly random strength."""
     n, change = len(images), GATE_CHANGES
     angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
     shear = _uniform(images, -change["shear"], change["shear"])
@@ -102,7 +102,7 @@ def augment_for_gate(images: Tensor) -> Tensor:
 
 
 def augment_for_audit(images: Tensor) -> Tensor:
-    """Changes images [B, C, H, W] in [-1, 1] by every family of `AUDIT_CHANGES`, evenly up to its strongest value."""
+    """Applies all `AUDIT_CHANGES` to images [B, C, H, W] in [-1, 1], each with a uniformly random strength."""
     change = AUDIT_CHANGES
     images = _coarsen(_transform(images, _similarities(images, change), change["shift"]), change["coarseness"])
     gamma = _per_image(_log_uniform(images, 1.0 / change["gamma"], change["gamma"]))
@@ -115,23 +115,23 @@ def augment_for_audit(images: Tensor) -> Tensor:
 
 
 def mix_patients(images: Tensor, identities: Tensor, num_identities: int) -> tuple[Tensor, Tensor]:
-    r"""Makes images of nobody: each is put together from 2 to 6 patients under soft masks of random coarseness.
+    r"""Makes "nobody" images, each mixed from 2 to 6 patients under soft masks of random coarseness.
 
-    With s_k the share of the image that comes from identity k, the wanted probabilities are
+    With s_k the share of the image that comes from identity k, the target probabilities are
 
         t_k = s_k^2 + (1 - sum_j s_j^2) / K:
 
-    nearly all of one patient is still that patient, an even mixture of many is nobody. The mixture keeps the contrast
-    of its parts, else a flat image would be the sign of nobody. Compare mixup (Zhang et al., ICLR 2018), whose targets
-    are linear in s, and outlier exposure (Hendrycks et al., ICLR 2019), whose targets are uniform.
+    an image almost entirely of one patient keeps that identity, an even mixture of many is nobody. Mixtures keep the
+    contrast of their parts, otherwise low contrast would identify nobody. Compare mixup (Zhang et al., ICLR 2018),
+    whose targets are linear in s, and outlier exposure (Hendrycks et al., ICLR 2019), whose targets are uniform.
 
     Args:
         images: [B, C, H, W] in [-1, 1].
-        identities: [B], in 0 ... K - 1.
+        identities: identity of each image, [B], in 0 ... K - 1.
         num_identities: K.
 
     Returns:
-        Mixed images [B, C, H, W] in [-1, 1] and wanted probabilities [B, K].
+        Mixed images [B, C, H, W] in [-1, 1] and target probabilities [B, K].
     """
     n, _, height, width = images.shape
     parts = int(torch.randint(2, 7, ()))
@@ -165,7 +165,7 @@ def _per_image(values: Tensor) -> Tensor:
 
 
 def _similarities(images: Tensor, change: dict[str, float]) -> Tensor:
-    """Draws matrices [B, 2, 2] from output to input that rotate, enlarge or reduce, and widen or narrow."""
+    """Samples matrices [B, 2, 2] from output to input coordinates that rotate, scale and change the aspect ratio."""
     angle = _uniform(images, -1.0, 1.0) * math.radians(change["rotation"])
     size = _log_uniform(images, 1.0 / change["scale"], change["scale"])
     wide = _log_uniform(images, 1.0 / change["aspect"], change["aspect"]).sqrt()
@@ -176,8 +176,8 @@ def _similarities(images: Tensor, change: dict[str, float]) -> Tensor:
 def _transform(images: Tensor, linear: Tensor, shift: float) -> Tensor:
     """Mirrors half of the images, applies matrices [B, 2, 2] from output to input and shifts by a share of the side.
 
-    What comes in from outside is black in half of the images, and the border drawn out in the others: programs that
-    move a picture do either.
+    Areas from outside the image are black in half of the images and replicate the border in the others, since image
+    editors do either.
     """
     mirror = 1.0 - 2.0 * (torch.rand(len(images), device=images.device) < 0.5).float()
     linear = torch.stack([linear[:, :, 0] * mirror.unsqueeze(1), linear[:, :, 1]], dim=2)
@@ -190,7 +190,7 @@ def _transform(images: Tensor, linear: Tensor, shift: float) -> Tensor:
 
 
 def _coarsen(images: Tensor, most: float) -> Tensor:
-    """Takes pixels from half of the images and enlarges what is left to the size that it had."""
+    """Downsamples half of the images and upsamples them to their original size."""
     factor = math.exp(float(torch.rand(())) * math.log(most))
     size = [round(side / factor) for side in images.shape[-2:]]
     small = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -199,7 +199,7 @@ def _coarsen(images: Tensor, most: float) -> Tensor:
 
 
 def _recolour(images: Tensor, tint: float, balance: float) -> Tensor:
-    """Changes brightness and contrast of each channel by itself, as another camera or another exposure would."""
+    """Changes brightness and contrast of each channel separately, as another camera or exposure would."""
     size = (*images.shape[:2], 1, 1)
     offset = torch.empty(size, device=images.device).uniform_(-tint, tint)
     factor = torch.empty(size, device=images.device).uniform_(-math.log(balance), math.log(balance)).exp()
@@ -208,7 +208,7 @@ def _recolour(images: Tensor, tint: float, balance: float) -> Tensor:
 
 
 def _erase(images: Tensor, side: float) -> Tensor:
-    """Gives a square at a random place the image's mean."""
+    """Fills a square at a random position with the image's mean."""
     height, width = images.shape[-2:]
     y = (torch.arange(height, device=images.device) + 0.5) / height
     x = (torch.arange(width, device=images.device) + 0.5) / width

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What every training is built on: it can be stopped after any iteration and resumed to the same bits."""
+"""Base of all trainings: a trainer that can be stopped after any iteration and resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from bundle.training.seeds import stream_seed
 
 __all__ = ["ResumableTrainer", "every_kimg"]
 
-# Stream of random numbers that each iteration has of its own; samplers take stream 0.
+# Random stream of the iterations; samplers use stream 0.
 STEP = 1
 
 
 class ResumableTrainer(Trainer):
-    """A MONAI trainer that can be stopped after any iteration and resumed to the same bits.
+    """A MONAI trainer that can be stopped after any iteration and resumed bit for bit.
 
-    Every batch depends on its number alone, and an iteration draws all its random numbers from a stream that its own
-    number seeds (`seed_iteration`): a run resumed from `training_state` is bit for bit the run that was never stopped.
+    Every batch depends on its number alone, and an iteration seeds its random numbers with its own number
+    (`seed_iteration`), so that a resumed run is bit for bit identical to an uninterrupted one.
 
     Args:
-        title: what is trained, as messages and the progress bar call it.
+        title: name of the trained network in messages and the progress bar.
         own_seed: random seed of this training alone.
-        sampler: draws the batches.
-        **options: of the MONAI engine.
+        sampler: sampler of the batches.
+        **options: arguments of the MONAI engine.
 
     Raises:
         TooLittleMemory: by `run`.
@@ -46,7 +46,7 @@ class ResumableTrainer(Trainer):
 
     @abstractmethod
     def stateful(self) -> dict[str, Any]:
-        """Returns everything that an iteration changes, by its name in the checkpoint: networks, optimisers, ..."""
+        """Returns everything that an iteration changes (networks, optimisers, ...), by its name in the checkpoint."""
 
     @property
     def batch_size(self) -> int:
@@ -55,7 +55,7 @@ class ResumableTrainer(Trainer):
 
     @property
     def images_seen(self) -> int:
-        """Images that the training has shown so far, repetitions included."""
+        """Images that the training has processed so far, repetitions included."""
         return int(self.state.iteration) * self.batch_size
 
     @property
@@ -64,20 +64,20 @@ class ResumableTrainer(Trainer):
         return bool(self.state.iteration >= self.state.max_epochs * self.state.epoch_length)
 
     def run(self) -> None:  # type: ignore[override]
-        """Trains to the last epoch, from wherever the state stands."""
-        if not self.is_finished:  # Ignite would take a finished engine for a new one and start over
+        """Trains from the current state to the last epoch."""
+        if not self.is_finished:  # Ignite would restart a finished engine from the beginning
             with tell_of_memory(self.title):
                 super().run()
 
     def training_state(self) -> dict[str, Any]:
-        """All that a run needs to be resumed bit for bit; tensors and plain values only."""
+        """Returns the complete state for resuming bit for bit; tensors and plain values only."""
         return {
             "iteration": self.state.iteration,
             **{name: part.state_dict() for name, part in self.stateful().items()},
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `training_state` returned."""
+        """Restores what `training_state` returned."""
         for name, part in self.stateful().items():
             part.load_state_dict(state[name])
         self.state.iteration = state["iteration"]
@@ -85,12 +85,12 @@ class ResumableTrainer(Trainer):
         self.sampler.start = state["iteration"]
 
     def seed_iteration(self) -> None:
-        """Starts the iteration's stream of random numbers; the first thing that an iteration does."""
+        """Seeds the iteration's random numbers; must be called first in each iteration."""
         torch.manual_seed(stream_seed(self.own_seed, STEP, self.state.iteration))
 
 
 def every_kimg(engine: ResumableTrainer, interval_kimg: float, function: Callable[[Any], None]) -> None:
-    """Calls ``function(engine)`` whenever another ``interval_kimg`` thousand images are done, and at the end."""
+    """Calls ``function(engine)`` after every ``interval_kimg`` thousand images, and at the end."""
 
     def on_iteration(engine: ResumableTrainer) -> None:
         interval = interval_kimg * 1000.0

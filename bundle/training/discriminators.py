@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which discriminator a GAN is trained with."""
+"""Choice of the discriminator that a GAN is trained with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["DISCRIMINATORS", "new_discriminator"]
 
 logger = logging.getLogger(__name__)
 
-#: By the value of the option ``discriminator``; "auto" is the first that can be had.
+#: Class of each discriminator, by the value of the option ``discriminator``; "auto" prefers the first.
 DISCRIMINATORS = {"projected": ProjectedDiscriminator, "residual": Discriminator}
 
 
@@ -30,20 +30,20 @@ def new_discriminator(
     resnet18_file: str | os.PathLike[str] | None = None,
     init_from: str | os.PathLike[str] | None = None,
 ) -> Discriminator | ProjectedDiscriminator:
-    """Builds a discriminator with random weights; what is frozen in a projected one is filled.
+    """Builds a discriminator with random weights; the frozen trunk of a projected one has ImageNet weights.
 
     Args:
-        kind: "projected", "residual" or "auto": the kind that the weights of ``init_from`` have, or else a projected
-            one, or, where the ImageNet weights for that are not to be had, a residual one, and a warning says so.
-        resolution: of the images in pixels.
+        kind: "projected", "residual" or "auto". "auto" takes the kind of the weights that ``init_from`` names,
+            otherwise a projected one, or, if its ImageNet weights are unavailable, a residual one with a warning.
+        resolution: side of the images in pixels.
         image_channels: 1 (grey) or 3 (RGB).
         num_classes: number of labels.
         resnet18_file: torchvision's ``resnet18`` weights; None lets torchvision download them.
-        init_from: the ``generator.pt`` that the training will start from.
+        init_from: ``generator.pt`` from which the training will start.
 
     Raises:
-        TrunkUnavailable: a projected discriminator is wanted, and the ImageNet weights are not to be had.
-        WeightsError: ``init_from`` has no discriminator beside it.
+        TrunkUnavailable: a projected discriminator is required, and its ImageNet weights are unavailable.
+        WeightsError: there is no discriminator beside ``init_from``.
     """
     fallback = kind == "auto" and init_from is None and resnet18_file is None
     if kind == "auto":

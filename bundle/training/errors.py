@@ -8,4 +8,4 @@ __all__ = ["TrainingError"]
 
 
 class TrainingError(ValueError):
-    """A network that cannot be trained as asked; the message tells the cure."""
+    """A network that cannot be trained as requested; the message names the remedy."""

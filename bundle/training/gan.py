@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a GAN's training in one place, and the trainer that follows them."""
+"""Settings of a GAN's training, and its trainer."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["GanSettings", "new_gan_trainer"]
 
 @dataclass(frozen=True)
 class GanSettings:
-    """What a GAN's training depends on: recorded with the run, and the same when the run is resumed.
+    """Everything that a GAN's training depends on; recorded with the run, and unchanged when the run resumes.
 
-    Attributes that are not described here are arguments of `StyleGAN2Trainer`, or, without their ``augment_``, of
+    Attributes that are not described here are arguments of `StyleGAN2Trainer` or, with the prefix ``augment_``, of
     `AdaptiveAugment`.
 
     Attributes:
-        resolution: of the images in pixels.
-        batch_size: images in a batch.
+        resolution: side of the images in pixels.
+        batch_size: images per batch.
         discriminator: name of the discriminator's class.
-        variety: as for `StyleGAN2Trainer`; takes effect with a projected discriminator alone.
-        init_from: the ``generator.pt`` that the training starts from; None for random weights.
+        variety: see `StyleGAN2Trainer`; used with a projected discriminator only.
+        init_from: ``generator.pt`` from which the training starts; None for random weights.
         augment: "adaptive" lets the augmentation's p adapt, "fixed" keeps it.
     """
 
@@ -60,11 +60,11 @@ def new_gan_trainer(
     """Builds the trainer of a GAN.
 
     Args:
-        settings: of the training.
-        modality: of the images.
-        dataset: what is trained on, see `balanced_loader`.
-        networks: generator and discriminator, trained in place.
-        **options: further arguments of `StyleGAN2Trainer`: device, max_epochs and epoch_length at least.
+        settings: settings of the training.
+        modality: modality of the images.
+        dataset: training images, see `balanced_loader`.
+        networks: generator and discriminator to train, in place.
+        **options: further arguments of `StyleGAN2Trainer`, at least device, max_epochs and epoch_length.
     """
     generator, discriminator = networks
     return StyleGAN2Trainer(

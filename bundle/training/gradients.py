@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Guard between a backward pass and the optimizer's step."""
+"""Check of the gradients between the backward pass and the optimizer's step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["DivergedError", "require_finite_gradients"]
 
 
 class DivergedError(ArithmeticError):
-    """A training whose gradients are no longer numbers; the message tells the cure."""
+    """A training whose gradients are infinite or NaN; the message names the remedy."""
 
 
 def require_finite_gradients(network: nn.Module, name: str, iteration: int) -> None:
-    """Stops a training before NaN or infinity reaches the weights, and with them the next checkpoint.
+    """Stops a training before NaN or infinity reaches the weights and the next checkpoint.
 
     Args:
-        network: after the backward pass, before the step.
-        name: of the network, for the message.
-        iteration: of the training, counted from 1, for the message.
+        network: network after the backward pass.
+        name: name of the network, for the message.
+        iteration: number of the iteration, from 1, for the message.
 
     Raises:
         DivergedError: a gradient is infinite or NaN.

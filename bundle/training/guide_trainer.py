@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training of the classifiers of real images: the walk's guides and, apart from them, the gate's networks."""
+"""Training of the classifiers of real images: the walk's guides and, separately, the gate's networks."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ __all__ = [
     "new_guide_trainer",
 ]
 
-# Calibration keeps a head's scale between 1 and this: at a cosine that differs by 0.01, the odds are e^10.
+# Calibration keeps a head's scale between 1 and this; at 1000, a cosine difference of 0.01 gives odds of e^10.
 MOST_SCALE = 1000.0
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a classifier is for.
+    """Purpose of a classifier: what it predicts, what it trains on and how.
 
     Attributes:
-        network: its class.
-        identity: whether it tells patients apart, or diagnoses.
-        splits: what it trains on. Extra images are for what must know everybody whom G saw; their labels are not used.
-        augment: changes its training images [B, C, H, W].
-        trunk: of the `ImageNetClassifier` that takes the network's place in modalities that ask for one; empty for
-            networks that tell patients apart.
+        network: class of the network.
+        identity: whether it classifies patients; otherwise it classifies diagnoses.
+        splits: splits to train on. Identity networks include extra, because they must know every patient whose images
+            the generator was trained on; the labels of extra images are not used.
+        augment: augmentation of the training images [B, C, H, W].
+        trunk: trunk of the `ImageNetClassifier` that replaces the network in modalities with ``pretrained``, if any.
     """
 
     network: type[Guide] | type[GateClassifier]
@@ -63,8 +63,8 @@ class Role:
     trunk: str = ""
 
 
-#: Every classifier by the name of its weight file. What the walk differentiates and what decides over its result
-#: differ in architecture, seed and augmentation.
+#: Role of each classifier, by the name of its weight file. The guides, which the walk differentiates, and the gate's
+#: networks, which evaluate its result, differ in architecture, seed and augmentation.
 ROLES: dict[str, Role] = {
     "identity_guide": Role(Guide, True, ("train", "extra"), augment_for_guide),
     "class_guide": Role(Guide, False, ("train",), augment_for_guide, "resnet18"),
@@ -76,18 +76,18 @@ ROLES: dict[str, Role] = {
 def new_classifier(
     name: str, data: ImageData, seed: int, imagenet_file: str | os.PathLike[str] | None = None
 ) -> Classifier:
-    """Builds a classifier with random weights that depend on its name and the seed alone, or with those of ImageNet.
+    """Builds a classifier with random weights that depend on its name and the seed alone, or with ImageNet weights.
 
     Args:
         name: one of `ROLES`.
-        data: gives the channels and the number of classes: diagnoses, or patients in train and extra.
-        seed: of the whole set of classifiers.
-        imagenet_file: weights of the role's trunk, for modalities that ask for one; None lets torchvision download
-            them.
+        data: training images, which determine the channels and the number of classes (diagnoses or patients).
+        seed: random seed shared by the set of classifiers; each derives its own from it.
+        imagenet_file: ImageNet weights of the role's trunk, for modalities with ``pretrained``; None lets torchvision
+            download them.
 
     Raises:
-        TrainingError: the training images show fewer than two classes.
-        TrunkUnavailable: the trunk's weights are not to be had.
+        TrainingError: the training images have fewer than two classes.
+        TrunkUnavailable: the trunk's weights are unavailable.
     """
     role = ROLES[name]
     num_classes = data.n_identities if role.identity else len(data.class_names)
@@ -105,12 +105,12 @@ def new_classifier(
 
 @dataclass(frozen=True)
 class IdentityBatch:
-    """Makes a training batch of an identity classifier: changed images of somebody, then images of nobody.
+    """Makes a training batch of an identity classifier: augmented images of patients, followed by "nobody" images.
 
     Attributes:
-        augment: changes images [B, C, H, W].
+        augment: augmentation of images [B, C, H, W].
         num_identities: K.
-        nobody: images of nobody (`mix_patients`) per image of somebody.
+        nobody: number of "nobody" images (`mix_patients`) per image of a patient.
     """
 
     augment: Callable[[Tensor], Tensor]
@@ -120,7 +120,7 @@ class IdentityBatch:
     def __call__(
         self, batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Returns images [B + M, C, H, W] and wanted probabilities [B + M, K] on the device."""
+        """Returns images [B + M, C, H, W] and target probabilities [B + M, K] on the device."""
         images = torch.as_tensor(batch["image"]).to(device, torch.float32, non_blocking=non_blocking)
         identities = torch.as_tensor(batch["identity"]).to(device, torch.int64, non_blocking=non_blocking)
         images = self.augment(images)
@@ -132,10 +132,10 @@ class IdentityBatch:
 
 @dataclass(frozen=True)
 class ClassBatch:
-    """Makes a training batch of a classifier of diagnoses: changed images.
+    """Makes a training batch of a diagnosis classifier: augmented images.
 
     Attributes:
-        augment: changes images [B, C, H, W].
+        augment: augmentation of images [B, C, H, W].
         num_classes: K.
     """
 
@@ -145,29 +145,29 @@ class ClassBatch:
     def __call__(
         self, batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Returns images [B, C, H, W] and wanted probabilities [B, K] on the device."""
+        """Returns images [B, C, H, W] and target probabilities [B, K] on the device."""
         images = torch.as_tensor(batch["image"]).to(device, torch.float32, non_blocking=non_blocking)
         labels = torch.as_tensor(batch["label"]).to(device, torch.int64, non_blocking=non_blocking)
         return self.augment(images), F.one_hot(labels, self.num_classes).float()
 
 
 class GuideTrainer(NetworkTrainer):
-    """Trains one classifier, measures it on all splits and writes its weights.
+    """Trains one classifier, evaluates it on all splits and writes its weights.
 
     Args:
-        name: one of `ROLES`: the name of the weight file.
-        data: val calibrates, test is only measured.
-        dataset: what to train on: the splits of the role, as `ImageData.dataset` gives them.
-        network: trained in place.
-        output_dir: gets the weights, see `NetworkTrainer`.
-        device: where to train.
-        batch_size: images of somebody in a batch.
-        nobody: images of nobody per image of somebody in an identity classifier's batch.
-        seed: of the whole set of classifiers.
-        **options: further arguments of `NetworkTrainer`, max_epochs at least.
+        name: one of `ROLES`, the name of the weight file.
+        data: data set; its val split calibrates, its test split is only measured.
+        dataset: images of the role's splits, as returned by `ImageData.dataset`.
+        network: network to train, in place.
+        output_dir: folder that receives the weights, see `NetworkTrainer`.
+        device: device to train on.
+        batch_size: images of patients per batch.
+        nobody: number of "nobody" images per image of a patient in an identity classifier's batch.
+        seed: random seed shared by the set of classifiers; each derives its own from it.
+        **options: further arguments of `NetworkTrainer`, at least max_epochs.
 
     Raises:
-        TrainingError: there is nothing to train on, or the weights of another training are in the way.
+        TrainingError: there are no training images, or the folder holds the weights of another training.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class GuideTrainer(NetworkTrainer):
         self.classifier = network
 
     def measure(self) -> dict[str, Any]:
-        """Returns the scores of `recognition_scores` or `class_scores`; a head that names patients is calibrated."""
+        """Returns the scores of `recognition_scores` or `class_scores`; an identity head is calibrated first."""
         known, labels, identities = self.data.tensors(ROLES[self.name].splits)
         images = {split: self.data.tensors(split)[:2] for split in ("val", "test")}
         if ROLES[self.name].identity:
@@ -220,7 +220,7 @@ class GuideTrainer(NetworkTrainer):
         return {"scores": scores}
 
     def accuracy(self, output: dict[str, Any]) -> float:
-        """Returns the share of the images of somebody, or of a class, that are named rightly."""
+        """Returns the share of correctly classified images, "nobody" images excluded."""
         predicted, wanted = output["pred"][: self.batch_size], output["label"][: self.batch_size]
         return float((predicted.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
 
@@ -237,10 +237,10 @@ def new_guide_trainer(
 
     Args:
         name: one of `ROLES`.
-        dataset: the images of the role's splits, as `ImageData.dataset` gives them.
-        max_epochs: passes over them.
+        dataset: images of the role's splits, as returned by `ImageData.dataset`.
+        max_epochs: passes over the dataset.
         learning_rate: see `NetworkTrainer`.
-        options: the arguments of `GuideTrainer` that all classifiers of a set share: ``data`` and ``seed`` at least.
+        options: arguments of `GuideTrainer` that all classifiers of a set share, at least ``data`` and ``seed``.
         imagenet_file: see `new_classifier`.
 
     Raises:
@@ -254,31 +254,30 @@ def new_guide_trainer(
 
 
 def calibrate_head(network: Classifier, known: Tensor, identities: Tensor, nobody: Tensor) -> dict[str, Any]:
-    r"""Settles how sure an identity classifier is, without changing whom it takes an image for.
+    r"""Calibrates the confidence of an identity classifier without changing its predicted identities.
 
-    Fits the two scalars of a `NobodyHead`, its scale and its cosine of nobody, to the sum of two means: cross-entropy
-    on changed training images, and cross-entropy with the uniform distribution, which is the walk's identity term, on
-    held-out images. It is the temperature scaling of Guo et al. (ICML 2017) with a class for nobody.
+    Fits the two scalars of a `NobodyHead`, its scale and its "nobody" cosine, to the sum of two means: the
+    cross-entropy on augmented training images, and that with the uniform distribution (the walk's identity term) on
+    held-out images. This is the temperature scaling of Guo et al. (ICML 2017) with an additional class "nobody".
 
     Args:
-        network: an identity classifier in evaluation mode; its head is changed in place.
-        known: changed training images [N, C, H, W] in [-1, 1].
-        identities: whose they are, [N].
-        nobody: val images [M, C, H, W].
+        network: identity classifier in evaluation mode; its head is changed in place.
+        known: augmented training images [N, C, H, W] in [-1, 1].
+        identities: identity of each training image, [N].
+        nobody: held-out val images [M, C, H, W] in [-1, 1].
 
     Returns:
         The two scalars, and the loss before and after.
 
     Raises:
-        TypeError: the network is no identity classifier.
+        TypeError: the network is not an identity classifier.
     """
     head = network.head
     if not isinstance(head, NobodyHead):
         raise TypeError("Only an identity classifier, which has a NobodyHead, is calibrated for nobody.")
     cosines = [predict(_Cosines(network), images, bf16=False) for images in (known, nobody)]
     num_classes = head.weight.shape[0]
-    # Both stay in a range that means something, however little the images say of them: where no image is alike any
-    # other, an unbounded fit runs off to infinity.
+    # Both scalars are bounded: if all images are dissimilar, an unbounded fit diverges to infinity.
     start = (head.scale.detach().cpu().double().log() / math.log(MOST_SCALE)).clamp(0.01, 0.99)
     raw_scale = start.logit().requires_grad_(True)
     raw_cosine = head.nobody.detach().cpu().double().clamp(-0.99, 0.99).atanh().requires_grad_(True)
@@ -314,7 +313,7 @@ def calibrate_head(network: Classifier, known: Tensor, identities: Tensor, nobod
 
 
 class _Cosines(nn.Module):
-    """The cosines between an image's feature and every identity's prototype, [B, K]."""
+    """The cosines between an image's feature and the prototypes of all identities, [B, K]."""
 
     def __init__(self, network: Classifier) -> None:
         super().__init__()
@@ -327,17 +326,17 @@ class _Cosines(nn.Module):
 
 
 def class_scores(network: nn.Module, images: Tensor, labels: Tensor, ordered: bool = False) -> dict[str, float]:
-    """Measures a classifier of diagnoses.
+    """Evaluates a diagnosis classifier.
 
     Args:
-        network: images in [-1, 1] to logits [N, K].
-        images: [N, C, H, W].
-        labels: [N].
-        ordered: whether the classes are grades.
+        network: classifier from images in [-1, 1] to logits [N, K].
+        images: [N, C, H, W] in [-1, 1].
+        labels: class of each image, [N].
+        ordered: whether the classes are ordered grades.
 
     Returns:
-        Accuracy, balanced accuracy, mean highest probability, for grades quadratic weighted kappa and, where every
-        class is there, AUC (for more than two classes the mean over one against the rest).
+        Accuracy, balanced accuracy and mean highest probability; for ordered classes also quadratic weighted kappa; if
+        every class occurs, AUC (for more than two classes the one-vs-rest mean).
     """
     logits = predict(network, images)
     predicted, truth = logits.argmax(dim=1), labels.numpy()

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What every trained network's JSON says of the data behind it."""
+"""Description of the training data that every trained network's JSON records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bundle.data import ImageData
 
 __all__ = ["DATA_KEYS", "weights_info"]
 
-#: What `weights_info` says of the data, the seed apart.
+#: Keys of `weights_info` that describe the data, without the seed.
 DATA_KEYS = (
     "modality",
     "preprocessing",
@@ -24,14 +24,14 @@ DATA_KEYS = (
 
 
 def weights_info(data: ImageData, seed: int) -> dict[str, Any]:
-    """Describes the data and the seed, without a name of an image, a patient or a folder.
+    """Describes the training data and the seed without naming any image, patient or folder.
 
     Args:
-        data: what the network is trained on.
-        seed: of the training.
+        data: data set that the network is trained on.
+        seed: random seed of the training.
 
     Returns:
-        Plain values, the part of a weight file's JSON that is the same for all networks of one training set.
+        Plain values: the part of a weight file's JSON that all networks of one training set share.
     """
     return {
         "modality": data.modality.name,

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Starting a GAN from trained weights, of the same or of a lower resolution."""
+"""Initialisation of a GAN from trained weights of the same or a lower resolution."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from bundle.networks.weights import WeightsError, load_weights, read_info
 
 __all__ = ["DEFAULT_RESOLUTION", "default_resolution", "discriminator_beside", "initialise_gan"]
 
-#: From random weights, a GAN learns faster at this many pixels; weights of it then start one of twice as many.
+#: Side in pixels for training from random weights, which is faster at a low resolution; the result can initialise a GAN
+#: of twice the resolution.
 DEFAULT_RESOLUTION = 64
 
 
 def default_resolution(generator: str | os.PathLike[str] | None) -> int:
-    """Returns the resolution of a generator's weights, or `DEFAULT_RESOLUTION` where there are none.
+    """Returns the resolution of a generator's weights, or `DEFAULT_RESOLUTION` if there are none.
 
     Args:
-        generator: a ``generator.pt`` that may or may not exist, its JSON beside it.
+        generator: path of a ``generator.pt``, with its JSON beside it, that need not exist.
 
     Raises:
-        WeightsError: the JSON is absent or damaged, or not that of a generator.
+        WeightsError: the JSON is missing or damaged, or does not describe a generator.
     """
     if generator is None or not Path(generator).is_file():
         return DEFAULT_RESOLUTION
@@ -37,7 +38,7 @@ def default_resolution(generator: str | os.PathLike[str] | None) -> int:
 
 
 def discriminator_beside(path: Path) -> Path:
-    """Returns where the discriminator of a ``generator.pt`` is."""
+    """Returns the path of the discriminator that belongs to a ``generator.pt``."""
     return path.with_name(path.name.replace("generator", "discriminator"))
 
 
@@ -46,21 +47,21 @@ def initialise_gan(
     discriminator: Discriminator | ProjectedDiscriminator,
     init_from: str | os.PathLike[str] | None,
 ) -> tuple[Generator, Discriminator | ProjectedDiscriminator]:
-    """Fills a GAN with trained weights; None leaves it as it is.
+    """Initialises a GAN with trained weights; None leaves it unchanged.
 
-    Blocks are named by resolution. What the source does not have stays as it was drawn, but for the image layers of the
-    generator's new blocks: they start at zero, so that the grown generator draws the source's images, enlarged.
+    Blocks are named by resolution. Weights that the source lacks keep their random values, except that the image layers
+    of the generator's new blocks start at zero, so that the grown generator produces upscaled images of the source.
 
     Args:
-        generator: filled in place.
-        discriminator: filled in place.
-        init_from: a ``generator.pt`` with its JSON, ``discriminator.pt`` and its JSON beside it.
+        generator: generator to initialise, in place.
+        discriminator: discriminator to initialise, in place.
+        init_from: ``generator.pt`` with its JSON, and ``discriminator.pt`` with its JSON beside it.
 
     Returns:
         The two networks.
 
     Raises:
-        WeightsError: files are absent or damaged, or differ in more than the resolution, or have a higher one.
+        WeightsError: files are missing or damaged, differ in more than the resolution, or have a higher one.
     """
     if init_from is not None:
         path = Path(init_from)
@@ -82,7 +83,7 @@ def _fill(network: Generator | Discriminator | ProjectedDiscriminator, path: Pat
             f"weights that differ in the resolution alone, and not in a higher one."
         )
     own = network.state_dict()
-    # The layer that reads the image has its own width at each resolution.
+    # The width of the layer that reads the image depends on the resolution.
     given = {key: value for key, value in source.state_dict().items() if own[key].shape == value.shape}
     network.load_state_dict({**own, **given}, strict=True)
     if isinstance(network, Generator):

@@ -1,9 +1,9 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation of the guides: what they say of G(w), learnt as functions of w.
+"""Distillation of the guides into students that predict the guides' features of G(w) from w.
 
-Source of the idea: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531; of matching
-features instead of probabilities: Romero et al., "FitNets", ICLR 2015.
+Sources: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531; for matching features instead
+of probabilities, Romero et al., "FitNets", ICLR 2015.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from bundle.training.samplers import ShuffledBatchSampler
 
 __all__ = ["FeatureInferer", "LabelledLatents", "LatentGuideTrainer", "ask_guides", "draw_latents"]
 
-# Latents in a file of labels: what is lost when the labelling is killed.
+# Latents per file of teacher features: the most work that is lost when the process is killed.
 SHARD = 512
-# Images drawn at once.
+# Images synthesised at once.
 BATCH = 16
-# Latents of a batch whose accuracy is shown; all of a batch would take a tenth of the time.
+# Latents per batch on which the displayed accuracy is computed; using all would take a tenth of the training time.
 WATCHED = 32
-# Weight of the cosines that the head takes notice of.
+# Weight of the loss on cosines to which the head's output is sensitive.
 NOTICED = 10.0
-# Gradients are shortened to this length. Theirs is about 0.3; a perceptron without normalisation may meet one of 100,
-# and what Adam makes of it undoes the training so far.
+# Maximum gradient norm. Typical norms are about 0.3; without normalisation layers, a rare norm of 100 would make Adam
+# undo the training so far.
 MAX_NORM = 1.0
 
 
 @torch.no_grad()
 def draw_latents(generator: Generator, numbers: Iterable[int], seed: int) -> tuple[Tensor, Tensor]:
-    """Draws latents where walks begin: half of them samples of the mapping network, half on lines between two.
+    """Samples latents where walks begin: half from the mapping network, half on lines between two such samples.
 
     Args:
         generator: G.
-        numbers: of the latents; each depends on its own number and the seed alone.
-        seed: at least 0.
+        numbers: indices of the latents; each latent depends on its own index and the seed alone.
+        seed: random seed, at least 0.
 
     Returns:
-        w [N, w_dim] and label [N], the classes in turn.
+        w [N, w_dim] and label [N], cycling through the classes.
     """
     device = next(generator.parameters()).device
     number = torch.tensor(list(numbers))
@@ -68,14 +68,14 @@ def draw_latents(generator: Generator, numbers: Iterable[int], seed: int) -> tup
         generator.mapping(sample_z((2 * number + end).tolist(), generator.z_dim, seed).to(device), label.to(device))
         for end in range(2)
     )
-    # The golden ratio spreads the places on the lines evenly, whichever numbers are asked for.
+    # Multiples of the golden ratio spread the positions on the lines evenly, whichever indices are requested.
     place = (number.double() * 0.6180339887498949).frac().float()
     place[number // generator.num_classes % 2 == 0] = 0.0
     return torch.lerp(first, second, place.unsqueeze(1).to(device)), label
 
 
 class _Questions(Dataset[int]):
-    """Parts of latents that the guides have not been asked about: to take one is to ask, and to write the answers."""
+    """Parts of the latents that the guides have yet to evaluate; taking an item evaluates it and writes its file."""
 
     def __init__(self, generator: Generator, guides: Mapping[str, nn.Module], parts: Mapping[Path, Tensor]) -> None:
         self.generator = generator
@@ -102,24 +102,24 @@ class _Questions(Dataset[int]):
 def ask_guides(
     generator: Generator, guides: Mapping[str, nn.Module], w: Tensor, folder: str | os.PathLike[str], title: str
 ) -> dict[str, Tensor]:
-    """Draws G(w) and keeps the features that the guides see in it, part by part in files.
+    """Synthesises G(w) and computes the guides' features, in parts that are cached in files.
 
-    What an earlier call has left in the folder is not computed again. On a CPU, as many processes as PyTorch has
-    threads share the work, each with one thread: faster than one with all of them, and the same bits on any machine of
-    the kind.
+    Parts that an earlier call has left in the folder are not computed again. On a CPU, the parts are distributed over
+    as many single-threaded processes as PyTorch has threads: this is faster than one process with all threads, and the
+    bits do not depend on the number of cores.
 
     Args:
         generator: G.
-        guides: phi, by name.
-        w: [N, w_dim].
-        folder: for the files of these latents alone.
-        title: of the progress bar.
+        guides: guides, by the names that the result uses.
+        w: latents, [N, w_dim].
+        folder: folder of the files, for these latents alone.
+        title: title of the progress bar.
 
     Returns:
-        For each guide its features [N, features], fp16, on the CPU.
+        Features of each guide, [N, features], fp16, on the CPU.
 
     Raises:
-        TrainingError: the folder holds the labels of other latents.
+        TrainingError: the folder holds the features of other latents.
     """
     for network in (generator, *guides.values()):
         network.to(memory_format=torch.channels_last)
@@ -144,11 +144,11 @@ def ask_guides(
 
 
 class LabelledLatents(Dataset[dict[str, Tensor]]):
-    """Latents and the features that a guide sees in their images.
+    """Dataset of latents and a guide's features of their images.
 
     Args:
-        w: [N, w_dim].
-        features: [N, features].
+        w: latents, [N, w_dim].
+        features: the guide's features, [N, features].
     """
 
     def __init__(self, w: Tensor, features: Tensor) -> None:
@@ -162,7 +162,7 @@ class LabelledLatents(Dataset[dict[str, Tensor]]):
         return {"w": self.w[index], "features": self.features[index]}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """Returns a whole batch at once: one by one, taking latents would take longer than learning from them."""
+        """Returns a whole batch at once; indexing latents one by one would take longer than the training step."""
         return self[indices]
 
 
@@ -175,7 +175,7 @@ def _latent_batch(
 
 
 class FeatureInferer(Inferer):
-    """Asks a network for its features, in bf16 on devices that compute in it."""
+    """Computes a network's features, in bf16 on devices that support it."""
 
     def __call__(self, inputs: Tensor, network: LatentGuide, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """Maps w [B, w_dim] to features [B, features] in fp32."""
@@ -184,28 +184,28 @@ class FeatureInferer(Inferer):
 
 
 class LatentGuideTrainer(NetworkTrainer):
-    """Trains one student on what its teacher said, and writes its weights.
+    """Trains one student on its teacher's features and writes its weights.
 
-    The student of an identity guide minimises the squared distance to its teacher's feature of length 1, of which alone
-    a `NobodyHead` takes notice, and that of the cosines, as far as the head's answer depends on them; that of a class
-    guide the squared distance of the logits, apart from what is the same for all classes. The last layer is the
-    teacher's and stays as it is.
+    The student of an identity guide minimises the squared distance to its teacher's normalised feature (the
+    `NobodyHead` depends on its direction alone) and that of the cosines, weighted by the head's sensitivity to them.
+    The student of a class guide minimises the squared distance of the logits after subtracting their mean over classes.
+    The last layer is copied from the teacher and frozen.
 
     Args:
-        name: one of `LATENT_GUIDES`: the name of the weight file.
-        infos: JSON of the generator and of the teacher, by name.
+        name: one of `LATENT_GUIDES`, the name of the weight file.
+        infos: JSON descriptions of the generator and the teacher, by name.
         dataset: latents and the teacher's features.
-        network: trained in place, in its own scale of latents.
-        examine: measures the trained network: further entries of the weights' JSON, ``scores`` among them.
-        output_dir: gets the weights, see `NetworkTrainer`.
-        device: where to train.
-        batch_size: latents in a batch.
-        seed: of all students.
-        settings: what else the weights depend on.
-        **options: further arguments of `NetworkTrainer`, max_epochs at least.
+        network: student to train, in place.
+        examine: evaluation of the trained network; returns further entries of the weights' JSON, including ``scores``.
+        output_dir: folder that receives the weights, see `NetworkTrainer`.
+        device: device to train on.
+        batch_size: latents per batch.
+        seed: random seed shared by all students; each derives its own from it.
+        settings: further settings on which the weights depend.
+        **options: further arguments of `NetworkTrainer`, at least max_epochs.
 
     Raises:
-        TrainingError: there is nothing to train on, or the weights of another training are in the way.
+        TrainingError: there are no latents, or the folder holds the weights of another training.
     """
 
     def __init__(
@@ -250,11 +250,11 @@ class LatentGuideTrainer(NetworkTrainer):
         )
 
     def measure(self) -> dict[str, Any]:
-        """Returns what ``examine`` finds."""
+        """Returns the result of ``examine``."""
         return self.examine(self.student)
 
     def accuracy(self, output: dict[str, Any]) -> float:
-        """Returns the share of some of the latents for which student and teacher name the same class."""
+        """Returns the share of a batch's first latents for which student and teacher predict the same class."""
         with torch.no_grad():
             student, teacher = (self.student.head(output[key][:WATCHED]).argmax(dim=1) for key in ("pred", "label"))
         return float((student == teacher).float().mean())
@@ -264,10 +264,10 @@ class LatentGuideTrainer(NetworkTrainer):
         if isinstance(head, NobodyHead):
             teacher = F.normalize(teacher)
             said, wanted = head.cosine(student), head.cosine(teacher)
-            # How much of a logit depends on its cosine: d l_k / d (s cos_k), see `NobodyHead`.
+            # Sensitivity of a logit to its cosine, d l_k / d (s cos_k), see `NobodyHead`.
             heard = torch.sigmoid(head.scale * (wanted - head.nobody) + math.log(head.weight.shape[0]))
             noticed = (heard * (said - wanted).square()).sum(dim=1).mean()
-            # Features of this length vary by about 1 each.
+            # With this norm, each feature has a variance of about 1.
             return F.mse_loss(student, teacher * teacher.shape[1] ** 0.5) + NOTICED * noticed
         logits = [head(features) for features in (student, teacher)]
         return F.mse_loss(*(values - values.mean(dim=1, keepdim=True) for values in logits))

@@ -29,11 +29,11 @@ def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
     """Squared gradient norm of the discriminator at real images, |dD(x) / dx|^2, mean over the batch.
 
     Args:
-        real_logits: [B], computed from ``real_images``.
-        real_images: [B, C, H, W], taking gradients.
+        real_logits: logits [B], computed from ``real_images``.
+        real_images: [B, C, H, W], with gradients enabled.
 
     Returns:
-        A scalar that can be differentiated again; the loss is gamma / 2 times it.
+        A differentiable scalar, which the loss weights by gamma / 2.
     """
     (gradient,) = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
@@ -42,13 +42,13 @@ def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
 def lazy_adam(
     parameters: list[torch.nn.Parameter], lr: float, betas: tuple[float, float], interval: int | None = None
 ) -> torch.optim.Adam:
-    """Adam, corrected for a regulariser that runs only every ``interval`` iterations.
+    """Returns an Adam optimiser, corrected for a regulariser that is evaluated only every ``interval`` iterations.
 
     Args:
-        parameters: what to optimise.
-        lr: learning rate.
-        betas: decay rates.
-        interval: iterations between two regularisations; None where there is none.
+        parameters: parameters to optimise.
+        lr: learning rate before the correction.
+        betas: decay rates of Adam's moments before the correction.
+        interval: iterations between two evaluations of the regulariser; None if there is none.
     """
     c = 1.0 if interval is None else interval / (interval + 1.0)
     return torch.optim.Adam(parameters, lr=lr * c, betas=(betas[0] ** c, betas[1] ** c), eps=1e-8)

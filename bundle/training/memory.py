@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings that do not fit into memory."""
+"""Error of trainings that run out of memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["TooLittleMemory", "tell_of_memory"]
 
 
 class TooLittleMemory(RuntimeError):
-    """A training that needs more memory than there is; the message tells the cure."""
+    """A training that needs more memory than available; the message names the remedy."""
 
 
 @contextmanager
 def tell_of_memory(what: str) -> Iterator[None]:
-    """Turns the errors with which memory runs out, on GPU and CPU, into one that tells the cure.
+    """Converts out-of-memory errors of GPU and CPU into one whose message names the remedy.
 
     Args:
-        what: what is trained, for the message.
+        what: name of the trained network, for the message.
 
     Raises:
-        TooLittleMemory: in the place of such an error. Others pass as they are.
+        TooLittleMemory: the block ran out of memory. Other errors pass unchanged.
     """
     try:
         yield

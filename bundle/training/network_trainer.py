@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the trainings of classifiers, students and audit networks share: the task, the schedule, the weights."""
+"""Common base of the trainings of classifiers, latent guides and audit networks: task, schedule and weights."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ __all__ = ["AutocastInferer", "NetworkTrainer", "TrainingTask", "flat_numbers", 
 
 
 def role_seed(name: str, seed: int) -> int:
-    """Returns the seed of one network's training, below 2^31: another one for every name."""
+    """Returns the seed of one network's training, below 2^31, which differs between names."""
     return int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:4], "big") >> 1
 
 
 class AutocastInferer(SimpleInferer):
-    """Calls the network on images in channels_last, in bf16 on devices that compute in it."""
+    """Calls the network on images in channels_last, in bf16 on devices that support it."""
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Maps images [B, C, H, W] to the network's output in fp32."""
@@ -55,7 +55,7 @@ class AutocastInferer(SimpleInferer):
 
 
 class _SaveAtEnd:
-    """Saves before the run is over, so that handlers which record the last epoch find the scores among its metrics."""
+    """Saves when the last epoch ends, so that handlers attached later find the scores among that epoch's metrics."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
@@ -66,7 +66,7 @@ class _SaveAtEnd:
 
 
 def flat_numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Returns the numbers of nested scores under names that MLflow takes, such as ``top1_unseen/gamma 0.6``."""
+    """Returns the numbers of nested scores by names that MLflow accepts, such as ``top1_unseen/gamma 0.6``."""
     flat: dict[str, float] = {}
     for name, value in scores.items():
         name = "".join(letter if letter.isalnum() or letter in "_-. " else " " for letter in name)
@@ -79,17 +79,17 @@ def flat_numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What a network is trained to do.
+    """Network, data and loss of a training.
 
     Attributes:
-        network: trained in place.
-        dataset: what it is trained on.
-        sampler: draws the batches from the dataset; its length is that of an epoch.
-        prepare_batch: turns a batch of the dataset into the network's input and the target.
-        loss_function: of the network's output and the target.
-        description: of the data behind the network, see `weights_info`: part of the weights' JSON.
-        settings: further options that must be the same when the run is resumed.
-        collate_fn: puts a batch together, see `torch.utils.data.DataLoader`; None stacks its items.
+        network: network to train, in place.
+        dataset: training data.
+        sampler: sampler of the batches; its length is the number of batches in an epoch.
+        prepare_batch: converts a batch of the dataset to the network's input and the target.
+        loss_function: loss of the network's output and the target.
+        description: description of the training data for the weights' JSON, see `weights_info`.
+        settings: further options that must be the same when the run resumes.
+        collate_fn: collation of items to a batch, see `torch.utils.data.DataLoader`; None for the default.
     """
 
     network: nn.Module
@@ -103,29 +103,29 @@ class TrainingTask:
 
 
 class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
-    """Trains one network with AdamW on a one-cycle schedule, measures it and writes its weights.
+    """Trains one network with AdamW on a one-cycle schedule, evaluates it and writes its weights.
 
-    A finished network is checked and not trained again.
+    A finished network is verified and not trained again.
 
     Args:
-        name: of the weight file; the seed is derived from it.
-        task: what to train.
-        output_dir: gets ``models/<name>.pt`` and ``.json``, and ``checkpoints/<name>.pt``, which in the end holds the
-            finished weights alone: should those in ``models`` be deleted or damaged, they are written again.
-        device: where to train.
-        max_epochs: passes over the training images.
-        learning_rate: the highest of the one-cycle schedule (Smith and Topin, 2018).
-        weight_decay: of AdamW.
-        seed: of the whole set of networks; every one derives its own.
+        name: name of the weight file, from which the network's seed is derived.
+        task: network, data and loss.
+        output_dir: folder that receives ``models/<name>.pt`` and ``.json``, and ``checkpoints/<name>.pt``, which
+            finally holds a copy of the weights that replaces them if they are deleted or damaged.
+        device: device to train on.
+        max_epochs: passes over the training data.
+        learning_rate: maximum learning rate of the one-cycle schedule (Smith and Topin, 2018).
+        weight_decay: weight decay of AdamW.
+        seed: random seed shared by the set of networks; each derives its own from it.
         checkpoint_epochs: epochs between two checkpoints.
-        inferer: calls the network.
-        tracking: makes a handler that records the training, given the name of its run: that of the network.
+        inferer: inferer that calls the network; None for `AutocastInferer`.
+        tracking: factory of a handler that records the training, called with ``run_name``, the network's name.
         train_handlers: further Ignite handlers.
 
     Raises:
-        TrainingError: the weights of another training are in the way, or damaged ones that no checkpoint has.
-        UnsealedError: the weights are there, written by an earlier version.
-        CheckpointError: the checkpoint is damaged, or of a training with other options.
+        TrainingError: the folder holds another training's weights, or damaged ones without a copy in a checkpoint.
+        UnsealedError: the weights exist and were written by an earlier version.
+        CheckpointError: the checkpoint is damaged or belongs to a training with other options.
         TooLittleMemory: by `run`.
         DivergedError: by `run`, in the iteration in which a gradient is no longer finite.
     """
@@ -188,7 +188,7 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
         self._resume()
 
     def _resume(self) -> None:
-        """Finds the finished weights, or else loads the checkpoint, if there is one."""
+        """Verifies the finished weights, or otherwise loads the checkpoint, if there is one."""
         self.is_saved = False
         sweep_temporary(self.weights_path.parent)
         damage = self._find_saved()
@@ -200,10 +200,10 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
             ) from damage
 
     def measure(self) -> dict[str, Any]:
-        """Calibrates and measures the trained network, which is in evaluation mode.
+        """Calibrates and evaluates the trained network, which is in evaluation mode.
 
         Returns:
-            Further entries of the weights' JSON, ``scores`` among them.
+            Further entries of the weights' JSON, including ``scores``.
         """
         raise NotImplementedError
 
@@ -212,13 +212,13 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
         raise NotImplementedError
 
     def run(self) -> None:  # type: ignore[override]
-        """Trains to the last epoch, from wherever the state stands; then calibrates, measures and saves."""
+        """Trains from the current state to the last epoch; then calibrates, evaluates and saves the network."""
         if self.is_saved:
             print(f"{self.weights_path} is complete and as it was written. Nothing to train.")
             return
         with self.checkpoint.lock():
             super().run()
-            if not self.is_saved:  # killed between its last checkpoint and its weights
+            if not self.is_saved:  # killed after the last checkpoint and before saving
                 self.save()
                 self.checkpoint.save()
 
@@ -227,13 +227,13 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
         return {"network": self.network, "optimizer": self.optimizer, "scheduler": self.scheduler}
 
     def training_state(self) -> dict[str, Any]:
-        """All that a run needs to be resumed bit for bit, or the finished weights; tensors and plain values only."""
+        """Returns the complete state for resuming, or the finished weights; tensors and plain values only."""
         if self.is_saved:
             return {"saved": {"network": half_state(self.network), "info": read_info(self.weights_path)}}
         return super().training_state()
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `training_state` returned; finished weights are written again."""
+        """Restores what `training_state` returned; finished weights are written again."""
         if "saved" not in state:
             super().load_training_state(state)
             return
@@ -243,7 +243,7 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
         print(f"{self.weights_path} was absent or damaged; {self.checkpoint.path} had it.")
 
     def save(self) -> dict[str, Any]:
-        """Calibrates the network, measures it and writes the pair of files.
+        """Calibrates and evaluates the network and writes its ``.pt`` and ``.json``.
 
         Returns:
             The scores.
@@ -263,7 +263,7 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
         return scores
 
     def _find_saved(self) -> WeightsError | None:
-        """Checks the weights that are there, if any; returns what damage they have."""
+        """Verifies existing weights and sets ``is_saved``; returns the error if they are damaged."""
         if not os.path.lexists(self.weights_path.with_suffix(".json")):
             return None
         try:
@@ -290,7 +290,7 @@ def _one_cycle(
     network: nn.Module, learning_rate: float, weight_decay: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Returns the optimiser and its schedule."""
-    # Scales, thresholds, biases and the gains of batch norm are no weights to be kept small.
+    # No weight decay for scales, thresholds, biases and batch norm parameters.
     groups: list[dict[str, Any]] = [
         {"params": [value for value in network.parameters() if value.ndim > 1]},
         {"params": [value for value in network.parameters() if value.ndim <= 1], "weight_decay": 0.0},

@@ -17,11 +17,11 @@ __all__ = ["TrainingProgress"]
 
 
 class TrainingProgress:
-    """Shows the images of the whole training done so far, images/s, the time left and numbers of the last iteration.
+    """Shows the images processed by the whole training, images/s, the remaining time and values of the last iteration.
 
     Args:
-        formats: the numbers of an iteration's output to show, each with its format, such as ``{"loss": ".2f"}``.
-        smoothed: those of them that are shown as an average over about the last 20 iterations.
+        formats: format of each displayed value of an iteration's output, such as ``{"loss": ".2f"}``.
+        smoothed: names of values displayed as a moving average over about 20 iterations.
     """
 
     def __init__(self, formats: Mapping[str, str], smoothed: Sequence[str] = ()) -> None:

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Endless batches that depend on the seed and their own number alone, so that a training can be resumed anywhere."""
+"""Endless batches that depend on the seed and their own number alone, so that a training can resume anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bundle.training.seeds import stream_seed
 
 __all__ = ["BalancedBatchSampler", "BatchSampler", "PairSampler", "ShuffledBatchSampler"]
 
-# Stream of random numbers that each batch, or epoch, has of its own.
+# Random stream of the batches or epochs.
 ORDER = 0
 
 
@@ -24,12 +24,12 @@ class BatchSampler(Sampler[list[int]]):
     """Endless batches, each of which depends on the seed and its own number alone.
 
     Args:
-        n: images, or patients, that an epoch shows.
-        batch_size: how many of them a batch shows.
+        n: number of images, or patients, per epoch.
+        batch_size: number of images, or patients, per batch.
         seed: random seed of the batches.
 
     Attributes:
-        start: number of the first batch, from 0: a resumed run sets it.
+        start: number of the first batch, from 0; set when a run resumes.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
@@ -46,7 +46,7 @@ class BatchSampler(Sampler[list[int]]):
         return map(self.batch, count(self.start))
 
     def __len__(self) -> int:
-        """Number of full batches in an epoch, at least 1."""
+        """Returns the number of full batches per epoch, at least 1."""
         return max(1, self.n // self.batch_size)
 
     def _random(self, number: int) -> torch.Generator:
@@ -54,14 +54,14 @@ class BatchSampler(Sampler[list[int]]):
 
 
 class BalancedBatchSampler(BatchSampler):
-    """Batches with every class in equal number.
+    """Batches with equally many images of every class.
 
     Args:
         labels: class of each image of the dataset.
-        batch_size: images in a batch.
+        batch_size: images per batch.
         seed: random seed of the batches.
-        splits: split of each image. Within a class all splits are drawn from equally often: a few hundred further
-            images of another camera do not make that camera a mark of the class. None: all images are of one.
+        splits: split of each image, or None for a single split. Within a class, all splits are sampled equally often,
+            so that a few hundred extra images from another camera do not make that camera a feature of the class.
 
     Raises:
         ValueError: there are no images.
@@ -77,7 +77,7 @@ class BalancedBatchSampler(BatchSampler):
         self.pools = [[pools[label][split] for split in sorted(pools[label])] for label in sorted(pools)]
 
     def batch(self, number: int) -> list[int]:
-        """Draws a batch; classes that it cannot hold in equal number take turns at random."""
+        """Samples a batch; if its size is no multiple of the number of classes, random classes get one image more."""
         random = self._random(number)
         turn = self._draw(len(self.pools), random)
         batch = []
@@ -93,11 +93,11 @@ class BalancedBatchSampler(BatchSampler):
 
 
 class ShuffledBatchSampler(BatchSampler):
-    """Batches of full size that show every image once in an epoch; the images left over come in another epoch.
+    """Full batches that contain every image at most once per epoch, in a new random order in every epoch.
 
     Args:
         n_images: images in the dataset.
-        batch_size: images in a batch; at most ``n_images`` are taken.
+        batch_size: images per batch; at most ``n_images`` are used.
         seed: random seed of the order.
 
     Raises:
@@ -112,7 +112,7 @@ class ShuffledBatchSampler(BatchSampler):
         self._order = torch.empty(0)
 
     def batch(self, number: int) -> list[int]:
-        """Returns the part of its epoch's order that a batch shows."""
+        """Returns a batch's part of its epoch's random order."""
         epoch, place = divmod(number, len(self))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, torch.randperm(self.n, generator=self._random(epoch))
@@ -120,13 +120,13 @@ class ShuffledBatchSampler(BatchSampler):
 
 
 class PairSampler(BatchSampler):
-    """Batches of pairs: images of different patients, then, in the same order, an image of each once more.
+    """Batches of pairs: an image of each of several patients, then, in the same order, another image of each.
 
-    A patient with several images is shown by any two of them, else by the same image twice.
+    The two images of a patient are sampled independently and may be the same one.
 
     Args:
-        patients: whose image each one of the dataset is.
-        n_pairs: pairs in a batch; at most one for each patient.
+        patients: patient of each image of the dataset.
+        n_pairs: pairs per batch; at most one per patient.
         seed: random seed of the batches.
 
     Raises:
@@ -143,7 +143,7 @@ class PairSampler(BatchSampler):
         super().__init__(n, min(n_pairs, n), seed)
 
     def batch(self, number: int) -> list[int]:
-        """Draws a batch of pairs."""
+        """Samples a batch of pairs."""
         random = self._random(number)
         shown = torch.randperm(self.n, generator=random)[: self.batch_size].tolist()
         return [

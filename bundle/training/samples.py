@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of what a GAN draws while it is trained."""
+"""Sample images of a GAN during its training."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["SampleGrid", "fixed_latents"]
 
 
 def fixed_latents(n: int, z_dim: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Latents z [n, z_dim] ~ N(0, I) and labels [n], the classes in turn, that depend on the arguments alone."""
+    """Returns z [n, z_dim] ~ N(0, I) and labels [n], cycling through the classes, as a function of the arguments."""
     return sample_z(range(n), z_dim, seed), torch.arange(n) % num_classes
 
 
 class SampleGrid:
-    """Draws the averaged generator's images of fixed latents, one row of each class.
+    """Writes grids of the averaged generator's images of fixed latents, one row per class.
 
     Args:
-        folder: gets ``kimg_NNNNNN.png``.
-        interval_kimg: thousands of images between two pictures.
+        folder: folder that receives ``kimg_NNNNNN.png``.
+        interval_kimg: thousands of images between two grids.
         class_names: name of each label.
-        n: images in a row.
+        n: images per row.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class SampleGrid:
         self.n = n
 
     def attach(self, engine: StyleGAN2Trainer) -> None:
-        """Registers the pictures every ``interval_kimg`` and at the end."""
+        """Registers the grids every ``interval_kimg`` and at the end."""
         every_kimg(engine, self.interval_kimg, self.draw)
 
     def draw(self, engine: StyleGAN2Trainer) -> None:
-        """Writes one picture."""
+        """Writes one grid."""
         generator = engine.average
         classes = len(self.class_names)
         images = sample_images(generator, *fixed_latents(self.n * classes, generator.z_dim, classes, engine.own_seed))
         path = self.folder / f"kimg_{engine.images_seen // 1000:06d}.png"
         rows = torch.cat([images[label::classes] for label in range(classes)])
         save_png(image_grid(rows, len(rows) // classes, self.class_names), path)
-        engine.state.last_sample_grid = str(path)  # where a tracking handler finds the picture
+        engine.state.last_sample_grid = str(path)  # read by tracking handlers

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Seeds of the many streams of random numbers that one seed stands for."""
+"""Seeds of independent random streams derived from one seed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["stream_seed"]
 
 
 def stream_seed(seed: int, *numbers: int) -> int:
-    """Mixes a seed and the numbers of a stream into a seed for torch.
+    """Derives a seed for torch from the run's seed and the numbers of a stream.
 
-    PyTorch's CPU generator takes the lower 32 bits of a seed and drops the rest without a word, so a seed and a number
-    cannot stand side by side in 64.
+    PyTorch's CPU generator silently ignores all but the lower 32 bits of a seed, so seed and stream numbers cannot
+    simply be packed into 64 bits.
 
     Args:
-        seed: of the run, at least 0.
-        *numbers: which stream, each at least 0; for example that of the data, of the third iteration.
+        seed: random seed of the run, at least 0.
+        *numbers: identification of the stream, each at least 0; for example purpose and iteration.
 
     Returns:
         A whole number below 2^32.

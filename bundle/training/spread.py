@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How far apart a trained generator has to place its latents for its images to vary as much as real ones."""
+"""Calibration of the spread of a generator's latents, at which its images vary as much as real ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bundle.networks.stylegan2 import Generator
 
 __all__ = ["SPREADS", "calibrate_spread"]
 
-#: The narrowest and the widest spread that calibration gives.
+#: Smallest and largest calibrated spread.
 SPREADS = (0.5, 2.0)
-# Spreads that differ by less are equal: the variety of some hundred samples says no more.
+# Tolerance of the calibration: a few hundred samples do not determine the variety more precisely.
 _TOLERANCE = 0.01
 _MEAN_SAMPLES = 10_000
 
@@ -30,18 +30,18 @@ def calibrate_spread(
     n_samples: int = 200,
     seed: int = 0,
 ) -> None:
-    """Sets the mean and the spread of every class of the mapping network, see there.
+    """Sets the mean and the spread of every class of the mapping network, see `MappingNetwork`.
 
     Averaging a generator over its training, and a discriminator that sees few images at a time, both make samples
-    crowd around the typical image of their class, where training images are near too. A generator that varies too much
-    is narrowed likewise.
+    cluster around the typical image of their class, where training images lie too. A generator that varies too much
+    gets a spread below 1.
 
     Args:
-        generator: changed in place.
-        variety: of the real images of each class.
-        measure: the variety of images [N, C, H, W] in [-1, 1], such as their mean pairwise LPIPS.
-        n_samples: samples of a class that are compared.
-        seed: of their latents.
+        generator: generator whose mapping network is changed in place.
+        variety: variety of the real images of each class, in the unit of ``measure``.
+        measure: returns the variety of images [N, C, H, W] in [-1, 1], such as their mean pairwise LPIPS.
+        n_samples: samples per class whose variety is measured.
+        seed: random seed of their latents.
     """
     mapping = generator.mapping
     device = mapping.mean.device
@@ -58,6 +58,6 @@ def calibrate_spread(
         ends = [excess(spread) for spread in SPREADS]
         if ends[0] < 0.0 < ends[1]:
             spread = float(root_scalar(excess, bracket=SPREADS, xtol=_TOLERANCE).root)
-        else:  # out of reach: the nearer end
+        else:  # no solution in range: the nearer bound
             spread = SPREADS[0] if ends[0] >= 0.0 else SPREADS[1]
         mapping.spread[value] = spread

@@ -3,7 +3,7 @@
 """StyleGAN2-ADA training as a MONAI engine.
 
 Sources: Karras et al., CVPR 2020 (StyleGAN2) and NeurIPS 2020 (ADA). Style mixing and path length regularisation are
-left out: at this size and with hundreds of images they cost time and help nothing (ADA, appendix D, drops the mixing).
+left out: at this size and with hundreds of images they only cost time (ADA, appendix D, drops the mixing).
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ __all__ = ["StyleGAN2Trainer", "balanced_loader", "default_r1_gamma", "prepare_g
 
 
 def default_r1_gamma(resolution: int, batch_size: int) -> float:
-    """The heuristic weight of R1, 0.0002 resolution^2 / batch size (Karras et al., NeurIPS 2020, appendix C)."""
+    """Returns the heuristic R1 weight 0.0002 resolution^2 / batch size (Karras et al., NeurIPS 2020, appendix C)."""
     return 0.0002 * resolution**2 / batch_size
 
 
 def prepare_gan_batch(
     batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Takes images [B, C, H, W] in [-1, 1] and labels [B] out of a batch, as plain tensors on the device."""
+    """Returns a batch's images [B, C, H, W] in [-1, 1] and labels [B] as plain tensors on the device."""
     images = torch.as_tensor(batch["image"]).to(device, torch.float32, non_blocking=non_blocking)
     labels = torch.as_tensor(batch["label"]).to(device, torch.int64, non_blocking=non_blocking)
     return images, labels
 
 
 def balanced_loader(dataset: Dataset[dict[str, Any]], batch_size: int, seed: int) -> DataLoader[dict[str, Any]]:
-    """Builds the endless loader that `StyleGAN2Trainer` trains from, on a `BalancedBatchSampler`.
+    """Builds the endless data loader of `StyleGAN2Trainer`, with a `BalancedBatchSampler`.
 
     Args:
         dataset: dictionaries with ``image`` [C, H, W] in [-1, 1], ``label`` and ``split``, held in memory.
-        batch_size: images in a batch.
+        batch_size: images per batch.
         seed: random seed of the batches.
     """
     items = [dataset[i] for i in range(len(dataset))]  # type: ignore[arg-type]
@@ -63,34 +63,34 @@ class StyleGAN2Trainer(ResumableTrainer):
 
     The output of an iteration holds ``reals`` and ``fakes`` [B, C, H, W], ``latents`` [B, z_dim], the scalars
     ``g_loss``, ``d_loss`` and ``loss`` (their sum), ``p`` (augmentation), ``r_t`` (mean sign of the logits) and
-    ``variety`` (`VarietyLoss.share`; 1 where that loss is off).
+    ``variety`` (`VarietyLoss.share`; 1 if that loss is off).
 
     Args:
-        device: where to train.
-        max_epochs: epochs, of ``epoch_length`` iterations each.
-        train_data_loader: gives batches for ``prepare_batch``, by a `BalancedBatchSampler`; see `balanced_loader`.
-        epoch_length: iterations in an epoch.
-        generator: trained in place.
-        discriminator: trained in place.
-        augment: what the discriminator sees images through.
-        learning_rate: of the generator.
-        discriminator_learning_rate: None takes the generator's.
-        r1_gamma: weight of R1; 0 leaves it out.
+        device: device to train on.
+        max_epochs: number of epochs, of ``epoch_length`` iterations each.
+        train_data_loader: loader of batches for ``prepare_batch``, with a `BalancedBatchSampler`; see
+            `balanced_loader`.
+        epoch_length: iterations per epoch.
+        generator: generator to train, in place.
+        discriminator: discriminator to train, in place.
+        augment: augmentation of the discriminator's inputs.
+        learning_rate: learning rate of the generator.
+        discriminator_learning_rate: learning rate of the discriminator; None for the generator's.
+        r1_gamma: weight of R1; 0 disables it.
         r1_interval: iterations between two evaluations of R1.
-        variety: weight of `VarietyLoss` in the generator's loss, in the features that a `ProjectedDiscriminator` has;
-            0 leaves it out.
+        variety: weight of `VarietyLoss`, computed on the features of a `ProjectedDiscriminator`; 0 disables it.
         ema_kimg: half-life of the generator's average, in thousands of images.
-        ema_rampup: the half-life is at most this share of the images seen so far; keeps a start from random weights out
-            of the average. None for a start from trained ones.
+        ema_rampup: largest half-life as a share of the images seen so far, so that random initial weights soon leave
+            the average; None for trained initial weights.
         seed: random seed of the training.
-        inferer: calls the discriminator, ``inferer(images, discriminator, label)``.
-        prepare_batch: turns a batch into images and labels on the device.
+        inferer: inferer of the discriminator, ``inferer(images, discriminator, label)``.
+        prepare_batch: converts a batch to images and labels on the device.
         train_handlers: Ignite handlers.
-        amp: bf16 on devices that compute in it, R1 excepted.
+        amp: whether to compute in bf16 on devices that support it; R1 is always computed in fp32.
 
     Raises:
-        TypeError: the loader draws its batches otherwise, so that the run could not be resumed; or variety is asked for
-            and the discriminator has no frozen features.
+        TypeError: the loader has no `BalancedBatchSampler`, so that the run could not resume; or variety is above 0 and
+            the discriminator has no frozen features.
         TooLittleMemory: by `run`.
         DivergedError: by `run`, in the iteration in which a gradient is no longer finite.
     """
@@ -121,7 +121,7 @@ class StyleGAN2Trainer(ResumableTrainer):
             raise TypeError("train_data_loader must draw by a BalancedBatchSampler. Build it with balanced_loader.")
         if variety > 0.0 and not isinstance(discriminator, ProjectedDiscriminator):
             raise TypeError("variety is measured in the features of a ProjectedDiscriminator. Take one, or variety 0.")
-        # amp=False for MONAI: its switch makes a CUDA gradient scaler, which bf16 does not need.
+        # MONAI's amp would create a CUDA gradient scaler, which bf16 does not need.
         super().__init__(
             "the GAN",
             seed,
@@ -155,7 +155,7 @@ class StyleGAN2Trainer(ResumableTrainer):
         self.bf16 = amp
 
     def stateful(self) -> dict[str, Any]:
-        """Returns the networks, what they are augmented and measured by, and the optimisers."""
+        """Returns the networks, the augmentation, the variety loss and the optimisers."""
         return {
             "generator": self.generator,
             "discriminator": self.discriminator,
@@ -167,7 +167,7 @@ class StyleGAN2Trainer(ResumableTrainer):
         }
 
     def training_state(self) -> dict[str, Any]:
-        """All that a run needs to be resumed bit for bit, and ``images_seen``, which earlier versions read."""
+        """Returns the complete state for resuming bit for bit, and ``images_seen``, which earlier versions read."""
         return {**super().training_state(), "images_seen": self.images_seen}
 
     def _autocast(self) -> torch.autocast:
@@ -178,12 +178,12 @@ class StyleGAN2Trainer(ResumableTrainer):
         return self.generator.synthesis.unclamped(self.generator.mapping(z, label), "random"), z
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-        number = self.state.iteration  # Ignite counts from 1 by now
+        number = self.state.iteration  # counted from 1
         self.seed_iteration()
         reals, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         reals = reals.contiguous(memory_format=torch.channels_last)
 
-        # One batch of fakes serves both networks' steps: a forward pass less than drawing twice.
+        # Both networks' steps share one batch of fakes, which saves a forward pass.
         with self._autocast():
             fakes, latents = self._generate(label)
         d_loss = self._train_discriminator(reals, fakes.detach(), label, number)
@@ -212,13 +212,13 @@ class StyleGAN2Trainer(ResumableTrainer):
             loss = discriminator_loss(real_logits, fake_logits)
         loss.backward()
         if self.r1_gamma > 0.0 and (number - 1) % self.r1_interval == 0:
-            # In fp32, for the second derivative's sake; at the augmented images, which are what the network sees.
+            # In fp32 for the sake of the second derivative, and at the augmented images, which the network receives.
             points = seen_reals.detach().requires_grad_(True)
             penalty = r1_penalty(self.inferer(points, self.discriminator, label), points)
             (penalty * (self.r1_gamma / 2 * self.r1_interval)).backward()
         require_finite_gradients(self.discriminator, "the discriminator", number)
         self.discriminator_optimizer.step()
-        real_logits = real_logits.detach().reshape(len(reals), -1).mean(dim=1)  # one sign of an image
+        real_logits = real_logits.detach().reshape(len(reals), -1).mean(dim=1)  # one sign per image
         self.augment.update(real_logits, number)
         self._r_t = float(real_logits.sign().mean())
         return float(loss.detach())
@@ -237,7 +237,7 @@ class StyleGAN2Trainer(ResumableTrainer):
         return float(loss.detach())
 
     def _variety_loss(self, fakes: Tensor, reals: Tensor, label: Tensor) -> Tensor:
-        # Of the images as they are: augmentation would add its own variance to both sides.
+        # Measured without augmentation, which would add its own variance to both sides.
         network = cast(ProjectedDiscriminator, self.discriminator)
         with torch.no_grad():
             features = network.frozen_features(reals)

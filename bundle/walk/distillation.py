@@ -1,8 +1,8 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation of the guides: they are asked, students fitted, walked on, and corrected where the walks went.
+"""Distillation of the guides into students that predict from w: fitted, walked on, and corrected where the walks led.
 
-It is part of the walk, and not of the other trainings, because students learn from the points that walks visit.
+It belongs to the walk stage and not to training because the students learn from points that walks visit.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ __all__ = ["LATENT_TEACHERS", "TRIAL", "Distillation"]
 #: Networks that the latent guides are distilled from.
 LATENT_TEACHERS = ("generator", *(teacher for teacher, _ in LATENT_GUIDES.values()))
 
-# Streams of random numbers that one seed stands for: latents where walks begin, walks to learn from, walks to be
-# measured on, latents to be measured on.
+# Random streams derived from one seed: start latents to learn from, walks to learn from, walks to evaluate on, held-out
+# start latents to evaluate on.
 BEGINNINGS, VISITS, TRIAL, HELD_OUT = range(4)
 HELD_OUT_LATENTS = 4096
 
 
 class Distillation:
-    """Trains the guides' students.
+    """Trains the latent guides: students that predict from w what the guides predict from the image G(w).
 
-    The guides are asked about latents where walks begin, and students are fitted. Then, round by round, walks on the
-    students show where these lead the optimiser; the guides are asked about those places too, and the students are
-    fitted to everything that is known (DAgger: Ross et al., AISTATS 2011). Whatever a run that was stopped has
-    finished is not done again.
+    The guides are evaluated on latents where walks begin, and the students are fitted to the results. In each further
+    round, walks on the students produce latents that the optimiser visits; the guides are evaluated there too, and the
+    students are fitted to all data collected so far (DAgger: Ross et al., AISTATS 2011). A stopped run resumes without
+    repeating finished parts.
 
     Args:
         models: generator and guides.
-        new_walk: makes the walks' inferer.
-        new_trainer: makes the trainer of a student, given its name and what only this class knows.
-        tracking: makes the handler that records a training, given the name of its run.
-        output_dir: gets ``models/latent_*``; meanwhile ``latents/`` holds what is needed to resume.
-        n_latents: latents where walks begin.
-        n_visited: latents that walks visit, in each round.
-        rounds: how often the students are corrected.
-        seed: of everything.
-        device: where to compute.
+        new_walk: factory of the walk's inferer.
+        new_trainer: factory of a student's trainer, called with the arguments that only this class knows.
+        tracking: factory of the handler that records a training, called with ``run_name``.
+        output_dir: folder that receives ``models/latent_*``; ``latents/`` in it holds intermediate data until the end.
+        n_latents: number of latents where walks begin.
+        n_visited: smallest number of visited latents in each round.
+        rounds: number of correction rounds.
+        seed: random seed from which all streams are derived.
+        device: device on which trained students are loaded.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Distillation:
         self.students: dict[str, LatentGuide] = {}
 
     def run(self) -> None:
-        """Distils, unless the students are there."""
+        """Runs the distillation, unless its students exist already."""
         keep_freed_memory()
         if self._is_done():
             print(f"{self.output_dir}/models has these students, complete and as they were written. Nothing to train.")
@@ -103,14 +103,14 @@ class Distillation:
                 known.append((w, self._ask(w, f"visited_{number}", title)))
                 cost.keep()
             latents = torch.cat([w for w, _ in known])
-            # Reversed: the walk on which the identity's student is measured needs the class's student.
+            # Reversed because evaluating the identity student on walks requires the class student.
             for name in reversed(LATENT_GUIDES):
                 self._fit(name, number, latents, torch.cat([said[name] for _, said in known]), examination)
                 cost.keep()
         shutil.rmtree(self.work)
 
     def _is_done(self) -> bool:
-        # Whether these students are there, or those of another training, is told by the number of their latents.
+        # The number of latents distinguishes these students from those of another training.
         nothing = torch.zeros(1, 1).expand(self.n_latents + self.rounds * visits(self.n_visited)[1], 1)
         unasked = LabelledLatents(nothing, nothing)
         untrained = {name: self._new_student(name) for name in LATENT_GUIDES}
@@ -126,7 +126,7 @@ class Distillation:
         return ask_guides(self.models.generator, self.teachers, w, self.work / name, title)
 
     def _visited(self, number: int) -> Tensor:
-        """Where walks on the students lead, in one round: kept by an earlier run, or walked."""
+        """Returns the latents that walks on the students visit in one round, from an earlier run's file if present."""
         path = self.work / f"visited_{number}.pt"
         if not path.exists():
             guides, seed = self.guides(), stream_seed(self.seed, VISITS, number)
@@ -135,7 +135,7 @@ class Distillation:
         return visited
 
     def guides(self, **students: LatentGuide) -> LatentGuides:
-        """Returns the students as a walk asks them, those given in place of those fitted last."""
+        """Returns the students as guides of a walk; keyword arguments replace those fitted last."""
         chosen = {**self.students, **students}
         return LatentGuides(chosen["latent_identity"], chosen["latent_class"])
 
@@ -159,7 +159,7 @@ class Distillation:
         )
 
     def _fit(self, name: str, number: int, latents: Tensor, said: Tensor, examination: _Examination) -> None:
-        """Trains one student of one round, from that of the round before."""
+        """Trains one student of one round, starting from that of the previous round."""
         network = self._new_student(name)
         if name in self.students:
             network.load_state_dict(self.students[name].state_dict())
@@ -174,7 +174,7 @@ class Distillation:
 
 
 class _Cost:
-    """CPU seconds that the distillation has taken over all its runs; only finished parts count."""
+    """CPU seconds of the distillation, summed over all its runs; only finished parts count."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -182,27 +182,27 @@ class _Cost:
         self._start = self._used()
 
     def seconds(self) -> float:
-        """All so far."""
+        """Returns the total so far."""
         return self._before + self._used() - self._start
 
     @staticmethod
     def _used() -> float:
-        times = os.times()  # worker processes that have ended included
+        times = os.times()  # includes worker processes that have ended
         return times.user + times.system + times.children_user + times.children_system
 
     def keep(self) -> None:
-        """Keeps the figure for a run that resumes here."""
+        """Writes the total to disk for a run that resumes here."""
         write_json(self.path, self.seconds())
 
 
 class _Examination:
-    """Measures students on latents that they have not learnt from, and the identity's on walks as well.
+    """Evaluates students on held-out latents, and the identity student on walks as well.
 
     Args:
-        distillation: whose students.
-        unseen: latents, [N, w_dim].
-        held_out: what the guides say of them, by student.
-        cost: what the distillation has cost so far.
+        distillation: distillation that trains the students.
+        unseen: held-out latents, [N, w_dim].
+        held_out: the guides' features for these latents, by name of the student.
+        cost: counter of the distillation's CPU seconds.
     """
 
     def __init__(self, distillation: Distillation, unseen: Tensor, held_out: Mapping[str, Tensor], cost: _Cost) -> None:
@@ -210,7 +210,7 @@ class _Examination:
 
     @torch.no_grad()
     def scores(self, name: str, student: nn.Module) -> dict[str, Any]:
-        """Returns what the student's JSON is to say of it."""
+        """Returns the evaluation results that the student's JSON records."""
         assert isinstance(student, LatentGuide)
         logits = student.closed_set(self.unseen).cpu()
         wanted = student.closed_set_of(self.held_out[name].to(self.unseen.device).float()).cpu()

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the walk asks about its points: phi_id(G(w)) and phi_class(G(w)), from the image itself or from w alone."""
+"""Guides of the walk: phi_id(G(w)) and phi_class(G(w)), computed from the image or predicted from w alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Guides", "ImageGuides", "LatentGuides", "walk_guides"]
 
 
 class Guides(Protocol):
-    """What is asked about points of W.
+    """Interface of the guides, the classifiers whose gradient steers the walk.
 
     Attributes:
-        points_per_call: points to be asked about at once; bounds the memory.
+        points_per_call: largest number of points per call; bounds the memory.
     """
 
     points_per_call: int
@@ -29,19 +29,19 @@ class Guides(Protocol):
     def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Maps w [M, w_dim] to phi_id's logits [M, K] and phi_class's [M, classes], fp32, both differentiable.
 
-        phi_id's are those of the closed set, the softmax of the paper: see `bundle.networks.classifiers.Classifier`.
+        phi_id's logits are the closed set's (`Classifier.closed_set`), whose softmax is that of the paper.
         """
 
 
 class ImageGuides(nn.Module):
-    """The guides themselves, asked about G(w): frozen.
+    """Frozen guides evaluated on the synthesised image G(w).
 
     Args:
         generator: G.
-        identity_guide: phi_id.
-        class_guide: phi_class.
-        clamped_gradient: let saturated pixels have no gradient, as the authors' clamp does.
-        amp: bf16 on devices that compute in it.
+        identity_guide: phi_id, classifier of patients.
+        class_guide: phi_class, classifier of diagnoses.
+        clamped_gradient: whether saturated pixels have zero gradient, as with the authors' clamp.
+        amp: whether to compute in bf16 on devices that support it.
     """
 
     points_per_call = 64
@@ -67,7 +67,7 @@ class ImageGuides(nn.Module):
         with bf16_autocast(w.device, self.amp):
             image = self.synthesis.unclamped(w)
             clamped = image.clamp(-1.0, 1.0)
-            # Straight through: the guides see what is released, and saturated pixels still say where to go.
+            # Straight-through estimator: the guides see the clamped image, yet saturated pixels pass gradients.
             image = clamped if self.clamped_gradient else image + (clamped - image).detach()
             image = image.contiguous(memory_format=torch.channels_last)
             return self.identity_guide.closed_set(image), self.class_guide(image).float()
@@ -80,12 +80,12 @@ def _classifier(network: nn.Module) -> Classifier:
 
 
 class LatentGuides(nn.Module):
-    """The guides' students, asked about w: a thousandth of the work, and not quite the same answers.
+    """Latent guides: students of the guides that predict from w, approximately, at about a thousandth of the cost.
 
     Args:
         identity: student of phi_id, a `bundle.networks.latent_guides.LatentGuide`.
-        classes: student of phi_class, another.
-        amp: bf16 on devices that compute in it.
+        classes: student of phi_class, likewise.
+        amp: whether to compute in bf16 on devices that support it.
     """
 
     points_per_call = 4096
@@ -104,12 +104,12 @@ class LatentGuides(nn.Module):
 
 
 def walk_guides(models: ModelSet, guides: str, clamped_gradient: bool = False) -> Guides:
-    """Puts together what the walk asks about its points.
+    """Builds the guides of a walk.
 
     Args:
-        models: networks, those of `generation_networks` at least.
+        models: networks, at least those of `generation_networks`.
         guides: ``latent`` or ``image``.
-        clamped_gradient: see `ImageGuides`.
+        clamped_gradient: see `ImageGuides`; applies to ``image``.
     """
     networks = models.networks
     if guides == "latent":

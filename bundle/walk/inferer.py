@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The walk as a MONAI inferer: a batch of end points in, a batch of paths out."""
+"""The walk as a MONAI inferer, which turns a batch of end points into a batch of paths."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class PlanWalkInferer(Inferer):
     """Turns pairs of latent end points into PLAN paths.
 
     Args:
-        guides: what is asked about each point.
-        prior: distance from the generator's mapping network.
-        objective: what each path minimises.
-        settings: how it is minimised.
-        n_points: points of a path, both ends included.
-        on_step: called in each step of a walk, see `bundle.walk.path.walk`.
+        guides: guides evaluated at each inner point.
+        prior: distance from the distribution of the generator's mapping network.
+        objective: loss that each path minimises.
+        settings: step count, learning rate and stopping rule of the optimiser.
+        n_points: points per path, both ends included.
+        on_step: callback of each optimisation step, see `bundle.walk.path.walk`.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class PlanWalkInferer(Inferer):
         self.on_step = on_step
 
     def __call__(self, inputs: Tensor, network: Generator, label: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Walks.
+        """Walks a batch of pairs.
 
         Args:
             inputs: end points z, [P, 2, z_dim].
             network: G.
             label: class of each pair, [P].
-            **kwargs: none; part of the interface.
+            **kwargs: unused; part of the interface.
 
         Returns:
-            ``w`` and ``w_linear`` [P, N, w_dim]: the points of the walked and of the straight path; ``loss_history``
-            [P, steps]: the loss; ``terms``: the objective's terms at the last step, each [P].
+            ``w`` and ``w_linear`` [P, N, w_dim]: points of the walked and of the straight path; ``loss_history`` [P,
+            steps]: loss at each step; ``terms``: weighted terms of the objective at the last step, each [P].
         """
         with torch.no_grad():
             ends = network.mapping(inputs.flatten(0, 1), label.repeat_interleave(2)).unflatten(0, inputs.shape[:2])

@@ -7,11 +7,11 @@ MICCAI 2023, arXiv 2307.02984:
 
     L = lambda_id L_id + lambda_dist L_dist + lambda_class L_class
 
-    L_id    = KL(uniform || softmax(phi_id(G(w_i))))      every identity equally likely: nobody is recognised
+    L_id    = KL(uniform || softmax(phi_id(G(w_i))))      all identities equally likely: no patient is recognised
     L_dist  = sum_i |w_i - w_(i+1)|^2                     short, evenly spaced steps
-    L_class = CE(phi_class(G(w_i)), y)                    the label stays true
+    L_class = CE(phi_class(G(w_i)), y)                    the image keeps its class
 
-Shapes: P paths of N points, of which n = N - 2 inner points w_1 .. w_n move and the ends are held.
+Shapes: P paths of N points, of which the n = N - 2 inner points w_1 .. w_n move and the two ends are fixed.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def identity_divergence(logits: Tensor) -> Tensor:
     """KL(uniform || p) = -log K - 1/K sum_k log p_k for p = softmax(logits).
 
     Args:
-        logits: phi_id's, [..., K].
+        logits: logits of phi_id, [..., K].
 
     Returns:
-        [...], in nats; 0 where every identity is equally likely.
+        [...], in nats; 0 where all identities are equally likely.
     """
     return -math.log(logits.shape[-1]) - F.log_softmax(logits.float(), dim=-1).mean(dim=-1)
 
@@ -50,7 +50,7 @@ def class_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """-log softmax(logits)_y, in nats.
 
     Args:
-        logits: phi_class's, [P, n, classes].
+        logits: logits of phi_class, [P, n, classes].
         label: y of each path, [P].
 
     Returns:
@@ -62,16 +62,16 @@ def class_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 def step_lengths(w: Tensor) -> Tensor:
     """|w_i - w_(i+1)|, [P, N - 1], for paths w [P, N, w_dim]."""
-    # The root's gradient at 0 is infinite; two points that coincide must still be able to part.
+    # The square root's gradient at 0 is infinite; coinciding points must still be able to separate.
     return ((w[:, 1:] - w[:, :-1]).square().sum(dim=2) + 1e-12).sqrt()
 
 
 class Objective(Protocol):
-    """What the walk minimises: one number per path, from its points and from what the guides say of the inner ones.
+    """Interface of the walk's loss, one value per path, from its points and the guides' logits at the inner points.
 
     Attributes:
         name: short name for manifests and tables.
-        clamped_gradient: whether saturated pixels have no gradient, see `bundle.walk.guides.ImageGuides`.
+        clamped_gradient: whether saturated pixels have zero gradient, see `bundle.walk.guides.ImageGuides`.
     """
 
     name: ClassVar[str]
@@ -82,8 +82,8 @@ class Objective(Protocol):
 
         Args:
             w: paths, ends included, [P, N, w_dim].
-            identity: phi_id's logits of the inner points, [P, n, K].
-            classes: phi_class's logits of the inner points, [P, n, classes].
+            identity: phi_id's logits at the inner points, [P, n, K].
+            classes: phi_class's logits at the inner points, [P, n, classes].
             label: y of each path, [P].
             prior: distance of the inner points from the mapping network's distribution, [P, n], typically 1.
         """
@@ -91,16 +91,16 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class PublishedObjective:
-    """The authors' loss to the letter, for comparison.
+    """The authors' loss exactly as published, for comparison.
 
-    They call the guides on 4 images at a time, take the mean over each chunk and sum over the chunks: with n inner
-    points L_id and L_class are about n / 4 times the mean, and a last chunk of fewer points weighs more per point.
+    They evaluate the guides on chunks of 4 images, average over each chunk and sum over the chunks: with n inner
+    points, L_id and L_class are about n / 4 times the mean, and a smaller last chunk weighs more per point.
 
     Attributes:
         lambda_id: weight of L_id.
         lambda_dist: weight of L_dist.
         lambda_class: weight of L_class.
-        chunk: inner points in a chunk.
+        chunk: inner points per chunk.
     """
 
     name: ClassVar[str] = "published"
@@ -112,7 +112,7 @@ class PublishedObjective:
     chunk: int = 4
 
     def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
-        """See `Objective.__call__`; the prior is no part of the published loss."""
+        """See `Objective.__call__`; the published loss does not use the prior."""
         terms = {
             "identity": self.lambda_id * self._chunked(identity_divergence(identity)),
             "distance": self.lambda_dist * (w[:, 1:] - w[:, :-1]).square().sum(dim=(1, 2)),
@@ -126,16 +126,16 @@ class PublishedObjective:
 
 @dataclass(frozen=True)
 class BalancedObjective:
-    """The paper's three terms as means that do not depend on N, and two that keep the path worth walking.
+    """The paper's three terms as means that do not depend on N, and two further terms for spacing and plausibility.
 
     With l_i the steps and d = |w_a - w_b|:
 
-        L_dist  = (sum_i l_i / d)^2                length of the path in units of the straight line: 1 or more
-        L_even  = (N - 1) sum_i (l_i / sum l)^2    spacing: 1 where all steps are equal, N - 1 where one step is all
+        L_dist  = (sum_i l_i / d)^2                length of the path relative to the straight line: 1 or more
+        L_even  = (N - 1) sum_i (l_i / sum l)^2    spacing: 1 where all steps are equal, N - 1 for a single long step
         L_prior = mean_i max(0, m_i - 1)           m_i: distance from the mapping network's distribution, typically 1
 
-    L_dist L_even is the published L_dist times (N - 1) / d^2. Apart, the spacing can be held firmly (points that run
-    together on one safe island are one image many times over) while the length is free to bend around patients.
+    L_dist L_even equals the published L_dist times (N - 1) / d^2. As separate terms, the spacing can have a large
+    weight (points that collapse onto one location give the same image) while the path can detour around patients.
 
     Attributes:
         lambda_id: weight of the mean of L_id.

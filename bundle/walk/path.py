@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The walk: paths between held end points, bent by gradient descent in W.
+"""The walk: paths between fixed end points, optimised by gradient descent in W.
 
 Source: Pennisi et al., MICCAI 2023, arXiv 2307.02984, section 2.2.
 """
@@ -20,20 +20,20 @@ from bundle.walk.objective import Objective
 
 __all__ = ["PUBLISHED_SETTINGS", "Path", "WalkSettings", "straight_path", "walk"]
 
-# Steps over which the loss is averaged before it is called settled.
+# Steps over which the loss is averaged to test for convergence.
 WINDOW = 10
 
 
 @dataclass(frozen=True)
 class WalkSettings:
-    """How the walk descends; the defaults are PLAN's.
+    """Step count, learning rate and stopping rule of the walk's optimiser; the defaults are this bundle's.
 
     Attributes:
-        steps: most steps of Adam(0.9, 0.999).
-        learning_rate: at the first step.
-        cosine: let the learning rate fall to 0 along a half cosine over ``steps``; else it is constant.
-        tolerance: stop once the mean loss of the last 10 steps is within this share of the 10 before, for every path of
-            the block; 0 never stops early.
+        steps: largest number of steps of Adam(0.9, 0.999).
+        learning_rate: learning rate of the first step.
+        cosine: whether the learning rate decays to 0 along a half cosine over ``steps``; otherwise it is constant.
+        tolerance: stops once, for every path of the block, the mean loss of the last 10 steps differs from that of the
+            10 before by at most this fraction; 0 never stops early.
     """
 
     steps: int = 100
@@ -48,7 +48,7 @@ PUBLISHED_SETTINGS = WalkSettings(steps=500, learning_rate=0.1, cosine=False, to
 
 @dataclass(frozen=True)
 class Path:
-    """Paths and how they came about.
+    """Walked paths and the history of their optimisation.
 
     Attributes:
         w: points, ends included, [P, N, w_dim].
@@ -62,7 +62,7 @@ class Path:
 
 
 def straight_path(w_a: Tensor, w_b: Tensor, n_points: int) -> Tensor:
-    """N evenly spaced points from w_a to w_b [P, w_dim], both ends included: [P, N, w_dim]."""
+    """Returns N evenly spaced points from w_a to w_b [P, w_dim], both ends included: [P, N, w_dim]."""
     share = torch.linspace(0.0, 1.0, n_points, device=w_a.device).view(1, -1, 1)
     return torch.lerp(w_a.unsqueeze(1), w_b.unsqueeze(1), share)
 
@@ -78,23 +78,23 @@ def walk(
     settings: WalkSettings,
     on_step: Callable[[Tensor], None] | None = None,
 ) -> Path:
-    """Walks from w_a to w_b.
+    """Optimises paths from w_a to w_b.
 
-    Paths do not influence each other: the loss is their sum, and Adam works on each number alone.
+    Paths do not influence each other's gradients: the loss is their sum, and Adam updates element by element.
 
     Args:
         w_a: first ends, [P, w_dim].
         w_b: last ends, [P, w_dim].
         label: class of each path, [P].
-        n_points: N, points of a path with both ends, 3 or more.
-        guides: what is asked about each inner point.
-        prior: of the mapping network.
-        objective: what is minimised.
-        settings: how.
-        on_step: called in each step with the inner points [P, N - 2, w_dim] before they move; to keep them, clone them.
+        n_points: N, points per path, both ends included; at least 3.
+        guides: guides evaluated at each inner point.
+        prior: distance from the mapping network's distribution.
+        objective: loss to minimise.
+        settings: step count, learning rate and stopping rule of the optimiser.
+        on_step: callback of each step, given the inner points [P, N - 2, w_dim] before the update; clone to keep them.
 
     Returns:
-        The paths; the ends are those that came in.
+        The paths; their ends are w_a and w_b unchanged.
 
     Raises:
         ValueError: ``n_points`` leaves no inner point.
@@ -130,11 +130,11 @@ def walk(
 
 
 def _ask(guides: Guides, inner: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [P, n, K] and [P, n, classes] of the points [P, n, w_dim], in parts where they are too many for one."""
+    """Returns the guides' logits [P, n, K] and [P, n, classes] at points [P, n, w_dim], in parts to bound memory."""
     points = inner.flatten(0, 1)
     if len(points) <= guides.points_per_call:
         answers = [guides(points)]
-    else:  # the parts' activations are not kept but computed again on the way back
+    else:  # recomputes the parts' activations in the backward pass instead of keeping them
         answers = [checkpoint(guides, part, use_reentrant=False) for part in points.split(guides.points_per_call)]
     identity, classes = (torch.cat(parts).unflatten(0, inner.shape[:2]) for parts in zip(*answers, strict=True))
     return identity, classes

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Where walks lead: every step of theirs, points to learn from, and how far guides and their students agree there."""
+"""Trajectories of walks: all steps, latents to learn from, and the agreement of guides and students along them."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ __all__ = ["NewWalk", "agreement", "trajectories", "visited_latents", "visits"]
 #: `PlanWalkInferer` with prior, objective and settings bound; called with ``guides``, ``n_points`` and ``on_step``.
 NewWalk = Callable[..., PlanWalkInferer]
 
-# Paths of a class that are walked together, and points of a path.
+# Paths of a class per batch, and points per path.
 PAIRS, POINTS = 32, 10
-# To compare guides and students: walks of each class, and every how many steps the guides are asked.
+# For comparing guides and students: walks of each class, and steps between two evaluations of the guides.
 TRIAL_PAIRS, TRIAL_STRIDE = 16, 6
-# Points that the guides are asked about at once: few, so that what they compute stays in a core's cache.
+# Points per call of the guides: few enough that the activations fit into a core's cache.
 AT_ONCE = 8
 
 
 def trajectories(
     new_walk: NewWalk, guides: Guides, generator: Generator, pairs: range, label: int, seed: int, n_points: int
 ) -> Tensor:
-    """Walks, and keeps every step.
+    """Walks pairs of one class and records the inner points at every step.
 
     Args:
-        new_walk: makes the inferer.
-        guides: what the walk asks.
+        new_walk: factory of the inferer.
+        guides: guides of the walk.
         generator: G.
-        pairs: numbers of the pairs of end points.
-        label: their class.
-        seed: of the end points.
-        n_points: points of a path.
+        pairs: indices of the pairs of end points.
+        label: class of the pairs.
+        seed: random seed of the end points.
+        n_points: points per path.
 
     Returns:
-        The inner points [S + 1, P, n_points - 2, w_dim]: before each step, and at the end.
+        Inner points [S + 1, P, n_points - 2, w_dim]: before each of S steps, and at the end.
     """
     device = next(generator.parameters()).device
     z = pair_latents(pairs, label, generator.z_dim, generator.num_classes, seed).to(device)
@@ -58,21 +58,21 @@ def trajectories(
 
 
 def visits(n_latents: int) -> tuple[int, int]:
-    """Returns blocks of walks that visit at least ``n_latents`` points, two of each moving point, and their number."""
+    """Returns how many blocks of walks visit at least ``n_latents`` points, and how many points these visit."""
     of_a_block = 2 * PAIRS * (POINTS - 2)
     blocks = -(-n_latents // of_a_block)
     return blocks, blocks * of_a_block
 
 
 def visited_latents(new_walk: NewWalk, guides: Guides, generator: Generator, n_latents: int, seed: int) -> Tensor:
-    """Collects points that walks visit: of each walked point its last place, and its place at a step drawn at random.
+    """Collects latents that walks visit: for each moving point the last position and the position at a random step.
 
     Args:
-        new_walk: makes the inferer.
-        guides: what the walk asks.
+        new_walk: factory of the inferer.
+        guides: guides of the walk.
         generator: G.
-        n_latents: how many points, at least.
-        seed: of the end points and of the steps.
+        n_latents: smallest number of latents to collect.
+        seed: random seed of the end points and of the chosen steps.
 
     Returns:
         w [N, w_dim], on the CPU.
@@ -92,7 +92,7 @@ def visited_latents(new_walk: NewWalk, guides: Guides, generator: Generator, n_l
 
 @torch.no_grad()
 def _asked(guides: Guides, points: Tensor, label: int) -> tuple[Tensor, Tensor]:
-    """Identity divergence and class cross-entropy of points [..., w_dim] of one class, each [...]."""
+    """Returns identity divergence and class cross-entropy at points [..., w_dim] of one class, each [...]."""
     answers = [guides(part) for part in points.flatten(0, -2).split(AT_ONCE)]
     identity, classes = (torch.cat(parts) for parts in zip(*answers, strict=True))
     target = torch.tensor([label], device=points.device)
@@ -101,19 +101,19 @@ def _asked(guides: Guides, points: Tensor, label: int) -> tuple[Tensor, Tensor]:
 
 
 def agreement(new_walk: NewWalk, students: Guides, models: ModelSet, seed: int) -> dict[str, float]:
-    """Walks between pairs that no training has seen, and compares what students and guides say along the way.
+    """Walks between pairs not used in training and compares the students' outputs with the guides' along the way.
 
     Args:
-        new_walk: makes the inferer.
-        students: what the walk asks.
-        models: the generator and the guides.
-        seed: of the end points.
+        new_walk: factory of the inferer.
+        students: latent guides that steer the walks.
+        models: generator and guides.
+        seed: random seed of the end points.
 
     Returns:
-        Of the points of all walks at every sixth step: ``rank_correlation`` (Spearman's) of the identity divergence,
-        ``rank_correlation_class`` of the class's cross-entropy; ``rank_correlation_of_a_path``, the median over paths
-        of the former; and in nats, means over points: ``identity_divergence_linear``, ``identity_divergence`` where the
-        walks end, and ``identity_divergence_promised``, the students' word for it.
+        Spearman's ``rank_correlation`` of the identity divergence over every sixth step of all walks, its median over
+        paths ``rank_correlation_of_a_path``, and ``rank_correlation_class`` of the class cross-entropy. Means over
+        points in nats: ``identity_divergence_linear`` (straight paths), ``identity_divergence`` (walked paths) and
+        ``identity_divergence_promised`` (walked paths, according to the students).
     """
     judge = ImageGuides(models.generator, models.networks["identity_guide"], models.networks["class_guide"], amp=False)
     answers: list[list[Tensor]] = [[], [], [], []]
@@ -122,7 +122,7 @@ def agreement(new_walk: NewWalk, students: Guides, models: ModelSet, seed: int) 
         steps = steps[[*range(0, len(steps) - 1, TRIAL_STRIDE), len(steps) - 1]]
         for kept, answer in zip(answers, (*_asked(judge, steps, label), *_asked(students, steps, label)), strict=True):
             kept.append(answer)
-    # Of each class; the walks of one may settle sooner than those of another.
+    # One entry per class, because the walks of different classes may take different numbers of steps.
     divergence, entropy, promised, promised_entropy = answers
     of_paths = [
         spearmanr(guide[:, path].flatten(), student[:, path].flatten()).statistic
@@ -140,10 +140,10 @@ def agreement(new_walk: NewWalk, students: Guides, models: ModelSet, seed: int) 
 
 
 def _correlation(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Spearman's, of all values of all classes."""
+    """Returns Spearman's rank correlation over the values of all classes."""
     return float(spearmanr(*(torch.cat([part.flatten() for part in parts]) for parts in (first, second))).statistic)
 
 
 def _mean_at(step: int, values: Sequence[Tensor]) -> float:
-    """Mean over classes, paths and points of values [steps, P, n] of each class, at one step."""
+    """Returns the mean at one step of values [steps, P, n], one tensor per class."""
     return float(torch.stack([part[step] for part in values]).mean())

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Programs for those who develop the bundle: benchmarks, planted copies, subsets, and the shipping of weights."""
+"""Developer tools: benchmarks, planted copies, subsets of data sets, shipping of weights."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import torch
 
 
 def machine() -> str:
-    """Describes what a benchmark ran on: processor, cores, threads and release of PyTorch, instructions."""
+    """Returns a description of the machine: processor, cores, threads, PyTorch release and CPU instruction set."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "

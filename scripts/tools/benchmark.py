@@ -1,11 +1,11 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a released image costs, and what it is worth, by three walks between the same end points: ``make benchmark``.
+"""Compares the cost and quality of released images between three walks of the same end points: ``make benchmark``.
 
-The published algorithm walks one path at a time on the guides themselves, for 500 steps; the batched walk takes many
-paths together and stops when they have settled; the latent walk asks the guides' students. Whatever they find is drawn
-and judged by the same gate. The three take turns, block by block, so that whatever else the machine does meets all of
-them alike.
+The published algorithm walks one path at a time on the guides themselves, for 500 steps; the batched walk optimises
+many paths together and stops when they have converged; the latent walk uses the guides' students. Images of all three
+are synthesised and evaluated by the same gate. The walks take turns block by block, so that other load of the machine
+affects them equally.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from scripts.tools import machine
 
 __all__ = ["main", "measure_memory", "peak_memory"]
 
-# Pairs of end points that an arm takes in its turn.
+# Pairs of end points per turn of a walk.
 TURN = 16
-# Sets of walks on which students and guides are compared.
+# Number of seeds for the comparison of students and guides.
 TRIALS = 5
-# Weights of the objective that a modality may set, as `generate` takes them.
+# Weights of the objective that a modality may set, as in `generate`.
 WEIGHTS = ("lambda_class", "lambda_prior")
 
 
 def peak_memory(walk: str, models_dir: str, n_points: int) -> float:
-    """Returns the most memory, in MiB, of a process that only loads the networks and walks one block."""
+    """Returns the peak memory, in MiB, of a process that only loads the networks and walks one block."""
     command = [sys.executable, "-m", "scripts.tools.benchmark", "--memory_of", walk, "--models_dir", models_dir]
     command += ["--n_points", str(n_points)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -64,22 +64,22 @@ def peak_memory(walk: str, models_dir: str, n_points: int) -> float:
 
 
 def measure_memory(walk: str, models_dir: str, n_points: int) -> float:
-    """Loads the networks, walks a block for three steps, draws and judges it; returns the most memory held, in MiB."""
+    """Loads the networks, walks a block for three steps, synthesises and judges it; returns the peak memory in MiB."""
     way = shortened(compared_walks(BalancedObjective())[walk], 3)
     models = load_models(models_dir, names=generation_networks(way.guides))
     walker = Walker(models, LatentPrior(models.generator), open_gate(models), way, n_points, seed=0)
     walker.walk(range(walker.block), 0)
     status = Path("/proc/self/status")
-    if status.exists():  # the kernel's other estimate, getrusage's, begins with what the parent process held
+    if status.exists():  # getrusage's estimate includes what the parent process held
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints.
+    """Runs the benchmark and prints the results.
 
     Args:
-        arguments: of the command line.
+        arguments: command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(
         prog="python -m scripts.tools.benchmark", description=(__doc__ or "").split("\n\n")[0]
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Walks in every way, block by block in turn, and prints both tables."""
+    """Runs all walks, block by block in turn, and prints the tables of costs and quality."""
     models = load_models(options.models_dir, names=generation_networks("latent"))
     given = {name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None}
     modality = get_modality(models.infos["generator"]["modality"])
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     prior, gate = LatentPrior(models.generator), open_gate(models)
     walks = compared_walks(objective)
     walkers = {name: Walker(models, prior, gate, walk, options.n_points, options.seed) for name, walk in walks.items()}
-    # Opened first: a mistake in their options should not wait for the walks.
+    # Opened first so that wrong options are reported before the walks.
     data = open_training_data(options.dataset_dir, options.models_dir, str(Path(options.output_file).parent), models)
     embedding = None
     if data is not None and (Path(options.models_dir) / "audit_embedding.json").exists():
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
         embedding = network
     real_images = None if data is None else ReferenceImages(data, options.squeezenet_file, embedding)
     latent = walkers["latent"]
-    for walk in walks.values():  # what is computed for the first time takes longer
+    for walk in walks.values():  # warm-up: first computations are slower
         warmed = Walker(models, prior, gate, shortened(walk, 2), options.n_points, options.seed)
         for label in range(models.generator.num_classes):
             warmed.walk(range(warmed.block), label)

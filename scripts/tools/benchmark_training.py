@@ -1,10 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the GAN trains, beside what it would do without the measures taken for speed: ``make benchmark_training``.
+"""Compares the speed of the GAN's training with and without its optimisations: ``make benchmark_training``.
 
-A figure is that of a whole training iteration: forward, backward and step of both networks, augmentation at p = 0.3,
-and R1 in the share that its interval gives it. Variants take turns, round by round, so that whatever else the machine
-does meets all of them alike.
+Each figure covers a whole training iteration: forward and backward pass and optimiser step of both networks,
+augmentation at p = 0.3, and R1 in proportion to its interval. Variants take turns round by round, so that other load of
+the machine affects them equally.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scripts.tools import machine
 
 __all__ = ["Speed", "main", "measure", "table"]
 
-# Of the shipped configuration: one iteration in so many evaluates R1.
+# R1 interval of the shipped configuration, in iterations.
 R1_INTERVAL = 16
 PLAIN_ITERATIONS = 2
 CLASSES = 2
@@ -42,13 +42,13 @@ def _as_it_is(generator: Generator) -> Generator:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train.
+    """A configuration of the training to compare.
 
     Attributes:
-        name: in the table.
-        amp: bf16 on devices that compute in it.
-        prepare: changes the generator.
-        projected: with the projected discriminator and the loss on variety, without R1.
+        name: name in the table.
+        amp: whether to compute in bf16 on devices that support it.
+        prepare: function that modifies the generator.
+        projected: whether to use the projected discriminator and the variety loss, without R1.
     """
 
     name: str
@@ -67,11 +67,11 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Speed:
-    """What one round of one variant took.
+    """Time per image in one round of one variant.
 
     Attributes:
-        wall: seconds for an image.
-        cpu: seconds for an image, of all cores together.
+        wall: wall-clock seconds per image.
+        cpu: CPU seconds per image, summed over all cores.
     """
 
     wall: float
@@ -82,8 +82,8 @@ class Stopwatch:
     """Times single iterations of an engine.
 
     Args:
-        trainer: with an R1 interval of ``PLAIN_ITERATIONS`` + 1, so that an epoch has one iteration with R1.
-        batch_size: images in an iteration.
+        trainer: trainer with an R1 interval of ``PLAIN_ITERATIONS`` + 1, so that one iteration per epoch evaluates R1.
+        batch_size: images per batch.
     """
 
     def __init__(self, trainer: StyleGAN2Trainer, batch_size: int) -> None:
@@ -94,7 +94,7 @@ class Stopwatch:
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._stop)
 
     def round(self) -> Speed:
-        """Trains an epoch and weighs its iterations as the shipped R1 interval does."""
+        """Trains an epoch and averages its iterations, with those with R1 weighted by the shipped interval."""
         self.times.clear()
         self.trainer.state.max_epochs += 1
         self.trainer.run()
@@ -138,13 +138,13 @@ def _trainer(variant: Variant, resolution: int, batch_size: int) -> StyleGAN2Tra
 def measure(
     resolution: int, batch_size: int, rounds: int, variants: Sequence[Variant] = VARIANTS
 ) -> dict[str, list[Speed]]:
-    """Trains every variant for an epoch in each round, after one to warm up.
+    """Trains every variant for one epoch per round, after a warm-up round.
 
     Args:
         resolution: side of the images in pixels.
-        batch_size: images in an iteration.
-        rounds: how many count.
-        variants: what is compared.
+        batch_size: images per batch.
+        rounds: number of measured rounds.
+        variants: variants to compare.
 
     Returns:
         The rounds of each variant, by name.
@@ -160,13 +160,13 @@ def measure(
 
 
 def table(speeds: dict[str, list[Speed]]) -> str:
-    """Sets medians, and least and most in brackets, beside how the first variant compares (median over rounds).
+    """Formats medians with minimum and maximum in brackets, and the speed-up of the first variant (median over rounds).
 
     Args:
-        speeds: as `measure` returns them.
+        speeds: result of `measure`.
 
     Returns:
-        In Markdown.
+        A Markdown table.
     """
     first = next(iter(speeds.values()))
     rows = [("variant", "images/s", "CPU-ms/image", "speed-up of the first", "in CPU time")]
@@ -193,10 +193,10 @@ def _parameters(network: nn.Module) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints.
+    """Runs the benchmark and prints the results.
 
     Args:
-        arguments: of the command line.
+        arguments: command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(
         prog="python -m scripts.tools.benchmark_training", description=__doc__.split("\n\n")[0]

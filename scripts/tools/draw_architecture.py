@@ -22,9 +22,9 @@ PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 
 
 def stages() -> dict[str, str]:
-    """Returns the packages of ``bundle`` with their purpose, in the order of the data's way.
+    """Returns the packages of ``bundle`` with their purpose, in the order of the data flow.
 
-    The order is that of the contract of import-linter in pyproject.toml, the earliest stage first.
+    The order is that of the import-linter contract in pyproject.toml, the earliest stage first.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
@@ -38,7 +38,7 @@ def stages() -> dict[str, str]:
 
 
 def architecture_svg() -> str:
-    """Returns the map: a row for each stage, and a dot in the column of each stage that it imports."""
+    """Returns the figure: a row for each stage, with a dot in the column of each stage that it imports."""
     purposes, graph = stages(), grimp.build_graph("bundle", cache_dir=None)
     names = list(purposes)
     figure = Figure(figsize=(11, 0.42 * len(names) + 1.2), layout="constrained")
@@ -57,12 +57,12 @@ def architecture_svg() -> str:
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters, not outlines: a tenth of the size
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text instead of outlines: a tenth of the size
         return as_svg(figure)
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Writes the figure."""
     with atomic_write(PICTURE) as temporary:
         temporary.write_text(architecture_svg(), encoding="utf-8")
     print(f"{PICTURE.relative_to(ROOT)}: {len(stages())} stages")

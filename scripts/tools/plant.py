@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a folder of copies of training images, every other one altered: a cohort that an audit must not let pass."""
+"""Writes a folder of copies of training images, every other one altered, which an audit must reject."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line.
+    """Runs the command line.
 
     Args:
-        arguments: of it.
+        arguments: command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.plant", description=__doc__)
     parser.add_argument("--dataset_dir", required=True, nargs="+", help="the real images: a folder, or several")

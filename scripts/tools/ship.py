@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a trained set of weights into the bundle: models/<modality> with its licence, and models/model.pt, too."""
+"""Copies trained weights into the bundle as models/<modality> with their licence, and optionally as models/model.pt."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["MOST_BYTES", "ship"]
 
 NETWORKS = (*GENERATION_NETWORKS, *LATENT_GUIDES, "discriminator", *AUDIT_NETWORKS)
 MOST_BYTES = 25 * 1024**2
-"""Size of a file that the model zoo takes without further ado."""
+"""Largest file size that the model zoo accepts without special arrangements."""
 
 
 def ship(source: Path, models: Path, licence: str, main: bool) -> None:
-    """Copies a complete set of weights that belong together.
+    """Copies a complete set of matching weights.
 
     Args:
-        source: folder of the trained set, the discriminator included.
-        models: the bundle's folder of models; the set goes into its subfolder named after the modality.
-        licence: of the weights, for their JSON.
-        main: whether models/model.pt becomes this generator, its JSON beside it.
+        source: folder of the trained set, including the discriminator.
+        models: the bundle's folder of models; the set is copied to its subfolder named after the modality.
+        licence: licence of the weights, for their JSON.
+        main: whether to copy the generator to models/model.pt too, with its JSON beside it.
 
     Raises:
         WeightsError: the set is incomplete, its parts do not belong together, or a file is too large.
@@ -54,10 +54,10 @@ def _ship_pair(source: Path, target: Path, info: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line.
+    """Runs the command line.
 
     Args:
-        arguments: of it.
+        arguments: command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.ship", description=__doc__)
     parser.add_argument("--source", required=True, type=Path, help="models folder of a training run")

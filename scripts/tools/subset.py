@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Copies part of a data set, to train a GAN that is bound to memorise: few training images, all of val and test."""
+"""Copies a data set with few training images and all of val and test, to train a GAN that memorises."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line.
+    """Runs the command line.
 
     Args:
-        arguments: of it.
+        arguments: command-line arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.subset", description=__doc__)
     parser.add_argument("--dataset_dir", required=True, nargs="+", help="the whole data set: a folder, or several")
