@@ -117,7 +117,7 @@ class TrainGan(Tracked, RealImagesOptions):
     ema_kimg: Positive
     augment: Annotated[str, one_of(("adaptive", "fixed"))]
     augment_p: Annotated[float, Field(ge=0, le=1)]
-    augment_target: Annotated[float, Field(gt=-1, le=1)]
+    augment_target: Annotated[float, Field(gt=-1, lt=1)]
     augment_kimg: Positive
     measure_kimg: Positive
     epoch_kimg: Positive
