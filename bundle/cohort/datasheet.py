@@ -79,11 +79,11 @@ def _changes(changed: dict[str, Any]) -> tuple[str, str, str]:
 """
     if any(name.partition("#")[0] == "gate" for name in changed):
         bound = "a threshold allows that was set by hand"
-        limit = "The gate was changed by hand: what share of strangers' images it would stop is not known."
+        limit = "The gate was changed by hand: the share of held-out images that it stops is not known."
     else:
         bound = "it does in 95 % of held-out real images"
         limit = (
-            "The gate's threshold lets 5 % of images of strangers count as recognised; it does not prove the opposite "
-            "of the rest."
+            "The gate's threshold counts 5 % of held-out images as recognised; an image below it is not proven to "
+            "resemble no patient."
         )
     return warning, bound, limit

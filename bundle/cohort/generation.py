@@ -150,7 +150,7 @@ def _make(
     if is_first:
         look_at_paths(ledger, models, gate, private, data, squeezenet_file)
     manifest = _manifest(ledger, models)
-    licence = str(models.infos["generator"].get("licence", "Not stated by whoever trained the networks."))
+    licence = str(models.infos["generator"].get("licence", "Not stated by those who trained the networks."))
     images = ((label, image) for label in ledger.quotas for image in ledger.images(label))
     write_cohort(cohort, images, models.class_names, manifest, datasheet(manifest, licence))
     if not is_first:

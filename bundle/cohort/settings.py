@@ -93,7 +93,7 @@ def default_guides(models_dir: str) -> str:
     if all((Path(str(models_dir)) / f"{name}.json").is_file() for name in LATENT_GUIDES):
         return "latent"
     logger.warning(
-        "%s has no latent guides: the walk asks the guides themselves, at many times the cost. "
+        "%s has no latent guides: the walk evaluates the guides themselves, at many times the cost. "
         "configs/train_latent_guides.json trains some.",
         models_dir,
     )

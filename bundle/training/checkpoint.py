@@ -106,7 +106,7 @@ class TrainingCheckpoint:
                 f"{self.path} is not a readable checkpoint. Move it away to train from the start."
             ) from error
         if changed := changed_settings(self.path, settings, self.settings):
-            raise CheckpointError(f"{changed} to go on, or another output_dir to start anew.")
+            raise CheckpointError(f"{changed} to resume, or another output_dir to start again.")
         try:
             for name, part in self.parts.items():
                 part.load_training_state(content[name])
@@ -134,7 +134,7 @@ class TrainingCheckpoint:
             self.save()
             self._restore_signals()
             print(
-                f"\nStopped at iteration {engine.state.iteration}, saved {self.path}; the same command goes on.",
+                f"\nStopped at iteration {engine.state.iteration}, saved {self.path}; the same command resumes.",
                 file=sys.stderr,
             )
             raise SystemExit(128 + self._signal)

@@ -29,6 +29,6 @@ def require_finite_gradients(network: nn.Module, name: str, iteration: int) -> N
     if not bool(norm.isfinite()):
         raise DivergedError(
             f"The gradient of {name} is {float(norm)} in iteration {iteration}: the training has diverged. Weights and "
-            "checkpoint are from before, and the same command goes on from there. If it stops here again, the learning "
-            "rate is too high: start anew with a lower one, in another output_dir."
+            "checkpoint are from before, and the same command resumes there. If it stops here again, the learning "
+            "rate is too high: start again with a lower one, in another output_dir."
         )

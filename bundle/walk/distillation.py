@@ -92,14 +92,16 @@ class Distillation:
         cost = _Cost(self.work / "cost.json")
         generator = self.models.generator
         unseen, _ = draw_latents(generator, range(HELD_OUT_LATENTS), stream_seed(self.seed, HELD_OUT))
-        examination = _Examination(self, unseen, self._ask(unseen, "held_out", "asking the guides: held out"), cost)
+        examination = _Examination(
+            self, unseen, self._ask(unseen, "held_out", "evaluating the guides: held-out latents"), cost
+        )
         w, _ = draw_latents(generator, range(self.n_latents), stream_seed(self.seed, BEGINNINGS))
-        known = [(w.cpu(), self._ask(w, "beginnings", "asking the guides: where walks begin"))]
+        known = [(w.cpu(), self._ask(w, "beginnings", "evaluating the guides: start of the walks"))]
         cost.keep()
         for number in range(self.rounds + 1):
             if number > 0:
                 w = self._visited(number)
-                title = f"asking the guides: where walks go, round {number}"
+                title = f"evaluating the guides: visited latents, round {number}"
                 known.append((w, self._ask(w, f"visited_{number}", title)))
                 cost.keep()
             latents = torch.cat([w for w, _ in known])

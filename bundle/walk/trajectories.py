@@ -81,7 +81,7 @@ def visited_latents(new_walk: NewWalk, guides: Guides, generator: Generator, n_l
     random = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []
     blocks, _ = visits(n_latents)
-    for block in tqdm(range(blocks), desc="walking to learn from it", unit="block", mininterval=5.0):
+    for block in tqdm(range(blocks), desc="walking on the students", unit="block", mininterval=5.0):
         pairs = range(block // classes * PAIRS, (block // classes + 1) * PAIRS)
         steps = trajectories(new_walk, guides, generator, pairs, block % classes, seed, POINTS).cpu()
         chosen = torch.randint(0, len(steps), steps.shape[1:3], generator=random)

@@ -154,7 +154,7 @@ def run(options: argparse.Namespace) -> None:
     qualities = quality_table(measured, walks)
     print(f"\nInner points:\n{markdown_table(qualities)}", flush=True)
     new_walk = partial(PlanWalkInferer, prior=prior, objective=objective, settings=latent.way.settings)
-    seeds = tqdm(range(options.seed, options.seed + TRIALS), desc="asking students and guides", unit="seed")
+    seeds = tqdm(range(options.seed, options.seed + TRIALS), desc="comparing students and guides", unit="seed")
     students = student_figures(
         measured["latent"],
         [agreement(new_walk, latent.guides, models, stream_seed(seed, TRIAL)) for seed in seeds],

@@ -81,7 +81,7 @@ def test_interrupted_run_is_gone_on_with(
     with pytest.raises(SystemExit) as stopped:
         first.run()
     assert stopped.value.code == 130
-    assert f"Stopped at iteration 2, saved {path}; the same command goes on." in capsys.readouterr().err
+    assert f"Stopped at iteration 2, saved {path}; the same command resumes." in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
     second = new_trainer()
     checkpoint(second, path).attach(second)
