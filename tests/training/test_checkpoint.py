@@ -158,7 +158,7 @@ def test_damaged_checkpoint_is_named(new_trainer: NewTrainer, path: Path, conten
 def test_all_changed_settings_are_named_with_both_values(new_trainer: NewTrainer, path: Path) -> None:
     trainer = new_trainer(max_epochs=1, epoch_length=1)
     checkpoint(trainer, path).save()
-    words = r"resolution = 32, now it is 64; seed = 0, now it is 1\. Give the old values to go on"
+    words = r"resolution = 32, now it is 64; seed = 0, now it is 1\. Give the old values to resume"
     with pytest.raises(CheckpointError, match=words):
         checkpoint(trainer, path, seed=1, resolution=64).attach(trainer)
 

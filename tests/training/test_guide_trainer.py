@@ -225,7 +225,7 @@ def test_finished_weights_of_other_options_are_not_restored(data: ImageData, tmp
     make_trainer(data, tmp_path, max_epochs=1).run()
     spoil(tmp_path / "models" / "gate_identity.pt", "both deleted")
     with pytest.raises(
-        CheckpointError, match=r"learning_rate = 0\.002, now it is 0\.001\. Give the old value to go on"
+        CheckpointError, match=r"learning_rate = 0\.002, now it is 0\.001\. Give the old value to resume"
     ):
         make_trainer(data, tmp_path, max_epochs=1, learning_rate=1e-3)
 

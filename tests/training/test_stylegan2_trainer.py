@@ -491,7 +491,7 @@ def test_other_options_are_refused_by_name(whole_run: Path, tiny_dataset: Path, 
     while cause.__cause__ is not None:
         cause = cause.__cause__
     assert isinstance(cause, CheckpointError)
-    assert "was trained with ema_kimg = 3.0, now it is 0.5. Give the old value to go on" in str(cause)
+    assert "was trained with ema_kimg = 3.0, now it is 0.5. Give the old value to resume" in str(cause)
     assert_same_bits(results(whole_run), before)
 
 
