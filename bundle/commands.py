@@ -172,7 +172,6 @@ class Generate(Tracked):
         **Tracked.former_options,
         "objective": "for the published algorithm, name configs/published.json behind configs/plan.json.",
     }
-    recorded = frozenset({"objective", "walk_settings"})
 
     n_images: Count
     n_points: Points

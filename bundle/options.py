@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from bundle.command_line import is_command_line, print_error, show_errors_plainl
 from bundle.files import content_digest
 from bundle.option_types import OutputFolder, closest
 
-__all__ = ["INTERNAL", "OptionError", "Options", "check_options", "check_output_dir", "validate"]
+__all__ = ["INTERNAL", "OptionError", "Options", "check_options", "check_output_dir", "number_problems", "validate"]
 
 # What MONAI does with values that begin with these characters.
 _MEANINGS = {"$": "run as Python", "@": "replace by another item", "%": "replace by what a file holds"}
@@ -57,11 +58,9 @@ class Options(BaseModel):
 
     Attributes:
         former_options: removed options of earlier releases, each with a hint what to write instead.
-        recorded: other parts of the configuration that the results always record.
     """
 
     former_options: ClassVar[Mapping[str, str]] = {}
-    recorded: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -106,6 +105,23 @@ def check_options(options: type[Options]) -> dict[str, Any]:
     if problems:
         _refuse(problems)
     return {"changed_configuration": changed} if changed else {}
+
+
+def number_problems(values: Any, least: Mapping[str, int], whole: Sequence[str] = ()) -> list[str]:
+    """Describes attributes that are not finite numbers of at least a bound.
+
+    Args:
+        values: object with the attributes.
+        least: smallest value of each attribute, by name.
+        whole: names of those that must be whole numbers.
+    """
+    problems = []
+    for name, bound in least.items():
+        value, kind = getattr(values, name), "a whole number" if name in whole else "a number"
+        types = (int,) if name in whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, types) or not bound <= value < math.inf:
+            problems.append(f"{name} must be {kind} of at least {bound}, not {value!r}.")
+    return problems
 
 
 def check_output_dir(output_dir: str | os.PathLike[str]) -> None:
@@ -232,9 +248,20 @@ def _unknown_options(call: Mapping[str, Any], options: type[Options]) -> Iterato
         elif name not in own and name not in config:
             nearest = closest(name, [*names, *own], cutoff=0.6) or closest(name, _all_ids(config.get()))
             yield f"--{name} is not an option of {files}. Did you mean --{nearest}? It has: {', '.join(names)}."
+    yield from _misspelt_in_overlays(call, names)
     for name in ("init_id", "final_id"):
         if call.get(name) is not None and call[name] not in config:
             yield f"{call[name]!r} is not an id of {files}. Give options as --name value, and one run id at most."
+
+
+def _misspelt_in_overlays(call: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    """Yields a problem for each name of an overlay that nothing uses and that resembles one that is used."""
+    files, contents, base = _config_files(call)
+    for file, content in zip(files[base + 1 :], contents[base + 1 :], strict=True):
+        for name in content:
+            is_new = name not in contents[base] and name not in names and not name.startswith(("_", "+"))
+            if is_new and (nearest := closest(name, [*contents[base], *names], cutoff=0.85)):
+                yield f"{file} sets {name}, which nothing uses. Did you mean {nearest}?"
 
 
 def _expressions(call: Mapping[str, Any], options: type[Options]) -> Iterator[str]:
@@ -259,7 +286,7 @@ def _changed_parts(call: Mapping[str, Any], options: type[Options]) -> dict[str,
     return {
         name.replace(ID_SEP_KEY, "#"): value if isinstance(value, bool | int | float | None) else _hash(value)
         for name, value in sorted(changed.items())
-        if name not in own and name.partition("#")[0].partition(ID_SEP_KEY)[0] not in options.recorded
+        if name not in own
     }
 
 

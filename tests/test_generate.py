@@ -289,7 +289,8 @@ def test_published_objective_runs(toy_models: Path, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "cohort" / "manifest.json").read_text(encoding="utf-8"))
     configuration = manifest["configuration"]
     assert (configuration["objective"], configuration["guides"]) == ("published", "image")
-    assert "changed_configuration" not in configuration  # all that the overlay changes is recorded by name
+    assert {"objective", "walk_settings"} < configuration["changed_configuration"].keys()
+    assert "**The configuration was changed" in (tmp_path / "cohort" / "datasheet.md").read_text(encoding="utf-8")
     assert configuration["weights"] == {"lambda_id": 0.1, "lambda_dist": 1.0, "lambda_class": 1.0, "chunk": 4}
     assert configuration["walk"] == {"steps": 3, "learning_rate": 0.1, "cosine": False, "tolerance": 0.0}
 
@@ -307,6 +308,14 @@ def test_published_objective_runs(toy_models: Path, tmp_path: Path) -> None:
         ({"classes": 1.0}, "1.0 is not a class"),
         ({"guides": "latents"}, "latent"),
         ({"guides": "latent", "config_file": PUBLISHED}, "Leave guides out"),
+        ({"lambda_class": 3.0, "config_file": PUBLISHED}, "--lambda_class 3 does not reach the objective"),
+        ({"objective#lambda_prior": 3.0}, "--lambda_prior 1 does not reach the objective"),
+        ({"objective#lambda_id": -5}, "lambda_id must be a number of at least 0, not -5"),
+        ({"objective#lambda_even": float("nan")}, "lambda_even must be a number"),
+        ({"walk_settings#steps": 2.5}, "steps must be a whole number of at least 0, not 2.5"),
+        ({"walk_settings#learning_rate": -1}, "learning_rate must be a number"),
+        ({"walk_settings#cosine": "yes"}, "cosine must be true or false"),
+        ({"gate#threshold": "abc"}, "a probability in (0, 1], not 'abc'"),
     ],
 )
 def test_impossible_options_name_the_nearest(

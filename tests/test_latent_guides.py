@@ -82,6 +82,8 @@ def test_students_are_written_and_walked_on(small: None, models_dir: Path, tmp_p
         info = trained.infos[name]
         assert info["training"]["n_latents"] == 64 + 8  # where walks begin; two places of each of 4 walked points
         assert info["training"]["round"] == 1
+        assert info["training"]["objective"]["lambda_class"] == 5.0
+        assert info["training"]["walk"]["steps"] == 100
     info = trained.infos["latent_identity"]
     assert -1.0 <= info["scores"]["beginnings"]["rank_correlation"] <= 1.0
     assert info["scores"]["walks"]["identity_divergence"] > 0.0
@@ -98,6 +100,9 @@ def test_finished_training_asks_nothing_again(
     monkeypatch.setattr(distillation, "ask_guides", lambda *_: pytest.fail("the guides were asked again"))
     train(models_dir, tmp_path)
     assert "Nothing to train" in capsys.readouterr().out
+    with pytest.raises(RuntimeError) as caught:
+        train(models_dir, tmp_path, lambda_class=2.0)
+    assert "was trained with objective = {" in str(cause(caught.value))
     with pytest.raises(RuntimeError) as caught:
         train(models_dir, tmp_path, n_visited=9)
     assert "was trained with n_latents = 72, now it is 80" in str(cause(caught.value))

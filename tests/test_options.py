@@ -95,6 +95,16 @@ def test_an_unknown_option_is_refused_before_anything_runs(
     assert not (tmp_path / "witness").exists()
 
 
+def test_a_misspelt_name_in_an_overlay_is_refused_and_a_new_one_is_not(config_file: Path, tmp_path: Path) -> None:
+    overlay = config_file.parent / "overlay.json"
+    overlay.write_text(json.dumps({"n_image": 4}))
+    message = refusal([str(config_file), str(overlay)])
+    assert message == f"{overlay} sets n_image, which nothing uses. Did you mean n_images?"
+    overlay.write_text(json.dumps({"mine": 4, "seed": 2}))
+    run([str(config_file), str(overlay)])
+    assert (tmp_path / "witness").read_text() == "2 1"
+
+
 def test_a_former_name_is_told_with_the_one_of_today(config_file: Path) -> None:
     message = refusal(config_file, trunk_file="weights.pth")
     assert message == f"--trunk_file is no longer an option of {config_file}: it is called --squeezenet_file now."

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from bundle.cohort.ledger import CohortError, WalkLedger
-from bundle.data import Modality
+from bundle.data import Modality, get_modality
 from bundle.files import content_digest
 from bundle.latent.pairs import pairs_per_block
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelInfos
+from bundle.options import OptionError
 from bundle.walk.objective import BalancedObjective, PublishedObjective
 from bundle.walk.path import WalkSettings
 
@@ -114,6 +115,7 @@ def cohort_settings(
     classes: str | int | Sequence[str | int] | None,
     objective: BalancedObjective | PublishedObjective,
     walk_settings: WalkSettings,
+    weights: Mapping[str, float],
     guides: str,
     threshold: float,
     device: str | torch.device,
@@ -130,6 +132,7 @@ def cohort_settings(
         classes: names or labels of the classes wanted; None for all.
         objective: loss that the walk minimises.
         walk_settings: step count, learning rate and stopping rule of the optimiser.
+        weights: the options ``lambda_class`` and ``lambda_prior``, which the objective must have taken.
         guides: ``latent`` or ``image``.
         threshold: highest identity probability that passes the gate.
         device: device that computes the walk.
@@ -138,9 +141,11 @@ def cohort_settings(
     Raises:
         CohortError: the models are of another modality or lack a class, there are more classes than images, or the
             published objective is combined with latent guides.
+        OptionError: a weight was given that the objective has not taken.
     """
     _check_modality(models, modality)
     chosen = _class_names(models.class_names, classes)
+    _check_weights(objective, weights, get_modality(modality))
     if isinstance(objective, PublishedObjective) and guides == "latent":
         raise CohortError("guides: the published algorithm walks on the guides themselves. Leave guides out.")
     if n_images < len(chosen):
@@ -164,6 +169,18 @@ def cohort_settings(
         models=models.sha256(),
         **changed,
     )
+
+
+def _check_weights(
+    objective: BalancedObjective | PublishedObjective, weights: Mapping[str, float], modality: Modality
+) -> None:
+    """Raises an OptionError for a weight that does not reach the objective, as where an overlay replaces that."""
+    is_published = isinstance(objective, PublishedObjective)
+    for name, value in weights.items():
+        if value != (getattr(modality, name) if is_published else getattr(objective, name)):
+            raise OptionError(
+                [f"--{name} {value:g} does not reach the objective. Set it in the file that changes that."]
+            )
 
 
 def _class_names(names: Sequence[str], classes: str | int | Sequence[str | int] | None) -> list[str]:

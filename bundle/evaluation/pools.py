@@ -20,6 +20,7 @@ from bundle.gate.gate import open_gate
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet, load_models
+from bundle.options import OptionError
 from bundle.walk.objective import BalancedObjective, PublishedObjective
 from bundle.walk.path import WalkSettings
 
@@ -98,13 +99,20 @@ class PoolMaker:
         self.prior = LatentPrior(models.generator)
         self.gate = open_gate(models)
         self.guides = "latent" if "latent_identity" in models.networks else "image"
+        if isinstance(objective, PublishedObjective):
+            raise OptionError(
+                ["objective: evaluate compares PLAN with the published algorithm. Leave configs/published.json out."]
+            )
         plan = Walk("PLAN", objective, walk_settings, self.guides)
         published = published_walk(published_objective, published_settings)
         self.walks = {"linear": straight_lines(plan), "plan": plan, "published": published}
         self.settings: dict[str, Any] = {
             "models": models.sha256(),
             "guides": self.guides,
-            "walk": {way.objective.name: dataclasses.asdict(way.settings) for way in (plan, published)},
+            "walk": {
+                "balanced": dataclasses.asdict(walk_settings),
+                "published": dataclasses.asdict(published_settings),
+            },
             "objectives": {
                 "balanced": dataclasses.asdict(objective),
                 "published": dataclasses.asdict(published_objective),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.model_set import ModelInfos, ModelSet
+from bundle.options import OptionError
 from bundle.precision import full_fp32
 
 __all__ = ["Gate", "GateDecision", "gate_threshold", "open_gate"]
@@ -43,8 +44,10 @@ class Gate:
     """
 
     def __init__(self, gate_identity: nn.Module, gate_class: nn.Module, threshold: float) -> None:
-        if not 0.0 < threshold <= 1.0:
-            raise ValueError(f"threshold is a probability in (0, 1], not {threshold}. Train the gate networks anew.")
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 < threshold <= 1.0:
+            raise OptionError(
+                [f"gate#threshold must be a probability in (0, 1], not {threshold!r}. Train the gate networks anew."]
+            )
         self.gate_identity = gate_identity.to(memory_format=torch.channels_last)
         self.gate_class = gate_class.to(memory_format=torch.channels_last)
         self.threshold = threshold

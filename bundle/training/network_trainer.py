@@ -272,8 +272,11 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
             raise
         except WeightsError as error:
             return error
-        known = {key: info.get("training", {}).get(key) for key in self.settings}
-        if changed := changed_settings(self.weights_path, known, self.settings):
+        known = info.get("training", {})
+        # An earlier version may have recorded less.
+        common = [key for key in self.settings if key in known]
+        old, new = ({key: settings[key] for key in common} for settings in (known, self.settings))
+        if changed := changed_settings(self.weights_path, old, new):
             raise TrainingError(f"{changed}, or another output_dir.")
         self.is_saved = True
         return None

@@ -7,6 +7,7 @@ It belongs to the walk stage and not to training because the students learn from
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,10 +24,11 @@ from bundle.files import load_tensors, save_tensors, write_json
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
 from bundle.networks.model_set import ModelSet
 from bundle.networks.weights import load_weights
+from bundle.options import OptionError
 from bundle.training.latent_guide_trainer import LabelledLatents, LatentGuideTrainer, ask_guides, draw_latents
 from bundle.training.seeds import stream_seed
 from bundle.walk.guides import LatentGuides
-from bundle.walk.objective import identity_divergence
+from bundle.walk.objective import PublishedObjective, identity_divergence
 from bundle.walk.trajectories import NewWalk, agreement, visited_latents, visits
 
 __all__ = ["LATENT_TEACHERS", "TRIAL", "Distillation"]
@@ -80,6 +82,18 @@ class Distillation:
         self.n_latents, self.n_visited, self.rounds = n_latents, n_visited, rounds
         self.seed, self.device = seed, device
         self.teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
+        if isinstance(new_walk.keywords["objective"], PublishedObjective):
+            raise OptionError(
+                [
+                    "objective: the published algorithm walks on the guides themselves and has no latent guides. Leave "
+                    "configs/published.json out."
+                ]
+            )
+        #: What the students' JSON files record of the walks that they were trained on.
+        self.recorded = {
+            "objective": dataclasses.asdict(new_walk.keywords["objective"]),
+            "walk": dataclasses.asdict(new_walk.keywords["settings"]),
+        }
         self.students: dict[str, LatentGuide] = {}
 
     def run(self) -> None:
@@ -155,7 +169,7 @@ class Distillation:
             dataset=dataset,
             network=network,
             output_dir=self.output_dir if number == self.rounds else self.work / f"round_{number}",
-            settings={"round": number},
+            settings={"round": number, **self.recorded},
             train_handlers=[self.tracking(run_name=f"{name}, round {number}")],
             examine=examine,
         )

@@ -17,12 +17,15 @@ Shapes: P paths of N points, of which the n = N - 2 inner points w_1 .. w_n move
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bundle.options import OptionError, number_problems
 
 __all__ = [
     "BalancedObjective",
@@ -89,6 +92,15 @@ class Objective(Protocol):
         """
 
 
+def _check_weights(
+    objective: PublishedObjective | BalancedObjective, least: Mapping[str, int] | None = None, whole: Sequence[str] = ()
+) -> None:
+    """Raises an OptionError for a weight that is no number or below 0: it would lead the walk towards patients."""
+    bounds = {field.name: 0 for field in fields(objective)} | dict(least or {})
+    if problems := number_problems(objective, bounds, whole):
+        raise OptionError([f"{objective.name} objective: {problem}" for problem in problems])
+
+
 @dataclass(frozen=True)
 class PublishedObjective:
     """The authors' loss exactly as published, for comparison.
@@ -110,6 +122,9 @@ class PublishedObjective:
     lambda_dist: float = 1.0
     lambda_class: float = 1.0
     chunk: int = 4
+
+    def __post_init__(self) -> None:
+        _check_weights(self, {"chunk": 1}, whole=("chunk",))
 
     def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
         """See `Objective.__call__`; the published loss does not use the prior."""
@@ -153,6 +168,9 @@ class BalancedObjective:
     lambda_class: float = 5.0
     lambda_even: float = 1.0
     lambda_prior: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_weights(self)
 
     def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
         """See `Objective.__call__`."""

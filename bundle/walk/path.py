@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bundle.latent.prior import LatentPrior
+from bundle.options import OptionError, number_problems
 from bundle.walk.guides import Guides
 from bundle.walk.objective import Objective
 
@@ -34,12 +35,22 @@ class WalkSettings:
         cosine: whether the learning rate decays to 0 along a half cosine over ``steps``; otherwise it is constant.
         tolerance: stops once, for every path of the block, the mean loss of the last 10 steps differs from that of the
             10 before by at most this fraction; 0 never stops early.
+
+    Raises:
+        OptionError: a value is of the wrong type or below 0.
     """
 
     steps: int = 100
     learning_rate: float = 0.085
     cosine: bool = True
     tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        problems = number_problems(self, {"steps": 0, "learning_rate": 0, "tolerance": 0}, whole=("steps",))
+        if not isinstance(self.cosine, bool):
+            problems.append(f"cosine must be true or false, not {self.cosine!r}.")
+        if problems:
+            raise OptionError([f"walk settings: {problem}" for problem in problems])
 
 
 #: The authors' settings, for comparison.

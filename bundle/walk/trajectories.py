@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from scipy.stats import spearmanr
@@ -22,7 +23,7 @@ from bundle.walk.objective import class_cross_entropy, identity_divergence
 __all__ = ["NewWalk", "agreement", "trajectories", "visited_latents", "visits"]
 
 #: `PlanWalkInferer` with prior, objective and settings bound; called with ``guides``, ``n_points`` and ``on_step``.
-NewWalk = Callable[..., PlanWalkInferer]
+NewWalk = partial[PlanWalkInferer]
 
 # Paths of a class per batch, and points per path.
 PAIRS, POINTS = 32, 10
