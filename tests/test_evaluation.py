@@ -46,6 +46,7 @@ OPTIONS: dict[str, Any] = {
 DRAWN = (
     "auditing.assessment",
     "auditing.distances",
+    "auditing.placebo",
     "evaluation.estimates",
     "evaluation.membership",
     "evaluation.setting",
@@ -56,7 +57,7 @@ def do_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few draws."""
     for module in DRAWN:
         monkeypatch.setattr(f"bundle.{module}.DRAWS", 40)
-    for module in ("auditing.assessment", "evaluation.estimates"):
+    for module in ("auditing.assessment", "auditing.placebo", "evaluation.estimates"):
         monkeypatch.setattr(f"bundle.{module}.HALVES", 4)
 
 
@@ -149,7 +150,7 @@ def test_every_arm_has_every_measure_of_both_seeds(evaluated: tuple[Path, dict[s
         for key in ("accuracy", "statistics_accuracy", "label_accuracy", "mia_accuracy", "lira_auc"):
             assert len(cells[key]["seeds"]) == 2
             assert cells[key]["low"] <= cells[key]["value"] <= cells[key]["high"]
-        for key in ("copy_rate", "mml", "kid_all", "frechet_all", "kid", "privacy_loss", "variety", "mislabelled"):
+        for key in ("copy_rate", "copy_rate_placebo", "mml_specific", "mml", "kid_all", "frechet_all", "kid", "privacy_loss", "variety", "mislabelled"):
             assert ("seeds" in cells[key]) if kind.pool else (key not in cells)
     assert results["arms"]["real"]["label_accuracy"]["seeds"] == results["arms"]["real"]["accuracy"]["seeds"]
     assert "less than one image" in results["arms"]["real"]["lira_tpr"]["not_estimable"]
@@ -267,7 +268,7 @@ def test_gate_that_lets_too_little_pass_leaves_its_arms_open(
         bundle_root, hospital, tmp_path / "evaluated", squeezenet_file,
         models_dir=str(models), seeds=[0], published_pairs=0, n_images=20,
     )  # fmt: skip
-    for arm in ("linear_gate", "plan_gate"):
+    for arm in ("random_gate", "linear_gate", "plan_gate"):
         for key in ("accuracy", "copy_rate"):
             reason = results["arms"][arm][key]["not_estimable"]
             assert re.fullmatch(r"only 0 of \d+ images of tuberculosis pass the gate, not \d+", reason)

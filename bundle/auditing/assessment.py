@@ -30,6 +30,7 @@ from bundle.auditing.measures import (
     variety,
 )
 from bundle.auditing.orientations import Disguises
+from bundle.auditing.placebo import PlaceboFigures, cohort_nearness, placebo_figures
 from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import (
     DRAWS,
@@ -42,6 +43,7 @@ from bundle.auditing.resampling import (
     patient_draws,
     share,
 )
+from bundle.auditing.single_images import SingleImages, single_images
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.distribution import frechet_distance, kid
 
@@ -68,9 +70,8 @@ class Assessment:
         controls: controls, in the order of the report.
         figures: estimates of every measure of `bundle.auditing.catalogue`.
         per_class: estimates of the measures that apply within a class, by class name; empty without labels.
-        excess: one-sided 95 % lower bound of the cohort's copy rate minus that of test images.
-        nearer: number of images whose highest correlation with a training image exceeds that of every test image.
-        nearer_by_both: number of these for which embedding and verifier find the same nearest patient.
+        placebo: measures of nearness with their placebo, by name; see `bundle.auditing.placebo`.
+        single: images that are nearer to a training image than chance allows.
         threshold: correlation above which an image counts as a copy.
         disguises: result of the search for rotated, mirrored and inverted copies.
         farthest: name of the alteration of planted copies whose KID to the training images is the largest, and this
@@ -81,9 +82,8 @@ class Assessment:
     controls: list[Control]
     figures: Estimates
     per_class: dict[str, Estimates]
-    excess: float
-    nearer: int
-    nearer_by_both: int
+    placebo: dict[str, PlaceboFigures]
+    single: SingleImages
     threshold: float
     disguises: Disguises
     farthest: tuple[str, float]
@@ -91,12 +91,18 @@ class Assessment:
 
 
 def assess(
-    distances: Distances, labels: Tensor | None, class_names: Sequence[str], seed: int, disguises: Disguises
+    distances: Distances,
+    own: Tensor,
+    labels: Tensor | None,
+    class_names: Sequence[str],
+    seed: int,
+    disguises: Disguises,
 ) -> Assessment:
     """Computes all controls and all measures.
 
     Args:
         distances: distances between the cohort and the real images; all of its steps must have been run.
+        own: indices of the training images that are not extra, see `bundle.auditing.images.RealData.own`.
         labels: labels [N] of the cohort's images; None if they are unknown.
         class_names: names of the classes, in the order of the labels.
         seed: seed of the bootstrap draws and half-samples.
@@ -105,8 +111,6 @@ def assess(
     threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_correlation"])
     sides = distances.sides(seed)
     figures = measure(distances, sides, seed)
-    copies = {name: exceeds(sides[name].correlation, threshold).double() for name in ("cohort", "test")}
-    rates = {name: bootstrap(marked, sides[name].draws, mean) for name, marked in copies.items()}
     per_class = {}
     if labels is not None and len(class_names) > 1:
         for label, name in enumerate(class_names):
@@ -114,14 +118,12 @@ def assess(
             members = {role: (values == label).nonzero()[:, 0] for role, values in known.items()}
             if len(members["cohort"]):
                 per_class[name] = _class_figures(distances, sides, members, threshold, seed)
-    nearer = sides["cohort"].correlation > sides["test"].correlation.max()
     return Assessment(
-        controls=try_instrument(distances, sides["test"], figures["copy_rate"], threshold, seed),
+        controls=try_instrument(distances, own, sides["test"], figures["copy_rate"], threshold, seed),
         figures=figures,
         per_class=per_class,
-        excess=float(np.quantile(rates["cohort"] - rates["test"], 0.05)),
-        nearer=int(nearer.sum()),
-        nearer_by_both=int((nearer & sides["cohort"].agree(distances.real["train"].patients)).sum()),
+        placebo=placebo_figures(cohort_nearness(distances), distances.reference, own, seed),
+        single=single_images(distances),
         threshold=threshold,
         disguises=disguises,
         farthest=_farthest(distances),

@@ -8,17 +8,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bundle.auditing.distances import Distances, Side
 from bundle.auditing.measures import exceeds
+from bundle.auditing.placebo import held_out_halves
 from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws, share
+from bundle.auditing.single_images import false_alarms_of_halves, hard_copies_found, single_images
 from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
+from bundle.steps import Tensors
 
-__all__ = ["ALTERED_FOUND", "EXACT_FOUND", "Control", "try_instrument"]
+__all__ = ["ALTERED_FOUND", "Control", "try_instrument"]
 
-#: Smallest shares of exact and of altered planted copies that must be detected.
-EXACT_FOUND, ALTERED_FOUND = 0.95, 0.90
+#: Share of the planted copies that must be found.
+ALTERED_FOUND = 0.90
+#: Largest share of halves of the held-out patients in which the rule of the single image may flag any image.
+MOST_ALARMS = 0.05
 #: Nominal copy rate of held-out images, which follows from the percentile of the copy threshold.
 SET_RATE = 1.0 - PERCENTILE / 100.0
 
@@ -43,15 +50,16 @@ class Control:
 
 
 def try_instrument(
-    distances: Distances, test: Side, rates: dict[str, Estimate], threshold: float, seed: int
+    distances: Distances, own: Tensor, test: Side, rates: dict[str, Estimate], threshold: float, seed: int
 ) -> list[Control]:
-    """Measures how many planted copies are detected, and the copy rates of real images in the place of a cohort.
+    """Runs the controls, each of which can fail.
 
     The control of test images fails if the one-sided 95 % lower bound of their copy rate exceeds the nominal 5 %. The
     bound covers the sampling errors of rate and threshold, by bootstrap draws of test and of validation patients.
 
     Args:
         distances: distances between the cohort and the real images; all of its steps must have been run.
+        own: indices of the training images that are not extra, see `bundle.auditing.images.RealData.own`.
         test: distances of the test images to the training images.
         rates: copy rates of ``test`` and ``training`` images.
         threshold: correlation above which an image counts as a copy.
@@ -60,48 +68,81 @@ def try_instrument(
     Returns:
         The controls; those that can invalidate the audit come first.
     """
-    planted = distances.reference.read(f"{EMBEDDING}_planted")
-    patients = distances.real["train"].patients[distances.reference.planted]
+    reference, n_images = distances.reference, len(distances.cohort)
+    planted = reference.read(f"{EMBEDDING}_planted")
+    patients = distances.real["train"].patients[reference.planted]
     draws = patient_draws(patients, DRAWS, seed)
-    found = {name: exceeds(planted[f"{name}_correlation"], threshold) for name in ("exact", *PLANTED_CHANGES)}
-    exact = share(found["exact"], draws)
-    every = torch.stack([found[name] for name in PLANTED_CHANGES], dim=1).double()
-    altered = estimate(mean(every), bootstrap(every, draws, mean), every.numel())
-    strangers, everyone = rates["test"], rates["training"]
-    exact_needed, altered_needed = f"at least {EXACT_FOUND:.0%}", f"at least {ALTERED_FOUND:.0%}"
-    not_above = f"the set rate, {SET_RATE:.0%}: not above it by more than chance (one-sided 95 %)"
-    lower = _lower_bound_of_false_alarms(distances, test, seed)
-    controls = [
-        Control("planted_exact", "exact copies, found", exact, exact_needed, exact.value >= EXACT_FOUND),
-        Control("planted_altered", "altered copies, found", altered, altered_needed, altered.value >= ALTERED_FOUND),
-        Control("test_as_cohort", "test images as a cohort: copy rate", strangers, not_above, lower <= SET_RATE),
+    found = {name: exceeds(planted[f"{name}_correlation"], threshold) for name in PLANTED_CHANGES}
+    altered = _mean_share(list(found.values()), draws)
+    strangers, alarms = rates["test"], false_alarms_of_halves(reference, seed)
+    not_above = f"the nominal rate, {SET_RATE:.0%}: not above it by more than chance (one-sided 95 %)"
+    is_as_rare = _lower_bound_of_false_alarms(distances, test, seed) <= SET_RATE
+    halves = held_out_halves(reference, own, seed)["copy_rate"]
+    is_fair = halves.low <= 0.0 <= halves.high if not halves.reason else None
+    quiet = alarms.value <= MOST_ALARMS if not alarms.reason else None
+    return [
         Control(
-            "training_as_cohort",
-            "training images, resampled, as a cohort: copy rate",
-            everyone,
-            exact_needed,
-            everyone.value >= EXACT_FOUND,
+            "planted_altered",
+            "altered copies, found",
+            altered,
+            f"at least {ALTERED_FOUND:.0%}",
+            altered.value >= ALTERED_FOUND,
+        ),
+        Control("test_as_cohort", "test images as a cohort: copy rate", strangers, not_above, is_as_rare),
+        Control(
+            "placebo_of_halves",
+            "halves of the test patients as cohorts: copy rate towards training images less placebo",
+            halves,
+            "compatible with 0",
+            is_fair,
+        ),
+        Control(
+            "false_alarms_of_halves",
+            "halves of the held-out patients as cohorts: some image is flagged",
+            alarms,
+            f"at most {MOST_ALARMS:.0%}",
+            quiet,
+        ),
+        *_reach(distances, planted, patients, draws, n_images, seed),
+    ]
+
+
+def _reach(
+    distances: Distances,
+    planted: Tensors,
+    patients: Tensor,
+    draws: list[NDArray[np.int64]],
+    n_images: int,
+    seed: int,
+) -> list[Control]:
+    """Returns what single copies would be found among as many images as the cohort has; nothing is required of it."""
+    reference = distances.reference
+    train, verifying = distances.real["train"].patients, reference.read(f"{VERIFIER}_planted")
+    bar = single_images(distances).bars["embedding"].value
+    shown = {
+        f"planted, {name}": (f"copies {name}", exceeds(planted[f"{name}_correlation"], bar)) for name in PLANTED_CHANGES
+    }
+    named = [train[verifying[f"{name}_index"]] == patients for name in PLANTED_CHANGES]
+    return [
+        *(
+            Control(f"hard, {name}", f"copies {name}", value, "", None)
+            for name, value in hard_copies_found(reference, n_images, seed).items()
+        ),
+        *(Control(key, title, share(marked, draws), "", None) for key, (title, marked) in shown.items()),
+        Control(
+            "verifier_precision_at_1",
+            "altered copies whose patient the verifier ranks first (precision at 1)",
+            _mean_share(named, draws),
+            "",
+            None,
         ),
     ]
-    controls += [
-        Control(f"planted, {name}", f"copies {name}", share(found[name], draws), "", None) for name in PLANTED_CHANGES
-    ]
-    train = distances.real["train"].patients
-    verifying = distances.reference.read(f"{VERIFIER}_planted")
-    alone, named = [], []
-    for name in PLANTED_CHANGES:
-        by_embedding, by_verifier = (train[step[f"{name}_index"]] for step in (planted, verifying))
-        alone.append((planted[f"{name}_correlation"] > test.correlation.max()) & (by_embedding == by_verifier))
-        named.append(by_verifier == patients)
-    shown = {
-        "altered_alone": ("altered copies that would stop a release if they were the only one", alone),
-        "verifier_precision_at_1": ("altered copies whose patient the verifier ranks first (precision at 1)", named),
-    }
-    for key, (title, marks) in shown.items():
-        marked = torch.stack(marks, dim=1).double()
-        found_share = estimate(mean(marked), bootstrap(marked, draws, mean), marked.numel())
-        controls.append(Control(key, title, found_share, "", None))
-    return controls
+
+
+def _mean_share(marks: list[Tensor], draws: list[NDArray[np.int64]]) -> Estimate:
+    """Returns the share of marked images over several alterations of the same images."""
+    every = torch.stack(marks, dim=1).double()
+    return estimate(mean(every), bootstrap(every, draws, mean), every.numel())
 
 
 def _lower_bound_of_false_alarms(distances: Distances, test: Side, seed: int) -> float:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bundle.auditing.images import RealImages
 from bundle.auditing.measures import nearest_two
-from bundle.auditing.reference import BLOCK, EMBED_MS, EMBEDDING, LPIPS_MS, SQUEEZENET_MS, VERIFIER, Reference
+from bundle.auditing.patches import local_correlation
+from bundle.auditing.reference import BLOCK, EMBED_MS, EMBEDDING, LOCAL_MS, LPIPS_MS, SQUEEZENET_MS, VERIFIER, Reference
 from bundle.auditing.resampling import DRAWS, patient_draws
 from bundle.steps import Step, Steps, Tensors
 
@@ -113,7 +114,7 @@ class Distances(Steps):
         """Yields the steps that compare the synthetic images with the real ones, block by block."""
         n_real = sum(len(self.real[role].pixels) for role in ("train", "test"))
         for number, block in enumerate(self.cohort.split(BLOCK)):
-            cost = (2 * EMBED_MS + SQUEEZENET_MS) * len(block) + LPIPS_MS * (len(block) + n_real)
+            cost = (2 * EMBED_MS + SQUEEZENET_MS + LOCAL_MS) * len(block) + LPIPS_MS * (len(block) + n_real)
             yield self.step(f"cohort_{number:04d}", cost, lambda block=block: self._block(block))  # type: ignore[misc]
 
     def within_step(self) -> Step:
@@ -125,8 +126,9 @@ class Distances(Steps):
         """The results of the block steps for all N synthetic images.
 
         ``point`` [N, D] is the embedding; ``correlation`` and ``index`` [N] belong to the most similar training image,
-        ``verified`` and ``verified_index`` to that of the verifier; ``others`` is that of `Side`; ``features`` [N, F]
-        are SqueezeNet features; ``lpips`` [N, train + test] are the distances to every training and test image.
+        ``verified`` and ``verified_index`` to that of the verifier, whose features are ``seen`` [N, D]; ``part``,
+        ``whole`` and their indices come from `bundle.auditing.patches`; ``others`` is that of `Side`; ``features``
+        [N, F] are SqueezeNet features; ``lpips`` [N, train + test] are the distances to every training and test image.
         """
         blocks = [self.read(f"cohort_{number:04d}") for number in range(len(self.cohort.split(BLOCK)))]
         return {key: torch.cat([block[key] for block in blocks]) for key in blocks[0]}
@@ -206,6 +208,9 @@ class Distances(Steps):
         seen = reference.predict(VERIFIER, block)
         verified, verified_index = reference.network(VERIFIER).nearest(seen, reference.points[VERIFIER]["train"])
         real = torch.cat([self.real["train"].pixels, self.real["test"].pixels])
+        local: Tensors = {}
+        for name, (value, where) in local_correlation(block, self.real["train"].pixels).items():
+            local |= {name: value, f"{name}_index": where}
         return {
             "point": point,
             "correlation": correlation,
@@ -213,6 +218,8 @@ class Distances(Steps):
             "verified": verified,
             "verified_index": verified_index,
             "others": reference.others(seen, index),
+            "seen": seen,
+            **local,
             "features": reference.measure_features(block),
             "lpips": reference.measure_lpips(block, real),
         }

@@ -22,7 +22,8 @@ from bundle.auditing.images import Cohort, RealData, choose_preprocessing, read_
 from bundle.auditing.orientations import AS_IT_LIES, Disguises, seek_disguises
 from bundle.auditing.reference import Reference, reference_key
 from bundle.auditing.report import write_private, write_report
-from bundle.auditing.resampling import LEAST, rounded
+from bundle.auditing.resampling import rounded
+from bundle.auditing.single_images import FALSE_ALARMS
 from bundle.auditing.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
 from bundle.data.records import Record
@@ -35,7 +36,9 @@ from bundle.steps import Step, StepEngine, Tensors
 __all__ = ["AuditEngine"]
 
 # Format version of the kept results; to be increased whenever their content changes.
-FORMAT = 4
+FORMAT = 5
+# Share of copies of a kind from which they count as found reliably.
+RELIABLE = 0.9
 # CPU-milliseconds of the last step, for the progress bar.
 CONCLUSION_MS = 30_000.0
 
@@ -113,7 +116,13 @@ class AuditEngine(StepEngine):
         reference = Reference(self.real.sides, networks, folder / "real", seed, squeezenet_file, device)
         self.distances = Distances(self.pixels, reference, folder, seed)
         conclusion = Step("conclusion", CONCLUSION_MS, self._conclude)
-        self.steps = [*reference.steps(), reference.altered_step(), *self.distances.steps(), conclusion]
+        self.steps = [
+            *reference.steps(),
+            reference.altered_step(),
+            reference.hard_step(),
+            *self.distances.steps(),
+            conclusion,
+        ]
         self.verdict: Verdict | None = None
         self.results: dict[str, Any] = {}
 
@@ -133,11 +142,11 @@ class AuditEngine(StepEngine):
 
     def _conclude(self) -> Tensors:
         names = self.data.class_names
-        found = assess(self.distances, self.cohort.labels, names, self.seed, self._disguises())
+        found = assess(self.distances, self.real.own, self.cohort.labels, names, self.seed, self._disguises())
         copies = pixel_copies(self.pixels, self.real.sides)
-        self.verdict = verdict_of(found, copies, len(self.pixels), len(self.real.sides["test"].pixels))
+        self.verdict = verdict_of(found, copies, len(self.pixels))
         self.results = self._content(found, copies, self.verdict)
-        write_private(self.output_dir / "private", self.distances, self.cohort)
+        write_private(self.output_dir / "private", self.distances, self.cohort, found.single)
         write_json(self.output_dir / "results.json", self.results)
         write_report(self.output_dir / "report.html", self.results)
         self.state.metrics.update(_metrics(found, self.verdict))
@@ -175,11 +184,30 @@ class AuditEngine(StepEngine):
                 }
                 for control in found.controls
             ],
+            "not_found": [
+                control.title
+                for control in found.controls
+                if control.passed is None and not control.required and control.estimate.value < RELIABLE
+            ],
             "privacy": _rows(PRIVACY, found.figures),
             "fidelity": _rows(FIDELITY, found.figures),
             "per_class": {name: _rows(MEASURES, figures) for name, figures in found.per_class.items()},
-            "excess_of_copy_rate_lower_bound": None if len(self.pixels) < LEAST else round(found.excess, 4),
-            "images_nearer_than_every_test_image": {"embedding": found.nearer, "both": found.nearer_by_both},
+            "placebo": [
+                {
+                    "key": key,
+                    **dataclasses.asdict(MEASURES[key]),
+                    "members": value.members.content(),
+                    "placebo": value.placebo.content(),
+                    "difference": value.difference.content(),
+                }
+                for key, value in found.placebo.items()
+            ],
+            "single_images": {
+                "flagged": int(found.single.flagged.sum()),
+                "false_alarm_rate": FALSE_ALARMS,
+                "bars": {name: rounded(bar.value) for name, bar in found.single.bars.items()},
+                "by_detector": {name: int(above.sum()) for name, above in found.single.by_detector.items()},
+            },
             "pixel_copies": copies,
             "copies_in_other_orientations": found.disguises.copies,
             "lying": found.disguises.lying or AS_IT_LIES[0],
@@ -224,7 +252,7 @@ def _rows(measures: dict[str, Measure], figures: Estimates) -> list[dict[str, An
 
 def _metrics(found: Assessment, verdict: Verdict) -> dict[str, float]:
     """Returns the metrics for MLflow, named as in results.json."""
-    metrics = {"exit_code": float(verdict.code), "images_nearer_than_every_test_image": float(found.nearer_by_both)}
+    metrics = {"exit_code": float(verdict.code), "images_flagged": float(found.single.flagged.sum())}
     for key, figures in found.figures.items():
         for column, value in figures.items():
             if not value.withheld:

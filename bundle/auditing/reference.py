@@ -14,18 +14,32 @@ from torch import Tensor, nn
 
 from bundle.auditing.images import RealData, RealImages
 from bundle.auditing.measures import other_images_auc
+from bundle.auditing.patches import COVERAGES, local_correlation
 from bundle.figures import from_uint8, to_uint8
 from bundle.files import sha256_file
-from bundle.metrics.copies import PLANTED_CHANGES
+from bundle.metrics.copies import HARD_COPIES, PLANTED_CHANGES
 from bundle.metrics.features import squeezenet_features
 from bundle.metrics.lpips import lpips_model, pairwise, pairwise_within
 from bundle.metrics.recognition import predict
 from bundle.networks.embeddings import ROWS, ContrastiveEmbedding, SiameseVerifier
 from bundle.steps import Step, Steps, Tensors
 
-__all__ = ["BLOCK", "EMBEDDING", "EMBED_MS", "LPIPS_MS", "SQUEEZENET_MS", "VERIFIER", "Reference", "reference_key"]
+__all__ = [
+    "BLOCK",
+    "DETECTORS",
+    "EMBEDDING",
+    "EMBED_MS",
+    "LOCAL_MS",
+    "LPIPS_MS",
+    "SQUEEZENET_MS",
+    "VERIFIER",
+    "Reference",
+    "reference_key",
+]
 
 EMBEDDING, VERIFIER = "audit_embedding", "audit_verifier"
+#: What seeks copies in single images: the embedding's correlation of whole images, and local correlation.
+DETECTORS = ("embedding", *COVERAGES)
 
 # Number of images that are processed at a time.
 BLOCK = 500
@@ -34,7 +48,7 @@ PLANTED = 400
 # Number of these that suffice for the KID between altered and original images.
 FAR = 100
 # CPU-milliseconds per image at 128 px, from which the progress bar estimates the remaining time.
-EMBED_MS, SQUEEZENET_MS, LPIPS_MS = 1.0, 12.0, 25.0
+EMBED_MS, SQUEEZENET_MS, LPIPS_MS, LOCAL_MS = 1.0, 12.0, 25.0, 15.0
 # Bytes for LPIPS vectors; with less memory, the network has to process images more often.
 MEMORY = 2**30
 # Number of images whose vectors fit into this memory at 128 px.
@@ -101,8 +115,14 @@ class Reference(Steps):
             yield self.step(name, EMBED_MS * n_real, lambda name=name: self._points(name))  # type: ignore[misc]
             cost = (EMBED_MS + 1.0) * len(self.planted) * (1 + len(PLANTED_CHANGES))
             yield self.step(f"{name}_planted", cost, lambda name=name: self._planted(name))  # type: ignore[misc]
+        yield self.step("local", LOCAL_MS * n_real, self._local)
         yield self.step("features", SQUEEZENET_MS * n_real, self._features)
         yield self.step("lpips", LPIPS_MS * n_real * (1 + n_real / KEPT / 2), self._among)
+
+    def hard_step(self) -> Step:
+        """Returns the step that seeks copies of kinds that no network was trained on, which only an audit asks for."""
+        cost = (LOCAL_MS + EMBED_MS) * min(FAR, len(self.planted)) * len(HARD_COPIES)
+        return self.step("hard", cost, self._hard)
 
     def altered_step(self) -> Step:
         """Returns the step that computes features of planted copies under each alteration, for audits only."""
@@ -152,6 +172,16 @@ class Reference(Steps):
             return pairwise_within(from_uint8(x), **options)
         return pairwise(from_uint8(x), from_uint8(y), **options)
 
+    def compared(self, name: str, points: Tensor) -> Tensor:
+        """Returns how similar images are to each training and each test image, [N, train + test], by a network.
+
+        Args:
+            name: the network.
+            points: what it makes of the images, [N, D].
+        """
+        gallery = torch.cat([self.points[name][role] for role in ("train", "test")])
+        return torch.cat(list(self.network(name).similarity(points, gallery)))
+
     def others(self, seen: Tensor, index: Tensor) -> Tensor:
         """Returns `bundle.auditing.measures.other_images_auc` [N] of images, by the verifier's similarity.
 
@@ -187,6 +217,44 @@ class Reference(Steps):
         for change, changed in copies.items():
             correlation, index = network.nearest(predict(network, changed.clamp(-1.0, 1.0)), gallery)
             result |= {f"{change}_correlation": correlation, f"{change}_index": index}
+        return result
+
+    def detected(self, pixels: Tensor) -> Tensors:
+        """Returns what each single-image detector finds in uint8 images: its correlation [N] and the index [N].
+
+        The keys are ``<detector>`` and ``<detector>_index`` for each of `DETECTORS`.
+        """
+        train = self.points[EMBEDDING]["train"]
+        found = {"embedding": self.network(EMBEDDING).nearest(self.predict(EMBEDDING, pixels), train)}
+        found |= local_correlation(pixels, self.real["train"].pixels)
+        return {name: value for name, (value, _) in found.items()} | {
+            f"{name}_index": index for name, (_, index) in found.items()
+        }
+
+    def _local(self) -> Tensors:
+        result: Tensors = {}
+        for role in ("val", "test"):
+            for name, (value, index) in local_correlation(self.real[role].pixels, self.real["train"].pixels).items():
+                result |= {f"{role}_{name}": value, f"{role}_{name}_index": index}
+        return result
+
+    def held_out(self, detector: str) -> tuple[Tensor, Tensor]:
+        """Returns what a detector finds in the held-out images, [val + test], and whose image each one is."""
+        if detector == "embedding":
+            values = [self.points[EMBEDDING][f"{role}_correlation"] for role in ("val", "test")]
+        else:
+            values = [self.read("local")[f"{role}_{detector}"] for role in ("val", "test")]
+        patients = [self.real[role].patients for role in ("val", "test")]
+        return torch.cat(values), torch.cat([patients[0], patients[1] + int(patients[0].max()) + 1])
+
+    def _hard(self) -> Tensors:
+        chosen = self.planted[:FAR]
+        members, test = from_uint8(self.real["train"].pixels[chosen]), self.real["test"].pixels
+        hosts = from_uint8(test[torch.arange(len(chosen)) % len(test)])
+        result: Tensors = {}
+        for kind, make in HARD_COPIES.items():
+            pixels = torch.from_numpy(to_uint8(make(members, hosts).clamp(-1.0, 1.0)))
+            result |= {f"{kind}, {name}": value for name, value in self.detected(pixels).items()}
         return result
 
     def _features(self) -> Tensors:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from bundle.auditing.assessment import HALVES
 from bundle.auditing.distances import Distances
 from bundle.auditing.images import Cohort
 from bundle.auditing.reference import EMBEDDING
+from bundle.auditing.single_images import SingleImages
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import correlation_chart
-from bundle.files import atomic_write, private_folder
+from bundle.files import atomic_write, private_folder, write_json
 from bundle.markup import csv_text, printable, three_digits, write_html
 from bundle.metrics.copies import copy_threshold
 
@@ -45,36 +47,41 @@ def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
     )
 
 
-def write_private(folder: Path, distances: Distances, cohort: Cohort) -> None:
+def write_private(folder: Path, distances: Distances, cohort: Cohort, single: SingleImages) -> None:
     """Writes the nearest training image of every synthetic image as a table, and the nearest pairs as a contact sheet.
 
     Args:
         folder: private folder for both files.
         distances: distances between the cohort and the real images; all of its steps must have been run.
         cohort: synthetic images with their names.
+        single: the images that were flagged come first.
     """
     points, found = distances.reference.points[EMBEDDING], distances.rows
     records = distances.real["train"].records
     correlation, index = found["correlation"], found["index"]
-    threshold, highest = copy_threshold(points["val_correlation"]), points["test_correlation"].max()
+    threshold = copy_threshold(points["val_correlation"])
     lpips = distances.lpips_to_train()
-    order = correlation.argsort(descending=True, stable=True).tolist()
+    order = (correlation + 2.0 * single.flagged).argsort(descending=True, stable=True).tolist()
     rows: list[list[object]] = [
         [
-            "image", "nearest_real_image", "patient_id", "correlation", "copy", "nearer_than_every_test_image",
-            "verifier_names_the_same_patient", "lpips_to_nearest",
+            "image", "flagged", "nearest_real_image", "patient_id", "correlation", "copy",
+            "verifier_names_the_same_patient", "lpips_to_nearest", "nearest_in_part", "correlation_in_part",
+            "nearest_as_blend", "correlation_as_blend",
         ]
     ]  # fmt: skip
     for number in order:
         real, other = records[int(index[number])], records[int(found["verified_index"][number])]
         rows.append(
             [
-                cohort.records[number].name, real.name, real.patient_id, f"{correlation[number]:.4f}",
-                int(correlation[number] > threshold), int(correlation[number] > highest),
+                cohort.records[number].name, int(single.flagged[number]), real.name, real.patient_id,
+                f"{correlation[number]:.4f}", int(correlation[number] > threshold),
                 int(real.patient_id == other.patient_id), f"{lpips[number]:.4f}",
+                records[int(found["part_index"][number])].name, f"{found['part'][number]:.4f}",
+                records[int(found["whole_index"][number])].name, f"{found['whole'][number]:.4f}",
             ]
         )  # fmt: skip
-    with atomic_write(private_folder(folder) / "nearest.csv") as temporary:
+    write_json(private_folder(folder) / "bars.json", {name: asdict(bar) for name, bar in single.bars.items()})
+    with atomic_write(folder / "nearest.csv") as temporary:
         temporary.write_bytes(csv_text(rows).encode())
     shown = order[:PICTURED]
     pairs = torch.stack(

@@ -6,15 +6,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.stats import norm
 from torch import Tensor
 
 from bundle.auditing.assessment import Assessment
+from bundle.auditing.catalogue import MEASURES
 from bundle.auditing.images import RealImages
+from bundle.auditing.resampling import Estimate
+from bundle.auditing.single_images import FALSE_ALARMS
 
 __all__ = ["COPIES", "PASSED", "UNUSABLE", "Verdict", "pixel_copies", "verdict_of"]
 
 #: Exit codes; 1 and 2 are those of errors and of invalid options, as in all commands.
 PASSED, COPIES, UNUSABLE = 0, 3, 4
+
+#: Measures whose member-specific part decides about a whole cohort, and the false-alarm rate of both together.
+SET_MEASURES, SET_FALSE_ALARMS = ("copy_rate", "reidentified"), 0.005
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,12 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
+def is_above_zero(difference: Estimate) -> bool:
+    """Tells whether a member-specific part is above 0 beyond chance, at this rule's share of the false alarms."""
+    deviation = float(np.std(difference.replicates, ddof=1))
+    return difference.value > float(norm.isf(SET_FALSE_ALARMS / len(SET_MEASURES))) * deviation
+
+
 def pixel_copies(cohort: Tensor, real: dict[str, RealImages]) -> dict[str, int]:
     """Counts the synthetic images that equal a real image in all pixels, by the role of the real image.
 
@@ -49,18 +63,15 @@ def pixel_copies(cohort: Tensor, real: dict[str, RealImages]) -> dict[str, int]:
     return counts
 
 
-def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test: int) -> Verdict:
+def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int) -> Verdict:
     """Derives the conclusion from the results of an audit.
 
     Args:
         found: controls and measures.
         copies: counts of identical images, from `pixel_copies`.
         n_cohort: number of synthetic images.
-        n_test: number of test images.
     """
-    rates = found.figures["copy_rate"].items()
-    told = {name: "" if rate.withheld else f" ({rate.value:.1%})" for name, rate in rates}
-    findings = _findings(found, copies, n_cohort, n_test, told)
+    findings = _findings(found, copies, n_cohort)
     reasons = tuple(reason for _, reason in findings)
     failed = [control for control in found.controls if control.passed is False]
     if failed:
@@ -77,18 +88,23 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int, n_test:
     if strange:
         title = "THE FIGURES CANNOT BE USED: the instrument has not been tried on images like these"
         return Verdict(UNUSABLE, title, strange)
+    nearness = found.placebo[SET_MEASURES[0]]
+    rates = f" (copy rate {nearness.members.value:.1%} against {nearness.placebo.value:.1%})"
+    told = "" if nearness.difference.withheld else rates
+    set_level = (
+        "The cohort is too small to ask whether it resembles training patients more than others"
+        if nearness.difference.reason
+        else f"The cohort does not resemble training patients more than held-out ones, beyond chance{told}"
+    )
     word = (
-        f"The copy rate{told['cohort']} does not exceed that of test images{told['test']} by more than chance; no "
-        "image is nearer to a training patient than every test image is, by embedding and verifier; none is a training "
-        "image turned, mirrored or inverted; all controls were met."
+        f"{set_level}; no image is nearer to a training image, as a whole or in part, than chance allows; none is a "
+        "training image turned, mirrored or inverted; all controls were met."
     )
     return Verdict(PASSED, "NO SIGN OF COPIES by these measures", (word,))
 
 
-def _findings(
-    found: Assessment, copies: dict[str, int], n_cohort: int, n_test: int, told: dict[str, str]
-) -> list[tuple[str, str]]:
-    """Returns title and reason of each finding against a release; `told` are the copy rates, in brackets."""
+def _findings(found: Assessment, copies: dict[str, int], n_cohort: int) -> list[tuple[str, str]]:
+    """Returns title and reason of each finding against a release."""
     findings: list[tuple[str, str]] = []
     identical = sum(copies.values())
     if identical:
@@ -104,21 +120,24 @@ def _findings(
             f"{found.disguises.copies} of {n_cohort} images are training images that were turned, mirrored or inverted."
         )
         findings.append(("NOT TO BE RELEASED: the cohort holds real images in disguise", words))
-    if found.excess > 0:
-        bound = f" by at least {100 * found.excess:.1f} points (one-sided 95 %)" if told["cohort"] else ""
-        words = f"The copy rate{told['cohort']} exceeds that of test images{told['test']}{bound or ' beyond chance'}."
-        findings.append(("NOT TO BE RELEASED: the cohort copies training images more often than chance does", words))
-    if found.nearer_by_both:
-        # The rank of one further held-out image among n_test + 1 is uniform: it is the nearest with 1 / (n_test + 1).
-        expected = n_cohort / (n_test + 1)
+    for key in SET_MEASURES:
+        difference = found.placebo[key].difference
+        if not difference.withheld and is_above_zero(difference):
+            sides = found.placebo[key]
+            words = (
+                f"{MEASURES[key].title}: {sides.members.value:.1%} towards training images, {sides.placebo.value:.1%} "
+                f"towards as many held-out images. The difference cannot be chance (one-sided, false alarms in "
+                f"{SET_FALSE_ALARMS / len(SET_MEASURES):.2%} of cohorts)."
+            )
+            findings.append(("NOT TO BE RELEASED: the cohort resembles training patients more than others", words))
+    flagged = int(found.single.flagged.sum())
+    if flagged:
         words = (
-            f"{found.nearer_by_both} of {n_cohort} images are nearer to a training patient than every test image is, "
-            f"and embedding and verifier name the same patient. (Of {n_cohort} strangers, {expected:.1f} would be "
-            "expected nearer, by the embedding alone.) private/nearest.csv names them: look at them, and take them out."
+            f"{flagged} of {n_cohort} images are nearer to a training image, as a whole or in part, than any image of "
+            f"a cohort of {n_cohort} images of other people would be (false alarms in {FALSE_ALARMS:.1%} of cohorts). "
+            "private/nearest.csv names them: look at them, and take them out."
         )
-        findings.append(
-            ("NOT TO BE RELEASED AS IT IS: some images are nearer to a patient than any stranger is", words)
-        )
+        findings.append(("NOT TO BE RELEASED AS IT IS: some images are copies, as a whole or in part", words))
     return findings
 
 

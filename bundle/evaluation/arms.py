@@ -38,7 +38,7 @@ class PoolKind:
     @property
     def grows(self) -> bool:
         """Whether pairs are added until enough images pass the gate."""
-        return not self.long and not self.single
+        return not self.long
 
 
 POOLS = {
@@ -72,6 +72,7 @@ class Arm:
 ARMS = {
     "real": Arm("Real"),
     "random": Arm("Random sampling", "random"),
+    "random_gate": Arm("Random sampling + gate", "random", gated=True),
     "linear": Arm("Linear", "lines"),
     "linear_gate": Arm("Linear + gate", "lines", gated=True),
     "plan": Arm("PLAN", "walks"),

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
 from bundle.auditing.catalogue import Measure
+from bundle.auditing.placebo import PLACEBO_MEASURES
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 
-__all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS"]
+__all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS", "PLACEBO"]
 
 _TEST = "a classifier trained on the arm alone, real test images"
 _FEATURES = f"{FEATURES} features, all images of the arm against all training images"
@@ -55,11 +56,30 @@ PATHS = {
     "path_variety": Measure("Mean LPIPS between two images of a long path", LPIPS_TRUNK, "high"),
 }
 
+_SPECIFIC = "0: whatever nearness is left is to nobody in particular"
+
+#: Measures of nearness towards members, towards as many held-out test images (placebo), and the difference.
+PLACEBO = {
+    f"{key}_{side}": Measure(
+        f"{AUDIT_MEASURES[key].title}{title}",
+        AUDIT_MEASURES[key].space,
+        _SPECIFIC if side == "specific" else "as the other side",
+        AUDIT_MEASURES[key].is_share,
+    )
+    for key in PLACEBO_MEASURES
+    for side, title in (
+        ("members", ", towards as many training as test images"),
+        ("placebo", ", towards test images (placebo)"),
+        ("specific", ", member-specific difference"),
+    )
+}
+
 #: All measures by name.
 MEASURES = {
     **PAPER,
     **{key: measure for key, measure in AUDIT_MEASURES.items() if key not in PAPER},
     **PATHS,
+    **PLACEBO,
 }
 
 #: Pairs of arms that are compared by the difference first minus second and, for some measures, the ratio.
@@ -69,6 +89,9 @@ COMPARISONS = (
     ("linear_gate", "linear"),
     ("plan_gate", "plan"),
     ("linear", "random"),
+    ("random_gate", "random"),
+    ("linear_gate", "random_gate"),
+    ("plan_gate", "random_gate"),
     ("plan_gate", "random"),
     ("plan_gate", "real"),
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 from bundle.auditing.assessment import HALVES, measure
 from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
 from bundle.auditing.distances import Distances
+from bundle.auditing.placebo import cohort_nearness, placebo_figures
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, half_samples, mean, patient_draws, share
 from bundle.evaluation.classifiers import JUDGE, SeedClassifiers
 from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_figures
@@ -118,6 +119,15 @@ class SeedEstimates:
         draws = patient_draws(part.groups, DRAWS, DRAW_SEED, part.n_groups)
         estimates["recognised"] = share(pool.recognised[chosen], draws)
         estimates["mislabelled"] = share(pool.mislabelled[chosen], draws)
+        found_placebo = placebo_figures(
+            cohort_nearness(part), self.setting.reference, self.setting.real.own, DRAW_SEED
+        )
+        for key, value in found_placebo.items():
+            estimates |= {
+                f"{key}_members": value.members,
+                f"{key}_placebo": value.placebo,
+                f"{key}_specific": value.difference,
+            }
         return estimates | self._distribution(part)
 
     def _strangers(self) -> Any:

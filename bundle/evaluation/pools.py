@@ -146,7 +146,7 @@ class PoolMaker:
     def further(self, pool: str, part: tuple[int, range], quota: int, passed: int) -> tuple[int, range] | None:
         """Returns the part after the last one of a class without enough images; None if too few pass the gate."""
         label, pairs = part
-        made = pairs.stop * self.n_points
+        made = pairs.stop * self._points(pool)
         if not POOLS[pool].grows or (made > TRIED * quota and passed < LEAST_SHARE * made):
             return None
         return label, range(pairs.stop, pairs.stop + PART_PAIRS)

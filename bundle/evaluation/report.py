@@ -17,7 +17,7 @@ from torch import Tensor
 from bundle.auditing.catalogue import FIDELITY, PRIVACY
 from bundle.auditing.resampling import Estimate
 from bundle.evaluation.arms import ARMS
-from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER
+from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER, PLACEBO
 from bundle.evaluation.setting import Setting
 from bundle.evaluation.summaries import Summary, difference, over_seeds, ratio
 from bundle.figures.evaluations import arms_chart, distance_chart, save_chart
@@ -42,9 +42,15 @@ DIFFERENCES = (
     "mia_accuracy",
     "lira_auc",
     "copy_rate",
+    "copy_rate_specific",
+    "reidentified_specific",
     "lpips_p5",
     "mml",
+    "mml_specific",
     "kid_all",
+    "precision",
+    "recall",
+    "duplicates",
     "mislabelled",
     "label_accuracy",
 )
@@ -181,6 +187,7 @@ def _write_html(results: dict[str, Any], pictures: Mapping[str, Figure], path: P
         arms=ARMS,
         paper={key: measure for key, measure in PAPER.items() if key in results["measures"]},
         privacy=PRIVACY,
+        placebo=PLACEBO,
         fidelity=FIDELITY,
         measures=MEASURES,
         ratios=RATIOS,
@@ -230,6 +237,7 @@ def markdown_tables(results: dict[str, Any]) -> str:
     columns = [*synthetic, "test", "training"]
     keys = [*PRIVACY, *FIDELITY, "recognised", "mislabelled"]
     parts.append(markdown_table([["", *(titles[column] for column in columns)], *by_measure(keys, columns)]))
+    parts.append(markdown_table([["", *(titles[arm] for arm in synthetic)], *by_measure(list(PLACEBO), synthetic)]))
     rows = [
         [
             f"{titles[arm]} less test images",

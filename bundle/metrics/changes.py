@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as transforms
 __all__ = [
     "affine",
     "blur",
+    "coarse",
     "contrast",
     "elastic",
     "gamma",
@@ -97,6 +98,12 @@ def blur(images: Tensor, share: float) -> Tensor:
     """Applies a Gaussian blur whose standard deviation is the fraction ``share`` of the side."""
     sigma = share * images.shape[-1]
     return transforms.gaussian_blur(images, [2 * math.ceil(2.0 * sigma) + 1] * 2, [sigma, sigma])
+
+
+def coarse(images: Tensor, factor: int) -> Tensor:
+    """Reduces images by ``factor`` and enlarges them to their size again."""
+    small = F.interpolate(images, scale_factor=1.0 / factor, mode="area")
+    return F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from bundle.auditing.reference import EMBEDDING
 from bundle.auditing.report import write_private
+from bundle.auditing.single_images import SingleImages
 from bundle.data.records import Record
 
 
@@ -25,15 +26,18 @@ def test_names_in_the_private_table_are_no_formulas_and_break_no_picture(tmp_pat
             "correlation": torch.tensor([0.5, -0.25]),
             "index": torch.zeros(2, dtype=torch.int64),
             "verified_index": torch.zeros(2, dtype=torch.int64),
+            **{name: torch.tensor([0.5, 0.25]) for name in ("part", "whole")},
+            **{f"{name}_index": torch.zeros(2, dtype=torch.int64) for name in ("part", "whole")},
         },
         real={"train": SimpleNamespace(records=real, pixels=torch.zeros(1, 32, 32, dtype=torch.uint8))},
         cohort=torch.zeros(2, 32, 32, dtype=torch.uint8),
         lpips_to_train=lambda: torch.rand(2),
     )
     cohort: Any = SimpleNamespace(records=synthetic)
-    write_private(tmp_path / "private", distances, cohort)
+    single = SingleImages({}, torch.tensor([False, True]), {})
+    write_private(tmp_path / "private", distances, cohort, single)
     with (tmp_path / "private" / "nearest.csv").open(newline="", encoding="utf-8") as stream:
-        first, second = csv.DictReader(stream)
+        second, first = csv.DictReader(stream)  # the flagged image comes first
     assert (first["image"], first["nearest_real_image"], first["patient_id"]) == ("'=1+1.png", "'@y.png", "'-1+2")
-    assert (second["image"], second["correlation"]) == ("a\nb.png", "-0.2500")
+    assert (second["image"], second["correlation"], second["flagged"]) == ("a\nb.png", "-0.2500", "1")
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "private").iterdir()} == {0o600}

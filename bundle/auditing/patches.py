@@ -1,0 +1,82 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Local copies: a part of a training image inside a synthetic one, or mixed into it.
+
+Both images are divided into cells, whose band-passed contents are correlated cell by cell. A pasted quarter of a
+training image correlates almost perfectly in a quarter of the cells, a blend of two images less so in all of them; two
+different people do neither. The networks of the audit compare whole images and miss both.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from bundle.figures import from_uint8
+
+__all__ = ["COVERAGES", "local_correlation"]
+
+#: Shares of the cells that must correlate: of a part of an image, and of a whole one that was mixed with another.
+COVERAGES = {"part": 0.2, "whole": 0.8}
+# Cells along each side of an image.
+CELLS = 8
+# Standard deviations, in pixels of an image of 128 px, of the Gaussians whose difference is the band.
+BAND = (1.0, 6.0)
+# Root mean square of a cell's content below which the cell is flat; grey values reach from -1 to 1.
+FLAT = 1e-3
+# Images that are compared at once, and images of the gallery that they are compared with.
+ROWS, COLUMNS = 16, 1000
+
+
+def _descriptors(pixels: Tensor) -> Tensor:
+    """Describes the cells of images.
+
+    Args:
+        pixels: uint8 [N, H, W] or [N, H, W, 3]; the side is a multiple of 8.
+
+    Returns:
+        Unit vectors [cells, N, H W / cells]; zero where a cell is flat.
+    """
+    images = from_uint8(pixels).mean(dim=1, keepdim=True)
+    low, high = (_blurred(images, sigma * images.shape[-1] / 128.0) for sigma in BAND)
+    size = images.shape[-1] // CELLS
+    cells = torch.nn.functional.unfold(low - high, size, stride=size).permute(2, 0, 1)
+    cells = cells - cells.mean(dim=2, keepdim=True)
+    norm = cells.norm(dim=2, keepdim=True)
+    return torch.where(norm > FLAT * size, cells / norm.clamp_min(FLAT * size), 0.0)
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    width = 2 * round(3.0 * sigma) + 1
+    return F.gaussian_blur(images, [width, width], [sigma, sigma])
+
+
+def local_correlation(pixels: Tensor, gallery: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Finds for each image the gallery image with which its cells correlate best.
+
+    Args:
+        pixels: uint8 images [N, H, W] or [N, H, W, 3].
+        gallery: uint8 images of the same size, [M, ...].
+
+    Returns:
+        For each of `COVERAGES`: the correlation [N] that this share of the cells reaches with the best gallery image,
+        and the index [N] of that image.
+    """
+    found = {
+        name: (torch.full((len(pixels),), -2.0), torch.zeros(len(pixels), dtype=torch.int64)) for name in COVERAGES
+    }
+    for start in range(0, len(gallery), COLUMNS):
+        columns = _descriptors(gallery[start : start + COLUMNS]).transpose(1, 2)
+        for first in range(0, len(pixels), ROWS):
+            rows = slice(first, first + ROWS)
+            correlation = torch.bmm(_descriptors(pixels[rows]), columns).sort(dim=0, descending=True).values
+            for name, share in COVERAGES.items():
+                value, index = correlation[int(share * len(correlation)) - 1].max(dim=1)
+                best, where = found[name]
+                is_better = value > best[rows]
+                best[rows], where[rows] = (
+                    torch.where(is_better, value, best[rows]),
+                    torch.where(is_better, index + start, where[rows]),
+                )
+    return found
