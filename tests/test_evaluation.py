@@ -150,7 +150,18 @@ def test_every_arm_has_every_measure_of_both_seeds(evaluated: tuple[Path, dict[s
         for key in ("accuracy", "statistics_accuracy", "label_accuracy", "mia_accuracy", "lira_auc"):
             assert len(cells[key]["seeds"]) == 2
             assert cells[key]["low"] <= cells[key]["value"] <= cells[key]["high"]
-        for key in ("copy_rate", "copy_rate_placebo", "mml_specific", "mml", "kid_all", "frechet_all", "kid", "privacy_loss", "variety", "mislabelled"):
+        for key in (
+            "copy_rate",
+            "copy_rate_placebo",
+            "mml_specific",
+            "mml",
+            "kid_all",
+            "frechet_all",
+            "kid",
+            "privacy_loss",
+            "variety",
+            "mislabelled",
+        ):
             assert ("seeds" in cells[key]) if kind.pool else (key not in cells)
     assert results["arms"]["real"]["label_accuracy"]["seeds"] == results["arms"]["real"]["accuracy"]["seeds"]
     assert "less than one image" in results["arms"]["real"]["lira_tpr"]["not_estimable"]

@@ -119,9 +119,7 @@ class SeedEstimates:
         draws = patient_draws(part.groups, DRAWS, DRAW_SEED, part.n_groups)
         estimates["recognised"] = share(pool.recognised[chosen], draws)
         estimates["mislabelled"] = share(pool.mislabelled[chosen], draws)
-        found_placebo = placebo_figures(
-            cohort_nearness(part), self.setting.reference, self.setting.real.own, DRAW_SEED
-        )
+        found_placebo = placebo_figures(cohort_nearness(part), self.setting.reference, self.setting.real.own, DRAW_SEED)
         for key, value in found_placebo.items():
             estimates |= {
                 f"{key}_members": value.members,
