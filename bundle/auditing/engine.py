@@ -192,22 +192,8 @@ class AuditEngine(StepEngine):
             "privacy": _rows(PRIVACY, found.figures),
             "fidelity": _rows(FIDELITY, found.figures),
             "per_class": {name: _rows(MEASURES, figures) for name, figures in found.per_class.items()},
-            "placebo": [
-                {
-                    "key": key,
-                    **dataclasses.asdict(MEASURES[key]),
-                    "members": value.members.content(),
-                    "placebo": value.placebo.content(),
-                    "difference": value.difference.content(),
-                }
-                for key, value in found.placebo.items()
-            ],
-            "single_images": {
-                "flagged": int(found.single.flagged.sum()),
-                "false_alarm_rate": FALSE_ALARMS,
-                "bars": {name: rounded(bar.value) for name, bar in found.single.bars.items()},
-                "by_detector": {name: int(above.sum()) for name, above in found.single.by_detector.items()},
-            },
+            "placebo": _placebo_rows(found),
+            "single_images": _single_images(found),
             "pixel_copies": copies,
             "copies_in_other_orientations": found.disguises.copies,
             "lying": found.disguises.lying or AS_IT_LIES[0],
@@ -236,6 +222,28 @@ class AuditEngine(StepEngine):
             "seed": self.seed,
             **self.changed,
         }
+
+
+def _placebo_rows(found: Assessment) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key,
+            **dataclasses.asdict(MEASURES[key]),
+            "members": value.members.content(),
+            "placebo": value.placebo.content(),
+            "difference": value.difference.content(),
+        }
+        for key, value in found.placebo.items()
+    ]
+
+
+def _single_images(found: Assessment) -> dict[str, Any]:
+    return {
+        "flagged": int(found.single.flagged.sum()),
+        "false_alarm_rate": FALSE_ALARMS,
+        "bars": {name: rounded(bar.value) for name, bar in found.single.bars.items()},
+        "by_detector": {name: int(above.sum()) for name, above in found.single.by_detector.items()},
+    }
 
 
 def _rows(measures: dict[str, Measure], figures: Estimates) -> list[dict[str, Any]]:
