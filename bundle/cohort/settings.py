@@ -146,12 +146,7 @@ def cohort_settings(
     _check_modality(models, modality)
     chosen = _class_names(models.class_names, classes)
     _check_weights(objective, weights, get_modality(modality))
-    if isinstance(objective, PublishedObjective) and guides == "latent":
-        raise CohortError("guides: the published algorithm walks on the guides themselves. Leave guides out.")
-    if n_images < len(chosen):
-        raise CohortError(
-            f"n_images: {n_images} images cannot show {len(chosen)} classes. Ask for more, or for fewer classes."
-        )
+    _check_combination(objective, guides, n_images, len(chosen))
     return CohortSettings(
         n_images=n_images,
         n_points=n_points,
@@ -169,6 +164,17 @@ def cohort_settings(
         models=models.sha256(),
         **changed,
     )
+
+
+def _check_combination(
+    objective: BalancedObjective | PublishedObjective, guides: str, n_images: int, n_classes: int
+) -> None:
+    if isinstance(objective, PublishedObjective) and guides == "latent":
+        raise CohortError("guides: the published algorithm walks on the guides themselves. Leave guides out.")
+    if n_images < n_classes:
+        raise CohortError(
+            f"n_images: {n_images} images cannot show {n_classes} classes. Ask for more, or for fewer classes."
+        )
 
 
 def _check_weights(
