@@ -152,8 +152,7 @@ def read_class_folders(
 
     Args:
         listing: listing of the data set's folder.
-        modality: preset of the kind of image; :func:`bundle.data.classes.label_classes` defines the valid names of
-            class folders.
+        modality: preset; :func:`bundle.data.classes.label_classes` defines the valid names of class folders.
 
     Returns:
         Records, class names by label, unused images with the reason, and notes.
