@@ -31,6 +31,8 @@ from bundle.option_types import OutputFolder, closest
 
 __all__ = ["INTERNAL", "OptionError", "Options", "check_options", "check_output_dir", "number_problems", "validate"]
 
+# Paths of the configuration files, their contents, and the index of the command's own.
+ConfigFiles = tuple[list[str], list[dict[str, Any]], int]
 # What MONAI does with values that begin with these characters.
 _MEANINGS = {"$": "run as Python", "@": "replace by another item", "%": "replace by what a file holds"}
 #: Fields that commands need and users do not; omitted from lists of options.
@@ -98,8 +100,10 @@ def check_options(options: type[Options]) -> dict[str, Any]:
     call = _call_of_monai()
     if call is not None and call.get("config_file") is not None:
         _restore_options(call, parser)
-        problems += [*_unknown_options(call, options), *_expressions(call, options), *_vain_overlays(call)]
-        changed = _changed_parts(call, options)
+        files = _config_files(call)
+        problems += [*_unknown_options(call, options), *_misspelt_in_overlays(files, options)]
+        problems += [*_expressions(call, options), *_vain_overlays(files)]
+        changed = _changed_parts(call, files, options)
     if not problems:
         problems = _problems(options, parser)
     if problems:
@@ -248,15 +252,15 @@ def _unknown_options(call: Mapping[str, Any], options: type[Options]) -> Iterato
         elif name not in own and name not in config:
             nearest = closest(name, [*names, *own], cutoff=0.6) or closest(name, _all_ids(config.get()))
             yield f"--{name} is not an option of {files}. Did you mean --{nearest}? It has: {', '.join(names)}."
-    yield from _misspelt_in_overlays(call, names)
     for name in ("init_id", "final_id"):
         if call.get(name) is not None and call[name] not in config:
             yield f"{call[name]!r} is not an id of {files}. Give options as --name value, and one run id at most."
 
 
-def _misspelt_in_overlays(call: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+def _misspelt_in_overlays(config_files: ConfigFiles, options: type[Options]) -> Iterator[str]:
     """Yields a problem for each name of an overlay that nothing uses and that resembles one that is used."""
-    files, contents, base = _config_files(call)
+    files, contents, base = config_files
+    names = [name for name in options.model_fields if name not in INTERNAL]
     for file, content in zip(files[base + 1 :], contents[base + 1 :], strict=True):
         for name in content:
             is_new = name not in contents[base] and name not in names and not name.startswith(("_", "+"))
@@ -270,7 +274,7 @@ def _expressions(call: Mapping[str, Any], options: type[Options]) -> Iterator[st
             yield f"--{name} {value!r} begins with {first}, which MONAI would {_MEANINGS[first]}. Give a value."
 
 
-def _config_files(call: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]], int]:
+def _config_files(call: Mapping[str, Any]) -> ConfigFiles:
     """Returns the configuration files, their contents and the index of the command's own, which has the run id."""
     given = call["config_file"]
     files = list(map(str, given if isinstance(given, list | tuple) else [given]))
@@ -279,8 +283,8 @@ def _config_files(call: Mapping[str, Any]) -> tuple[list[str], list[dict[str, An
     return files, contents, base
 
 
-def _changed_parts(call: Mapping[str, Any], options: type[Options]) -> dict[str, Any]:
-    _, contents, base = _config_files(call)
+def _changed_parts(call: Mapping[str, Any], config_files: ConfigFiles, options: type[Options]) -> dict[str, Any]:
+    _, contents, base = config_files
     own = {*_own_names(call), *options.model_fields}
     changed = {name: value for content in contents[base + 1 :] for name, value in content.items()} | dict(call)
     return {
@@ -295,9 +299,9 @@ def _hash(value: Any) -> str:
     return f"sha256:{content_digest(value)}"
 
 
-def _vain_overlays(call: Mapping[str, Any]) -> Iterator[str]:
+def _vain_overlays(config_files: ConfigFiles) -> Iterator[str]:
     # The later of two files takes precedence, so an overlay listed before the command's own file has no effect.
-    files, contents, base = _config_files(call)
+    files, contents, base = config_files
     for file, content in zip(files[:base], contents, strict=False):
         lost = [name for name, value in content.items() if contents[base].get(name, value) != value]
         if lost:

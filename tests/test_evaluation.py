@@ -18,8 +18,9 @@ from PIL import Image
 
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS
-from bundle.evaluation.engine import EvaluationEngine
 from bundle.evaluation.pools import image_quotas
+from bundle.evaluation.setting import Setting
+from bundle.evaluation.utility import ClassifierSettings
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
@@ -294,7 +295,10 @@ def test_without_test_images_there_is_no_evaluation(
     records = hospital_data.records
     monkeypatch.setattr(hospital_data, "records", lambda splits: [] if splits == "test" else records(splits))
     with pytest.raises(DataError, match="the dataset has no test images, and an evaluation"):
-        EvaluationEngine(None, hospital_data, *networks, tmp_path, {0: 1, 1: 1})  # type: ignore[arg-type]
+        Setting(
+            None,  # type: ignore[arg-type]
+            hospital_data, *networks, tmp_path, {0: 1, 1: 1}, 4, ClassifierSettings(), None, "cpu",
+        )  # fmt: skip
 
 
 def test_class_without_images_is_named(hospital_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:

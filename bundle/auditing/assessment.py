@@ -118,12 +118,13 @@ def assess(
             members = {role: (values == label).nonzero()[:, 0] for role, values in known.items()}
             if len(members["cohort"]):
                 per_class[name] = _class_figures(distances, sides, members, threshold, seed)
+    single = single_images(distances)
     return Assessment(
-        controls=try_instrument(distances, own, sides["test"], figures["copy_rate"], threshold, seed),
+        controls=try_instrument(distances, own, sides["test"], figures["copy_rate"], threshold, single.bars, seed),
         figures=figures,
         per_class=per_class,
         placebo=placebo_figures(cohort_nearness(distances), distances.reference, own, seed),
-        single=single_images(distances),
+        single=single,
         threshold=threshold,
         disguises=disguises,
         farthest=_farthest(distances),

@@ -16,7 +16,8 @@ from bundle.auditing.measures import exceeds
 from bundle.auditing.placebo import held_out_halves
 from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws, share
-from bundle.auditing.single_images import false_alarms_of_halves, hard_copies_found, single_images
+from bundle.auditing.single_images import false_alarms_of_halves, hard_copies_found
+from bundle.auditing.tail import Bar
 from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
 from bundle.steps import Tensors
 
@@ -50,7 +51,13 @@ class Control:
 
 
 def try_instrument(
-    distances: Distances, own: Tensor, test: Side, rates: dict[str, Estimate], threshold: float, seed: int
+    distances: Distances,
+    own: Tensor,
+    test: Side,
+    rates: dict[str, Estimate],
+    threshold: float,
+    bars: dict[str, Bar],
+    seed: int,
 ) -> list[Control]:
     """Runs the controls, each of which can fail.
 
@@ -63,12 +70,13 @@ def try_instrument(
         test: distances of the test images to the training images.
         rates: copy rates of ``test`` and ``training`` images.
         threshold: correlation above which an image counts as a copy.
+        bars: bars of the rule of the single image, for a cohort of this size.
         seed: seed of the bootstrap draws.
 
     Returns:
         The controls; those that can invalidate the audit come first.
     """
-    reference, n_images = distances.reference, len(distances.cohort)
+    reference = distances.reference
     planted = reference.read(f"{EMBEDDING}_planted")
     patients = distances.real["train"].patients[reference.planted]
     draws = patient_draws(patients, DRAWS, seed)
@@ -103,7 +111,7 @@ def try_instrument(
             f"at most {MOST_ALARMS:.0%}",
             quiet,
         ),
-        *_reach(distances, planted, patients, draws, n_images, seed),
+        *_reach(distances, planted, patients, draws, bars, seed),
     ]
 
 
@@ -112,13 +120,13 @@ def _reach(
     planted: Tensors,
     patients: Tensor,
     draws: list[NDArray[np.int64]],
-    n_images: int,
+    bars: dict[str, Bar],
     seed: int,
 ) -> list[Control]:
     """Returns what single copies would be found among as many images as the cohort has; nothing is required of it."""
     reference = distances.reference
     train, verifying = distances.real["train"].patients, reference.read(f"{VERIFIER}_planted")
-    bar = single_images(distances).bars["embedding"].value
+    bar = bars["embedding"].value
     shown = {
         f"planted, {name}": (f"copies {name}", exceeds(planted[f"{name}_correlation"], bar)) for name in PLANTED_CHANGES
     }
@@ -126,7 +134,7 @@ def _reach(
     return [
         *(
             Control(f"hard, {name}", f"copies {name}", value, "", None)
-            for name, value in hard_copies_found(reference, n_images, seed).items()
+            for name, value in hard_copies_found(reference, bars, seed).items()
         ),
         *(Control(key, title, share(marked, draws), "", None) for key, (title, marked) in shown.items()),
         Control(

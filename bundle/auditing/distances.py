@@ -208,9 +208,6 @@ class Distances(Steps):
         seen = reference.predict(VERIFIER, block)
         verified, verified_index = reference.network(VERIFIER).nearest(seen, reference.points[VERIFIER]["train"])
         real = torch.cat([self.real["train"].pixels, self.real["test"].pixels])
-        local: Tensors = {}
-        for name, (value, where) in local_correlation(block, self.real["train"].pixels).items():
-            local |= {name: value, f"{name}_index": where}
         return {
             "point": point,
             "correlation": correlation,
@@ -219,7 +216,7 @@ class Distances(Steps):
             "verified_index": verified_index,
             "others": reference.others(seen, index),
             "seen": seen,
-            **local,
+            **local_correlation(block, self.real["train"].pixels),
             "features": reference.measure_features(block),
             "lpips": reference.measure_lpips(block, real),
         }

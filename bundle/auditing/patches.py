@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from bundle.figures import from_uint8
+from bundle.steps import Tensors
 
 __all__ = ["COVERAGES", "local_correlation"]
 
@@ -52,7 +53,7 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
     return F.gaussian_blur(images, [width, width], [sigma, sigma])
 
 
-def local_correlation(pixels: Tensor, gallery: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def local_correlation(pixels: Tensor, gallery: Tensor) -> Tensors:
     """Finds for each image the gallery image with which its cells correlate best.
 
     Args:
@@ -60,12 +61,13 @@ def local_correlation(pixels: Tensor, gallery: Tensor) -> dict[str, tuple[Tensor
         gallery: uint8 images of the same size, [M, ...].
 
     Returns:
-        For each of `COVERAGES`: the correlation [N] that this share of the cells reaches with the best gallery image,
-        and the index [N] of that image.
+        For each of `COVERAGES`, under its name, the correlation [N] that this share of the cells reaches with the best
+        gallery image, and under ``<name>_index`` the index [N] of that image.
     """
-    found = {
-        name: (torch.full((len(pixels),), -2.0), torch.zeros(len(pixels), dtype=torch.int64)) for name in COVERAGES
-    }
+    found: Tensors = {}
+    for name in COVERAGES:
+        found[name] = torch.full((len(pixels),), -2.0)
+        found[f"{name}_index"] = torch.zeros(len(pixels), dtype=torch.int64)
     for start in range(0, len(gallery), COLUMNS):
         columns = _descriptors(gallery[start : start + COLUMNS]).transpose(1, 2)
         for first in range(0, len(pixels), ROWS):
@@ -73,7 +75,7 @@ def local_correlation(pixels: Tensor, gallery: Tensor) -> dict[str, tuple[Tensor
             correlation = torch.bmm(_descriptors(pixels[rows]), columns).sort(dim=0, descending=True).values
             for name, share in COVERAGES.items():
                 value, index = correlation[int(share * len(correlation)) - 1].max(dim=1)
-                best, where = found[name]
+                best, where = found[name], found[f"{name}_index"]
                 is_better = value > best[rows]
                 best[rows], where[rows] = (
                     torch.where(is_better, value, best[rows]),

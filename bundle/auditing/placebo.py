@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from torch import Tensor
 
 from bundle.auditing.distances import Distances
 from bundle.auditing.reference import EMBEDDING, VERIFIER, Reference
-from bundle.auditing.resampling import DRAWS, LEAST, LEVEL, Estimate, patient_draws
+from bundle.auditing.resampling import DRAWS, LEAST, LEVEL, Estimate, exact_share, patient_draws
 from bundle.metrics.copies import PERCENTILE
 
 __all__ = ["HALVES", "PLACEBO_MEASURES", "PlaceboFigures", "cohort_nearness", "held_out_halves", "placebo_figures"]
@@ -169,9 +168,7 @@ class _Galleries:
         return galleries[0], galleries[1]
 
 
-def placebo_figures(
-    cohort: Nearness, reference: Reference, own: Tensor, seed: int, held_out: Tensor | None = None
-) -> dict[str, PlaceboFigures]:
+def placebo_figures(cohort: Nearness, reference: Reference, own: Tensor, seed: int) -> dict[str, PlaceboFigures]:
     """Computes each of `PLACEBO_MEASURES` towards members, towards the placebo, and their difference.
 
     The intervals hold the draw of the synthetic images, of the galleries' patients, and of the validation images that
@@ -182,9 +179,8 @@ def placebo_figures(
         reference: the real images.
         own: indices of the training images that may serve as members, see `bundle.auditing.images.RealData.own`.
         seed: seed of all draws.
-        held_out: indices of the test images that may serve as placebo; None for all.
     """
-    galleries = _Galleries(reference, own, held_out)
+    galleries = _Galleries(reference, own)
     if len(cohort.groups) < LEAST or galleries.size < LEAST_GALLERY:
         reason = f"{len(cohort.groups)} images and galleries of {galleries.size} are too few for a placebo"
         lacking = Estimate(n=len(cohort.groups), reason=reason)
@@ -261,8 +257,7 @@ def _centred(value: float, replicates: NDArray[np.float64], n: int, is_share: bo
     out. A share of 0 or 1 in every replicate has the exact binomial interval.
     """
     if is_share and len(np.unique(replicates)) == 1 and value in (0.0, 1.0):
-        exact = binomtest(round(value * n), n).proportion_ci(LEVEL, method="exact")
-        return Estimate(float(value), float(exact.low), float(exact.high), n, replicates=replicates)
+        return exact_share(round(value * n), n, replicates)
     moved = replicates - replicates.mean() + value
     if is_share:
         moved = moved.clip(0.0, 1.0)

@@ -225,18 +225,17 @@ class Reference(Steps):
         The keys are ``<detector>`` and ``<detector>_index`` for each of `DETECTORS`.
         """
         train = self.points[EMBEDDING]["train"]
-        found = {"embedding": self.network(EMBEDDING).nearest(self.predict(EMBEDDING, pixels), train)}
-        found |= local_correlation(pixels, self.real["train"].pixels)
-        return {name: value for name, (value, _) in found.items()} | {
-            f"{name}_index": index for name, (_, index) in found.items()
-        }
+        value, index = self.network(EMBEDDING).nearest(self.predict(EMBEDDING, pixels), train)
+        local = local_correlation(pixels, self.real["train"].pixels)
+        return {"embedding": value, "embedding_index": index, **local}
 
     def _local(self) -> Tensors:
-        result: Tensors = {}
-        for role in ("val", "test"):
-            for name, (value, index) in local_correlation(self.real[role].pixels, self.real["train"].pixels).items():
-                result |= {f"{role}_{name}": value, f"{role}_{name}_index": index}
-        return result
+        gallery = self.real["train"].pixels
+        return {
+            f"{role}_{name}": value
+            for role in ("val", "test")
+            for name, value in local_correlation(self.real[role].pixels, gallery).items()
+        }
 
     def held_out(self, detector: str) -> tuple[Tensor, Tensor]:
         """Returns what a detector finds in the held-out images, [val + test], and whose image each one is."""

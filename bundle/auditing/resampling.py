@@ -26,6 +26,7 @@ __all__ = [
     "Estimate",
     "bootstrap",
     "estimate",
+    "exact_share",
     "half_samples",
     "mean",
     "patient_draws",
@@ -126,6 +127,19 @@ def estimate(value: float, replicates: NDArray[np.float64], n: int) -> Estimate:
     return Estimate(float(value), float(low), float(high), n, replicates=replicates)
 
 
+def exact_share(count: int, n: int, replicates: NDArray[np.float64], n_images: int | None = None) -> Estimate:
+    """Estimates a share of which bootstrap draws say nothing, with the exact binomial interval of Clopper and Pearson.
+
+    Args:
+        count: number of marked cases.
+        n: number of cases.
+        replicates: replicates to keep with the estimate.
+        n_images: number of images to state; None for ``n``.
+    """
+    exact = binomtest(count, n).proportion_ci(LEVEL, method="exact")
+    return Estimate(count / n, float(exact.low), float(exact.high), n_images or n, replicates=replicates)
+
+
 def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Estimate:
     """Estimates the share of marked images, ``marked`` being bool [N].
 
@@ -135,9 +149,7 @@ def share(marked: Tensor, draws: list[NDArray[np.int64]]) -> Estimate:
     value = mean(marked.double())
     if 0 < value < 1:
         return estimate(value, bootstrap(marked.double(), draws, mean), len(marked))
-    exact = binomtest(int(marked.sum()), len(marked)).proportion_ci(LEVEL, method="exact")
-    same = np.full(len(draws), value)
-    return Estimate(value, float(exact.low), float(exact.high), len(marked), replicates=same)
+    return exact_share(int(marked.sum()), len(marked), np.full(len(draws), value))
 
 
 def half_samples(patients: Tensor, size: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from bundle.auditing.distances import Distances
+from bundle.auditing.measures import exceeds
 from bundle.auditing.reference import DETECTORS, Reference
-from bundle.auditing.resampling import DRAWS, LEAST, LEVEL, Estimate, patient_draws, share
+from bundle.auditing.resampling import DRAWS, LEAST, Estimate, exact_share, patient_draws, share
 from bundle.auditing.tail import Bar, false_alarm_bar, tail_correlation
 from bundle.metrics.copies import HARD_COPIES
 
@@ -42,20 +42,22 @@ class SingleImages:
 
 def single_images(distances: Distances) -> SingleImages:
     """Applies the rule to a cohort whose steps have been run."""
-    bars = _bars(distances.reference, len(distances.cohort))
+    level = FALSE_ALARMS / len(DETECTORS)
+    held_out = {name: distances.reference.held_out(name) for name in DETECTORS}
+    bars = {name: false_alarm_bar(*found, len(distances.cohort), level) for name, found in held_out.items()}
     values = {name: distances.rows["correlation" if name == "embedding" else name] for name in DETECTORS}
-    above = {name: values[name].double() > bars[name].value for name in DETECTORS}
+    above = {name: exceeds(values[name], bars[name].value) for name in DETECTORS}
     return SingleImages(bars, torch.stack(list(above.values())).any(dim=0), above)
 
 
-def hard_copies_found(reference: Reference, n_images: int, seed: int) -> dict[str, Estimate]:
-    """Returns for each of `HARD_COPIES` the share that would be flagged as one image of a cohort of this size."""
-    bars, kept = _bars(reference, n_images), reference.read("hard")
+def hard_copies_found(reference: Reference, bars: dict[str, Bar], seed: int) -> dict[str, Estimate]:
+    """Returns for each of `HARD_COPIES` the share that these bars would flag."""
+    kept = reference.read("hard")
     patients = reference.real["train"].patients[reference.planted[: len(kept[f"{next(iter(HARD_COPIES))}, part"])]]
     draws = patient_draws(patients, DRAWS, seed)
     found = {}
     for kind in HARD_COPIES:
-        above = [kept[f"{kind}, {name}"].double() > bars[name].value for name in DETECTORS]
+        above = [exceeds(kept[f"{kind}, {name}"], bars[name].value) for name in DETECTORS]
         found[kind] = share(torch.stack(above).any(dim=0), draws)
     return found
 
@@ -82,15 +84,7 @@ def false_alarms_of_halves(reference: Reference, seed: int) -> Estimate:
         n_images = int(is_cohort.sum())
         for values, _ in found.values():
             level = FALSE_ALARMS / len(DETECTORS)
-            bar = tail_correlation(values[~is_cohort], n_images, level)
-            if bool((values[is_cohort].double() > bar).any()):
+            if bool(exceeds(values[is_cohort], tail_correlation(values[~is_cohort], n_images, level)).any()):
                 alarms += 1
                 break
-    interval = binomtest(alarms, HALVES).proportion_ci(LEVEL, method="exact")
-    return Estimate(alarms / HALVES, float(interval.low), float(interval.high), len(patients))
-
-
-def _bars(reference: Reference, n_images: int) -> dict[str, Bar]:
-    return {
-        name: false_alarm_bar(*reference.held_out(name), n_images, FALSE_ALARMS / len(DETECTORS)) for name in DETECTORS
-    }
+    return exact_share(alarms, HALVES, np.empty(0), len(patients))

@@ -18,14 +18,14 @@ from bundle.evaluation.utility import classify, train_classifier
 from bundle.steps import Step, Tensors
 from bundle.training.seeds import stream_seed
 
-__all__ = ["JUDGE", "SeedClassifiers"]
+__all__ = ["ATTACK", "JUDGE", "SeedClassifiers"]
 
 #: The arm whose classifier predicts the classes of the other arms' images; neither walk nor gate uses this classifier.
 JUDGE = "real"
 # CPU-milliseconds per image and epoch of a classifier's training at 64 px.
 TRAIN_MS = 5.0
 # Independent random streams of a seed.
-TARGET, SHADOW, HALF = range(3)
+TARGET, SHADOW, HALF, ATTACK = range(4)
 
 
 class SeedClassifiers:

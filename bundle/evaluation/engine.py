@@ -4,23 +4,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from bundle.data import ImageData
 from bundle.evaluation.classifiers import SeedClassifiers
 from bundle.evaluation.estimates import ESTIMATES_MS, SeedEstimates
-from bundle.evaluation.pools import PoolMaker
 from bundle.evaluation.report import evaluation_results, write_evaluation
 from bundle.evaluation.seed_pools import SeedPools
 from bundle.evaluation.setting import Setting
-from bundle.evaluation.utility import ClassifierSettings
 from bundle.steps import Step, StepEngine, Tensors
 
 __all__ = ["EvaluationEngine"]
@@ -47,48 +41,22 @@ class EvaluationEngine(StepEngine):
     compute different seeds at the same time; a final run with all seeds then uses their results.
 
     Args:
-        source: maker of the synthetic images.
-        data: real images, at the resolution of the generator.
-        networks: networks ``audit_embedding`` and ``audit_verifier``.
-        infos: content of the JSON file of each network, by name.
-        output_dir: folder for ``report.html``, ``results.json``, the figures and ``private/``.
-        quotas: number of images of each class in an arm, by label.
+        setting: real images, networks and options, and where results are kept.
         seeds: seeds of end points, classifiers and attacks.
-        n_shadows: number of shadow models per seed; even, at least 4.
-        settings: training settings of the classifiers; None for the defaults.
-        squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
-        device: device of the computation.
         handlers: further Ignite handlers.
 
     Attributes:
         results: content of results.json; empty until the engine has run.
-
-    Raises:
-        DataError: a split is empty.
     """
 
     def __init__(
         self,
-        source: PoolMaker,
-        data: ImageData,
-        networks: Mapping[str, nn.Module],
-        infos: Mapping[str, dict[str, Any]],
-        output_dir: str | os.PathLike[str],
-        quotas: dict[int, int],
-        seeds: Sequence[int] = (0, 1, 2, 3, 4),
-        n_shadows: int = 16,
-        settings: ClassifierSettings | None = None,
-        squeezenet_file: str | os.PathLike[str] | None = None,
-        device: str | torch.device = "cpu",
+        setting: Setting,
+        seeds: Sequence[int],
         handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__("evaluating", handlers)
-        self.output_dir = Path(output_dir)
-        home = self.output_dir / "private" / "evaluation"
-        classifier = settings or ClassifierSettings()
-        self.setting = Setting(
-            source, data, networks, infos, home, quotas, n_shadows, classifier, squeezenet_file, device
-        )
+        self.setting, self.output_dir = setting, setting.output_dir
         self.seeds = {seed: SeedEstimates(SeedClassifiers(SeedPools(self.setting, seed))) for seed in seeds}
         self.results: dict[str, Any] = {}
         self.steps = list(self._steps())

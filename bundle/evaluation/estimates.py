@@ -17,7 +17,7 @@ from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
 from bundle.auditing.distances import Distances
 from bundle.auditing.placebo import cohort_nearness, placebo_figures
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, half_samples, mean, patient_draws, share
-from bundle.evaluation.classifiers import JUDGE, SeedClassifiers
+from bundle.evaluation.classifiers import ATTACK, JUDGE, SeedClassifiers
 from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_figures
 from bundle.evaluation.setting import DRAW_SEED
 from bundle.evaluation.utility import accuracy_figures, label_figures, shortcut_figures
@@ -29,8 +29,6 @@ __all__ = ["ESTIMATES_MS", "SeedEstimates"]
 
 #: CPU-milliseconds of an arm's estimates, for the progress bar.
 ESTIMATES_MS = 15_000.0
-# Random stream of a seed, after those of its classifiers.
-ATTACK = 3
 
 
 class SeedEstimates:

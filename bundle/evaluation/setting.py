@@ -42,7 +42,7 @@ class Setting:
         data: real images, at the resolution of the generator.
         networks: networks ``audit_embedding`` and ``audit_verifier``.
         infos: content of the JSON file of each network, by name.
-        home: private folder that keeps the results of the steps.
+        output_dir: folder of the evaluation; its private folder keeps the results of the steps.
         quotas: number of images of each class in an arm, by label.
         n_shadows: number of shadow models per seed; even, at least 4.
         classifier: training settings of the classifiers.
@@ -71,7 +71,7 @@ class Setting:
         data: ImageData,
         networks: Mapping[str, nn.Module],
         infos: Mapping[str, dict[str, Any]],
-        home: Path,
+        output_dir: str | os.PathLike[str],
         quotas: dict[int, int],
         n_shadows: int,
         classifier: ClassifierSettings,
@@ -99,6 +99,8 @@ class Setting:
             "classifier": asdict(classifier),
             "n_shadows": n_shadows,
         }
+        self.output_dir = Path(output_dir)
+        home = self.output_dir / "private" / "evaluation"
         self.folder = home / content_digest(key)
         real_home = home / f"real-{content_digest(real_key)}"
         self.reference = Reference(self.real.sides, networks, real_home, DRAW_SEED, squeezenet_file, device)

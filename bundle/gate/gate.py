@@ -40,7 +40,7 @@ class Gate:
         threshold: highest identity probability that passes: the 95th percentile over the validation images.
 
     Raises:
-        ValueError: the threshold is not in (0, 1].
+        OptionError: the threshold is not in (0, 1].
     """
 
     def __init__(self, gate_identity: nn.Module, gate_class: nn.Module, threshold: float) -> None:

@@ -26,26 +26,27 @@ def test_a_pasted_quarter_and_a_blend_are_found(channels: int) -> None:
     part[:, 32:, :32] = gallery[:, 32:, :32]
     whole = torch.arange(12)
     alone, quarter, mixed = (local_correlation(pixels, gallery) for pixels in (hosts, part, blend))
-    assert torch.equal(quarter["part"][1], whole)
-    assert torch.equal(mixed["whole"][1], whole)
-    assert float(quarter["part"][0].min()) > 0.95 > float(alone["part"][0].max())
-    assert float(mixed["whole"][0].min()) > 0.7 > float(alone["whole"][0].max())
-    assert float(quarter["whole"][0].max()) < 0.7  # a quarter is no whole
+    assert torch.equal(quarter["part_index"], whole)
+    assert torch.equal(mixed["whole_index"], whole)
+    assert float(quarter["part"].min()) > 0.95 > float(alone["part"].max())
+    assert float(mixed["whole"].min()) > 0.7 > float(alone["whole"].max())
+    assert float(quarter["whole"].max()) < 0.7  # a quarter is no whole
 
 
 def test_brightness_and_contrast_do_not_matter() -> None:
     gallery = images(5, 2)
     changed = (0.6 * gallery.double() + 40.0).to(torch.uint8)
+    found = local_correlation(changed, gallery)
     for name in COVERAGES:
-        value, index = local_correlation(changed, gallery)[name]
-        assert torch.equal(index, torch.arange(5))
-        assert float(value.min()) > 0.95
+        assert torch.equal(found[f"{name}_index"], torch.arange(5))
+        assert float(found[name].min()) > 0.95
 
 
 def test_flat_images_correlate_with_nothing() -> None:
     flat = torch.full((2, 64, 64), 90, dtype=torch.uint8)
-    for value, _ in local_correlation(flat, images(3, 3)).values():
-        assert bool((value == 0.0).all())
+    found = local_correlation(flat, images(3, 3))
+    for name in COVERAGES:
+        assert bool((found[name] == 0.0).all())
 
 
 def test_a_gallery_in_several_parts_is_one_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +54,7 @@ def test_a_gallery_in_several_parts_is_one_gallery(monkeypatch: pytest.MonkeyPat
     whole = local_correlation(pixels, gallery)
     monkeypatch.setattr("bundle.auditing.patches.COLUMNS", 4)
     monkeypatch.setattr("bundle.auditing.patches.ROWS", 3)
-    for name, (value, index) in local_correlation(pixels, gallery).items():
-        torch.testing.assert_close(value, whole[name][0])
-        assert torch.equal(index, whole[name][1])
+    parts = local_correlation(pixels, gallery)
+    for name in COVERAGES:
+        torch.testing.assert_close(parts[name], whole[name])
+        assert torch.equal(parts[f"{name}_index"], whole[f"{name}_index"])
