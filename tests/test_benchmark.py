@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bundle.evaluation import walkers
 from bundle.evaluation.walk_costs import compared_walks, cost, shortened
-from bundle.evaluation.walk_quality import difference, path_figure, quality_table, student_figures
+from bundle.evaluation.walk_quality import difference, path_figure, quality_table, student_table
 from bundle.evaluation.walkers import Clock, Judged, Walk, Walker
 from bundle.gate.gate import GateDecision
 from bundle.networks.embeddings import ContrastiveEmbedding
@@ -78,7 +78,7 @@ def test_students_are_compared_with_the_guides_by_several_seeds() -> None:
         "promised": torch.tensor([[0.4, 0.3], [0.2, 0.1]]),
     }
     trials = [{"rank_correlation": value, "rank_correlation_class": 1.0} for value in (0.8, 0.9, 1.0)]
-    told = student_figures(latent, trials)
+    told = student_table(latent, trials)
     assert told.startswith("Of 3 inner points that the students accept, 66.7 %")
     assert "promise an identity KL of 0.25 and the guide says 0.25 (rank correlation -1.00)" in told
     assert "0.900 +- 0.100 for the identity and 1.000 +- 0.000 for the class" in told

@@ -30,7 +30,7 @@ from bundle.auditing.measures import (
     variety,
 )
 from bundle.auditing.orientations import Disguises
-from bundle.auditing.placebo import PlaceboFigures, cohort_nearness, placebo_figures
+from bundle.auditing.placebo import PlaceboComparison, cohort_nearness, placebo_comparisons
 from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import (
     DRAWS,
@@ -82,7 +82,7 @@ class Assessment:
     controls: list[Control]
     figures: Estimates
     per_class: dict[str, Estimates]
-    placebo: dict[str, PlaceboFigures]
+    placebo: dict[str, PlaceboComparison]
     single: SingleImages
     threshold: float
     disguises: Disguises
@@ -117,13 +117,13 @@ def assess(
             known = {role: distances.real[role].labels for role in ("train", "test")} | {"cohort": labels}
             members = {role: (values == label).nonzero()[:, 0] for role, values in known.items()}
             if len(members["cohort"]):
-                per_class[name] = _class_figures(distances, sides, members, threshold, seed)
+                per_class[name] = _class_estimates(distances, sides, members, threshold, seed)
     single = single_images(distances)
     return Assessment(
         controls=try_instrument(distances, own, sides["test"], figures["copy_rate"], threshold, single.bars, seed),
         figures=figures,
         per_class=per_class,
-        placebo=placebo_figures(cohort_nearness(distances), distances.reference, own, seed),
+        placebo=placebo_comparisons(cohort_nearness(distances), distances.reference, own, seed),
         single=single,
         threshold=threshold,
         disguises=disguises,
@@ -348,7 +348,7 @@ def _variety(distances: Distances, seed: int) -> dict[str, Estimate]:
     return figures
 
 
-def _class_figures(
+def _class_estimates(
     distances: Distances, sides: dict[str, Side], members: dict[str, Tensor], threshold: float, seed: int
 ) -> Estimates:
     whose = {"cohort": torch.arange(len(distances.cohort)), "test": distances.real["test"].patients}

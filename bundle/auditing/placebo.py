@@ -22,7 +22,14 @@ from bundle.auditing.reference import EMBEDDING, VERIFIER, Reference
 from bundle.auditing.resampling import DRAWS, LEAST, LEVEL, Estimate, exact_share, patient_draws
 from bundle.metrics.copies import PERCENTILE
 
-__all__ = ["HALVES", "PLACEBO_MEASURES", "PlaceboFigures", "cohort_nearness", "held_out_halves", "placebo_figures"]
+__all__ = [
+    "HALVES",
+    "PLACEBO_MEASURES",
+    "PlaceboComparison",
+    "cohort_nearness",
+    "held_out_halves",
+    "placebo_comparisons",
+]
 
 #: Random galleries over which a value is averaged, and halves of the held-out patients that serve as a control.
 HALVES = 100
@@ -61,7 +68,7 @@ class Nearness:
 
 
 @dataclass(frozen=True)
-class PlaceboFigures:
+class PlaceboComparison:
     """One measure with its placebo.
 
     Attributes:
@@ -168,7 +175,7 @@ class _Galleries:
         return galleries[0], galleries[1]
 
 
-def placebo_figures(cohort: Nearness, reference: Reference, own: Tensor, seed: int) -> dict[str, PlaceboFigures]:
+def placebo_comparisons(cohort: Nearness, reference: Reference, own: Tensor, seed: int) -> dict[str, PlaceboComparison]:
     """Computes each of `PLACEBO_MEASURES` towards members, towards the placebo, and their difference.
 
     The intervals hold the draw of the synthetic images, of the galleries' patients, and of the validation images that
@@ -184,7 +191,7 @@ def placebo_figures(cohort: Nearness, reference: Reference, own: Tensor, seed: i
     if len(cohort.groups) < LEAST or galleries.size < LEAST_GALLERY:
         reason = f"{len(cohort.groups)} images and galleries of {galleries.size} are too few for a placebo"
         lacking = Estimate(n=len(cohort.groups), reason=reason)
-        return dict.fromkeys(PLACEBO_MEASURES, PlaceboFigures(lacking, lacking, lacking))
+        return dict.fromkeys(PLACEBO_MEASURES, PlaceboComparison(lacking, lacking, lacking))
     val = real_nearness(reference, "val")
     random = np.random.default_rng(seed)
     whole = [_statistics(cohort, val, galleries.draw(random, redrawn=False)) for _ in range(HALVES)]
@@ -195,7 +202,7 @@ def placebo_figures(cohort: Nearness, reference: Reference, own: Tensor, seed: i
     values, replicates = np.mean(whole, axis=0), np.stack(redrawn)  # [measures, 2], [draws, measures, 2]
     n = len(cohort.groups)
     return {
-        name: PlaceboFigures(
+        name: PlaceboComparison(
             _centred(values[number, 0], replicates[:, number, 0], n, is_share=statistic is _share_above),
             _centred(values[number, 1], replicates[:, number, 1], n, is_share=statistic is _share_above),
             _centred(values[number, 0] - values[number, 1], replicates[:, number, 0] - replicates[:, number, 1], n),
@@ -212,7 +219,7 @@ def held_out_halves(reference: Reference, own: Tensor, seed: int) -> dict[str, E
 
     Args:
         reference: the real images.
-        own: see `placebo_figures`.
+        own: see `placebo_comparisons`.
         seed: seed of the halves.
 
     Returns:

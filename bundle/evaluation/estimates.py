@@ -15,12 +15,12 @@ from torch import Tensor
 from bundle.auditing.assessment import HALVES, measure
 from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
 from bundle.auditing.distances import Distances
-from bundle.auditing.placebo import cohort_nearness, placebo_figures
+from bundle.auditing.placebo import cohort_nearness, placebo_comparisons
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, half_samples, mean, patient_draws, share
 from bundle.evaluation.classifiers import ATTACK, JUDGE, SeedClassifiers
-from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_figures
+from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_estimates
 from bundle.evaluation.setting import DRAW_SEED
-from bundle.evaluation.utility import accuracy_figures, label_figures, shortcut_figures
+from bundle.evaluation.utility import accuracy_estimates, label_estimates, shortcut_estimates
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.steps import Step
 from bundle.training.seeds import stream_seed
@@ -84,9 +84,9 @@ class SeedEstimates:
         sides = (logits[:n], logits[n:]), (train.labels, test.labels), (train.patients, test.patients)
         draws, ordered = self.setting.test_draws, self.setting.data.modality.ordered
         found = {
-            **accuracy_figures(logits[n:], test.labels, draws, ordered),
-            **label_figures(*self._shown_labels(arm), ordered),
-            **shortcut_figures(pixels, labels, test.pixels, test.labels, draws, attack, ordered),
+            **accuracy_estimates(logits[n:], test.labels, draws, ordered),
+            **label_estimates(*self._shown_labels(arm), ordered),
+            **shortcut_estimates(pixels, labels, test.pixels, test.labels, draws, attack, ordered),
             **attack_by_outputs(*sides, seed=attack),
         }
         shadows = self.classifiers.shadow_logits()
@@ -99,7 +99,7 @@ class SeedEstimates:
             torch.stack([confidence(shadow, wanted) for shadow in shadows]),
             self.classifiers.halves,
         )
-        return found | ratio_figures(scores[:n], scores[n:], train.patients, test.patients)
+        return found | ratio_estimates(scores[:n], scores[n:], train.patients, test.patients)
 
     def _shown_labels(self, arm: str) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
         """Returns the judge's logits for an arm's images, their labels and draws; for its own arm, of test images."""
@@ -117,7 +117,9 @@ class SeedEstimates:
         draws = patient_draws(part.groups, DRAWS, DRAW_SEED, part.n_groups)
         estimates["recognised"] = share(pool.recognised[chosen], draws)
         estimates["mislabelled"] = share(pool.mislabelled[chosen], draws)
-        found_placebo = placebo_figures(cohort_nearness(part), self.setting.reference, self.setting.real.own, DRAW_SEED)
+        found_placebo = placebo_comparisons(
+            cohort_nearness(part), self.setting.reference, self.setting.real.own, DRAW_SEED
+        )
         for key, value in found_placebo.items():
             estimates |= {
                 f"{key}_members": value.members,

@@ -26,7 +26,7 @@ __all__ = [
     "joined_patients",
     "likelihood_ratios",
     "random_halves",
-    "ratio_figures",
+    "ratio_estimates",
 ]
 
 #: Fewest members, and fewest others, for an attack.
@@ -108,7 +108,7 @@ def likelihood_ratios(target: Tensor, shadows: Tensor, trained_on: Tensor) -> Te
     return density[True] - density[False]
 
 
-def ratio_figures(
+def ratio_estimates(
     members: Tensor, others: Tensor, member_patients: Tensor, other_patients: Tensor
 ) -> dict[str, Estimate]:
     """Estimates ``lira_auc``, the AUC of an attack, and ``lira_tpr``, its true positive rate at 1 % false positives.

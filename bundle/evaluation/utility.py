@@ -41,11 +41,11 @@ from bundle.training.seeds import stream_seed
 
 __all__ = [
     "ClassifierSettings",
-    "accuracy_figures",
+    "accuracy_estimates",
     "classifier_settings",
     "classify",
-    "label_figures",
-    "shortcut_figures",
+    "label_estimates",
+    "shortcut_estimates",
     "train_classifier",
 ]
 
@@ -238,7 +238,7 @@ def classify(network: nn.Module, pixels: Tensor, settings: ClassifierSettings) -
     return predict(network, _inputs(pixels, settings))
 
 
-def accuracy_figures(
+def accuracy_estimates(
     logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], ordered: bool = False, prefix: str = ""
 ) -> dict[str, Estimate]:
     """Estimates the accuracy of predictions, with intervals from bootstrap draws of patients.
@@ -292,7 +292,7 @@ def _others(logits: Tensor, value: int) -> Tensor:
     return logits[:, [other for other in range(logits.shape[1]) if other != value]].logsumexp(dim=1)
 
 
-def label_figures(
+def label_estimates(
     logits: Tensor, labels: Tensor, draws: list[NDArray[np.int64]], ordered: bool = False
 ) -> dict[str, Estimate]:
     """Estimates how well a classifier of real images predicts the labels of synthetic ones (GAN-test).
@@ -306,10 +306,10 @@ def label_figures(
         ordered: whether the classes are ordinal grades.
 
     Returns:
-        The estimates of `accuracy_figures` with the prefix ``label_``; for grades also ``grade_rise``, the smallest
+        The estimates of `accuracy_estimates` with the prefix ``label_``; for grades also ``grade_rise``, the smallest
         rise of the mean expected grade from a label to the next higher one. Below 0, the labels are not in order.
     """
-    figures = accuracy_figures(logits, labels, draws, ordered, "label_")
+    figures = accuracy_estimates(logits, labels, draws, ordered, "label_")
     if ordered:
         probabilities = logits.double().softmax(dim=1)
         expected = probabilities @ torch.arange(probabilities.shape[1], dtype=torch.float64)
@@ -325,7 +325,7 @@ def label_figures(
     return figures
 
 
-def shortcut_figures(
+def shortcut_estimates(
     pixels: Tensor,
     labels: Tensor,
     test_pixels: Tensor,
@@ -346,7 +346,7 @@ def shortcut_figures(
         ordered: whether the classes are ordinal grades.
 
     Returns:
-        The estimates of `accuracy_figures`, with the prefix ``statistics_`` for gradient boosting on 14 statistics of
+        The estimates of `accuracy_estimates`, with the prefix ``statistics_`` for gradient boosting on 14 statistics of
         the whole image and ``random_trunk_`` for logistic regression on features of an untrained network.
     """
     models: dict[str, tuple[Any, Any]] = {
@@ -361,5 +361,5 @@ def shortcut_figures(
         model.fit(features(from_uint8(pixels)), labels.numpy())
         probabilities = model.predict_proba(features(from_uint8(test_pixels)))
         scores = torch.from_numpy(probabilities.clip(1e-9)).log()
-        figures.update(accuracy_figures(scores, test_labels, draws, ordered, prefix))
+        figures.update(accuracy_estimates(scores, test_labels, draws, ordered, prefix))
     return figures

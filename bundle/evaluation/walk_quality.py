@@ -25,7 +25,7 @@ from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.walk.guides import ImageGuides, LatentGuides
 from bundle.walk.objective import Objective, identity_divergence
 
-__all__ = ["MEASURES", "ReferenceImages", "difference", "path_figure", "quality", "quality_table", "student_figures"]
+__all__ = ["MEASURES", "ReferenceImages", "difference", "path_figure", "quality", "quality_table", "student_table"]
 
 
 class ReferenceImages:
@@ -166,7 +166,7 @@ def quality_table(measured: dict[str, dict[str, Tensor]], walks: dict[str, Walk]
     return rows
 
 
-def student_figures(latent: dict[str, Tensor], trials: Sequence[dict[str, float]]) -> str:
+def student_table(latent: dict[str, Tensor], trials: Sequence[dict[str, float]]) -> str:
     """Describes in words how well the latent guides (students) agree with the guides they were distilled from.
 
     Args:

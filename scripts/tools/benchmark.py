@@ -25,7 +25,7 @@ from bundle.cohort.settings import generation_networks
 from bundle.command_line import plain_errors
 from bundle.data import get_modality
 from bundle.evaluation.walk_costs import WALKS, compared_walks, cost_table, shortened
-from bundle.evaluation.walk_quality import ReferenceImages, quality, quality_table, student_figures
+from bundle.evaluation.walk_quality import ReferenceImages, quality, quality_table, student_table
 from bundle.evaluation.walkers import Walker
 from bundle.figures import from_uint8
 from bundle.figures.walks import save_walks
@@ -155,7 +155,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nInner points:\n{markdown_table(qualities)}", flush=True)
     new_walk = partial(PlanWalkInferer, prior=prior, objective=objective, settings=latent.way.settings)
     seeds = tqdm(range(options.seed, options.seed + TRIALS), desc="comparing students and guides", unit="seed")
-    students = student_figures(
+    students = student_table(
         measured["latent"],
         [agreement(new_walk, latent.guides, models, stream_seed(seed, TRIAL)) for seed in seeds],
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.auditing.placebo import PLACEBO_MEASURES, Nearness, held_out_halves, placebo_figures
+from bundle.auditing.placebo import PLACEBO_MEASURES, Nearness, held_out_halves, placebo_comparisons
 from bundle.auditing.reference import EMBEDDING, VERIFIER
 
 SIZES = {"train": 120, "val": 60, "test": 60}
@@ -54,7 +54,7 @@ def nearness(x: Tensor, reference: Any) -> Nearness:
 
 
 def test_other_people_have_no_member_specific_part(reference: Any) -> None:
-    found = placebo_figures(nearness(points(80, 9), reference), reference, OWN, seed=0)
+    found = placebo_comparisons(nearness(points(80, 9), reference), reference, OWN, seed=0)
     assert found.keys() == PLACEBO_MEASURES.keys()
     for value in found.values():
         assert value.difference.low < 0.0 < value.difference.high
@@ -65,7 +65,7 @@ def test_copies_of_members_have_one_and_copies_of_held_out_images_its_opposite(r
     held = reference.points[EMBEDDING]
     for role, sign in (("train", 1.0), ("test", -1.0)):
         copies = F.normalize(held[role][:60] + 0.05 * points(60, 8))
-        found = placebo_figures(nearness(copies, reference), reference, OWN, seed=0)
+        found = placebo_comparisons(nearness(copies, reference), reference, OWN, seed=0)
         assert sign * found["copy_rate"].difference.value > 0.2
         assert sign * found["mml"].difference.value < -0.1  # a distance: smaller towards those who were copied
         edge = found["copy_rate"].difference.low if sign > 0 else -found["copy_rate"].difference.high
@@ -73,7 +73,7 @@ def test_copies_of_members_have_one_and_copies_of_held_out_images_its_opposite(r
 
 
 def test_images_far_from_everybody_gain_nothing_over_the_placebo(reference: Any) -> None:
-    found = placebo_figures(nearness(0.2 * points(80, 7), reference), reference, OWN, seed=0)
+    found = placebo_comparisons(nearness(0.2 * points(80, 7), reference), reference, OWN, seed=0)
     assert found["copy_rate"].members.value == found["copy_rate"].placebo.value == 0.0
     assert found["copy_rate"].members.high == pytest.approx(0.045, abs=0.002)  # binomial: none of 80
     assert found["mml"].members.value == pytest.approx(found["mml"].placebo.value, rel=0.05)
@@ -81,14 +81,14 @@ def test_images_far_from_everybody_gain_nothing_over_the_placebo(reference: Any)
 
 def test_galleries_have_the_classes_of_the_held_out_images(reference: Any) -> None:
     reference.real["train"].labels = (torch.arange(120) >= 100).long()  # 20 of class 1
-    found = placebo_figures(nearness(points(80, 9), reference), reference, OWN, seed=0)
+    found = placebo_comparisons(nearness(points(80, 9), reference), reference, OWN, seed=0)
     assert not found["copy_rate"].members.reason
-    few = placebo_figures(nearness(points(80, 9), reference), reference, torch.arange(2), seed=0)
+    few = placebo_comparisons(nearness(points(80, 9), reference), reference, torch.arange(2), seed=0)
     assert "galleries of 2 are too few" in few["copy_rate"].difference.reason
 
 
 def test_a_cohort_of_few_images_has_none(reference: Any) -> None:
-    found = placebo_figures(nearness(points(3, 9), reference), reference, OWN, seed=0)
+    found = placebo_comparisons(nearness(points(3, 9), reference), reference, OWN, seed=0)
     assert all("3 images" in value.difference.reason for value in found.values())
 
 

@@ -12,16 +12,16 @@ from bundle.auditing.assessment import Assessment
 from bundle.auditing.controls import Control
 from bundle.auditing.images import RealImages
 from bundle.auditing.orientations import Disguises
-from bundle.auditing.placebo import PlaceboFigures
+from bundle.auditing.placebo import PlaceboComparison
 from bundle.auditing.resampling import Estimate
 from bundle.auditing.single_images import SingleImages
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE, pixel_copies, verdict_of
 
 
-def nearness(members: float, placebo: float, deviation: float = 0.01) -> PlaceboFigures:
+def nearness(members: float, placebo: float, deviation: float = 0.01) -> PlaceboComparison:
     replicates = members - placebo + deviation * np.random.default_rng(0).standard_normal(1000)
     first, second = (Estimate(value, value, value, 100) for value in (members, placebo))
-    return PlaceboFigures(first, second, Estimate(members - placebo, -1.0, 1.0, 100, replicates=replicates))
+    return PlaceboComparison(first, second, Estimate(members - placebo, -1.0, 1.0, 100, replicates=replicates))
 
 
 def flags(count: int) -> SingleImages:
@@ -55,7 +55,7 @@ def test_nothing_found_is_no_sign_and_no_proof() -> None:
 
 def test_a_cohort_too_small_for_a_placebo_says_so() -> None:
     lacking = Estimate(reason="too few", n=3)
-    few = {name: PlaceboFigures(lacking, lacking, lacking) for name in GOOD.placebo}
+    few = {name: PlaceboComparison(lacking, lacking, lacking) for name in GOOD.placebo}
     verdict = verdict_of(replace(GOOD, placebo=few), NONE, 3)
     assert verdict.code == PASSED
     assert "too small to ask whether it resembles training patients" in verdict.reasons[0]

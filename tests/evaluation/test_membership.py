@@ -12,7 +12,7 @@ from bundle.evaluation.membership import (
     confidence,
     likelihood_ratios,
     random_halves,
-    ratio_figures,
+    ratio_estimates,
 )
 
 
@@ -63,16 +63,16 @@ def test_likelihood_ratio_finds_nothing_where_there_is_nothing() -> None:
     difficulty, shadows, trained_on = shadow_models(400, gain=2.0)
     members = torch.arange(400) < 200
     scores = likelihood_ratios(difficulty + random(400, seed=5), shadows, trained_on)
-    found = ratio_figures(scores[members], scores[~members], torch.arange(200), torch.arange(200))
+    found = ratio_estimates(scores[members], scores[~members], torch.arange(200), torch.arange(200))
     assert found["lira_auc"].low < 0.5 < found["lira_auc"].high
     assert found["lira_tpr"].value < 0.05
 
 
 def test_too_few_for_an_attack_is_said() -> None:
     scores = random(200)
-    few = ratio_figures(scores, scores[:19], torch.arange(200), torch.arange(19))
+    few = ratio_estimates(scores, scores[:19], torch.arange(200), torch.arange(19))
     assert "at least 20 members and as many others; there are 19" in few["lira_auc"].reason
-    some = ratio_figures(scores, scores[:60], torch.arange(200), torch.arange(60))
+    some = ratio_estimates(scores, scores[:60], torch.arange(200), torch.arange(60))
     assert not some["lira_auc"].reason
     assert "1 % of 60 test images is less than one image" in some["lira_tpr"].reason
 

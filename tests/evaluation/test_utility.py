@@ -15,11 +15,11 @@ from bundle.auditing.resampling import patient_draws
 from bundle.data import get_modality
 from bundle.evaluation.utility import (
     ClassifierSettings,
-    accuracy_figures,
+    accuracy_estimates,
     classifier_settings,
     classify,
-    label_figures,
-    shortcut_figures,
+    label_estimates,
+    shortcut_estimates,
     train_classifier,
 )
 from bundle.training.gradients import DivergedError
@@ -96,7 +96,7 @@ def test_accuracy_figures(num_classes: int) -> None:
     labels = torch.randint(0, num_classes, (120,), generator=generator)
     logits = torch.randn(120, num_classes, generator=generator)
     logits[torch.arange(120), labels] += 1.0
-    found = accuracy_figures(logits, labels, patient_draws(torch.arange(120), 200, 0))
+    found = accuracy_estimates(logits, labels, patient_draws(torch.arange(120), 200, 0))
     named, p = logits.argmax(dim=1).numpy(), logits.double().softmax(dim=1).numpy()
     score = p[:, 1] if num_classes == 2 else p
     assert found["accuracy"].value == pytest.approx(float((named == labels.numpy()).mean()))
@@ -104,7 +104,7 @@ def test_accuracy_figures(num_classes: int) -> None:
     assert found["auc"].value == pytest.approx(roc_auc_score(labels, score, multi_class="ovr"))
     assert all(estimate.low < estimate.value < estimate.high for estimate in found.values())
     assert "kappa" not in found
-    graded = accuracy_figures(logits, labels, patient_draws(torch.arange(120), 200, 0), ordered=True)
+    graded = accuracy_estimates(logits, labels, patient_draws(torch.arange(120), 200, 0), ordered=True)
     assert {key: estimate for key, estimate in graded.items() if key != "kappa"} == found
     assert graded["kappa"].value == pytest.approx(cohen_kappa_score(labels, named, weights="quadratic"))
     assert graded["kappa"].low < graded["kappa"].value < graded["kappa"].high
@@ -114,22 +114,22 @@ def test_grades_in_order_rise_and_two_swapped_ones_fall() -> None:
     labels = torch.arange(90) % 3
     draws = patient_draws(torch.arange(90), 50, 0)
     logits = torch.eye(3)[labels].log().clamp_min(-30)  # sure of the label
-    found = label_figures(logits, labels, draws, ordered=True)
+    found = label_estimates(logits, labels, draws, ordered=True)
     assert found["label_accuracy"].value == found["label_kappa"].value == 1.0
     assert found["grade_rise"].value == pytest.approx(1.0)
-    swapped = label_figures(logits, torch.tensor([1, 0, 2])[labels], draws, ordered=True)
+    swapped = label_estimates(logits, torch.tensor([1, 0, 2])[labels], draws, ordered=True)
     assert swapped["label_accuracy"].value == pytest.approx(1 / 3)
     assert swapped["grade_rise"].value == pytest.approx(-1.0)
-    flat = label_figures(torch.zeros(90, 3), labels, draws, ordered=True)["grade_rise"]
+    flat = label_estimates(torch.zeros(90, 3), labels, draws, ordered=True)["grade_rise"]
     assert (flat.value, flat.low, flat.high) == pytest.approx((0, 0, 0))
 
-    assert set(label_figures(logits, labels, draws)) == {"label_accuracy", "label_balanced_accuracy", "label_auc"}
-    lacking = label_figures(logits, labels.clamp_max(1), draws, ordered=True)["grade_rise"]
+    assert set(label_estimates(logits, labels, draws)) == {"label_accuracy", "label_balanced_accuracy", "label_auc"}
+    lacking = label_estimates(logits, labels.clamp_max(1), draws, ordered=True)["grade_rise"]
     assert "some grades have no image" in lacking.reason
 
 
 def test_class_without_a_test_image_leaves_the_auc_open() -> None:
-    found = accuracy_figures(
+    found = accuracy_estimates(
         torch.randn(30, 2), torch.zeros(30, dtype=torch.int64), patient_draws(torch.arange(30), 9, 0)
     )
     assert "1 of the classes have no test image" in found["auc"].reason
@@ -143,7 +143,7 @@ def test_shortcut_sees_brightness_and_is_tried_on_test_images() -> None:
         torch.from_numpy(random.integers(0, 128, (80, 32, 32), dtype=np.uint8)) + (100 * labels).byte()[:, None, None]
     )
     draws = patient_draws(torch.arange(40), 50, 0)
-    found = shortcut_figures(pixels[:40], labels[:40], pixels[40:], labels[40:], draws, seed=0)
+    found = shortcut_estimates(pixels[:40], labels[:40], pixels[40:], labels[40:], draws, seed=0)
     assert found["statistics_accuracy"].value == found["random_trunk_accuracy"].value == 1.0
-    wrong = shortcut_figures(pixels[:40], labels[:40], pixels[40:], 1 - labels[40:], draws, seed=0)
+    wrong = shortcut_estimates(pixels[:40], labels[:40], pixels[40:], 1 - labels[40:], draws, seed=0)
     assert wrong["statistics_auc"].value == 0.0
