@@ -26,6 +26,7 @@ from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
 from bundle.steps import Step
 from bundle.tracking import tracking_uri
+from scripts.tools import select_settings
 from tests.conftest import ROOT, cause
 from tests.hospital import SURNAME, Networks
 
@@ -317,3 +318,41 @@ def test_impossible_options_are_refused_at_once(bundle_root: Path, tmp_path: Pat
     assert isinstance(problems, OptionError)
     assert len(problems.problems) == 3
     assert any("--seeds must name at least one and none twice" in problem for problem in problems.problems)
+
+
+def test_settings_are_chosen_without_the_test_images(
+    bundle_root: Path,
+    hospital: Path,
+    squeezenet_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(bundle_root)
+    few = "n_points=4,max_epochs=1,walk_settings#steps"
+    arguments = ["--dataset_dir", str(hospital), "--squeezenet_file", str(squeezenet_file), "--n_images", "40"]
+    arguments += ["--seeds", "7", "8", "--output_dir", str(tmp_path), "--candidates", f"{few}=2", f"{few}=3"]
+    asked: set[str] = set()
+    records = ImageData.records
+
+    def watched(self: ImageData, splits: Any) -> Any:
+        found = records(self, splits)
+        if self._test == "val":
+            asked.update(self._splits.split_of[record.name] for record in found)
+        return found
+
+    monkeypatch.setattr(ImageData, "records", watched)
+    select_settings.main(arguments)
+    assert {"train", "val"} <= asked and "test" not in asked
+    found = json.loads((tmp_path / "selection.json").read_text(encoding="utf-8"))
+    assert set(found["measured"]) == {f"{few}=2", f"{few}=3"} and found["seeds"] == [7, 8]
+    assert found["chosen"] in found["measured"] and found["chosen"] not in found["dropped"]
+    assert f"Chosen: {found['chosen']}" in capsys.readouterr().out
+    assert "**chosen**" in (tmp_path / "tables.md").read_text(encoding="utf-8")
+    for wrong, message in (
+        ("walk_setting#steps=2", "no option 'walk_setting#steps'"),
+        ("n_points=four", "JSON values"),
+    ):
+        with pytest.raises(SystemExit):
+            select_settings.main([*arguments[:-2], wrong, "default"])
+        assert message in capsys.readouterr().err

@@ -27,6 +27,7 @@ __all__ = [
     "PLACEBO_MEASURES",
     "PlaceboComparison",
     "cohort_nearness",
+    "held_out_comparison",
     "held_out_halves",
     "placebo_comparisons",
 ]
@@ -228,9 +229,7 @@ def held_out_halves(reference: Reference, own: Tensor, seed: int) -> dict[str, E
     test, val = real_nearness(reference, "test"), real_nearness(reference, "val")
     random = np.random.default_rng(seed)
     differences = []
-    for _ in range(HALVES):
-        patients = random.permutation(np.unique(test.groups.numpy()))
-        is_cohort = torch.from_numpy(np.isin(test.groups.numpy(), patients[: len(patients) // 2]))
+    for is_cohort in _halves(test.groups, random):
         galleries = _Galleries(reference, own, (~is_cohort).nonzero()[:, 0])
         if galleries.size < LEAST_GALLERY or int(is_cohort.sum()) < LEAST:
             reason = f"halves of {len(test.groups)} test images are too few for a placebo"
@@ -243,6 +242,44 @@ def held_out_halves(reference: Reference, own: Tensor, seed: int) -> dict[str, E
         name: Estimate(float(found[:, number].mean()), float(low[number]), float(high[number]), len(test.groups))
         for number, name in enumerate(PLACEBO_MEASURES)
     }
+
+
+def held_out_comparison(cohort: Nearness, reference: Reference, own: Tensor, seed: int) -> dict[str, float]:
+    """Computes the member-specific differences without a third set of images for the thresholds.
+
+    Random halves of the held-out patients set the thresholds, and the other halves are the placebo. This serves where
+    only one set of held-out images may be looked at, as in the selection of settings.
+
+    Args:
+        cohort: nearness of the images in question.
+        reference: the real images; those of the role ``test`` are the held-out ones, those of ``val`` are not used.
+        own: see `placebo_comparisons`.
+        seed: seed of the halves and galleries.
+
+    Returns:
+        The difference of each of `PLACEBO_MEASURES`, averaged over random halves.
+
+    Raises:
+        ValueError: a half has fewer than `LEAST_GALLERY` images.
+    """
+    held_out = real_nearness(reference, "test")
+    random = np.random.default_rng(seed)
+    differences = []
+    for calibrates in _halves(held_out.groups, random):
+        galleries = _Galleries(reference, own, (~calibrates).nonzero()[:, 0])
+        if min(galleries.size, int(calibrates.sum())) < LEAST_GALLERY:
+            raise ValueError(f"Halves of {len(held_out.groups)} held-out images are too few for a placebo.")
+        calibration = held_out.of(calibrates.nonzero()[:, 0])
+        members, others = _statistics(cohort, calibration, galleries.draw(random, redrawn=False)).T
+        differences.append(members - others)
+    return dict(zip(PLACEBO_MEASURES, np.mean(differences, axis=0).tolist(), strict=True))
+
+
+def _halves(groups: Tensor, random: np.random.Generator) -> Iterator[Tensor]:
+    """Yields `HALVES` random halves of the groups, as masks of their images."""
+    names = np.unique(groups.numpy())
+    for _ in range(HALVES):
+        yield torch.from_numpy(np.isin(groups.numpy(), random.permutation(names)[: len(names) // 2]))
 
 
 def _statistics(cohort: Nearness, val: Nearness, galleries: tuple[Tensor, Tensor]) -> NDArray[np.float64]:

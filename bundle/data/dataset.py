@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -63,6 +64,7 @@ class ImageData:
         self._records = sorted(records, key=lambda record: record.name)
         self._splits = splits
         self._digests = digests
+        self._test = "test"
         patients = {record.patient_id for record in self.records(IDENTITY_SPLITS)}
         self._identities = {patient: index for index, patient in enumerate(sorted(patients))}
 
@@ -81,7 +83,17 @@ class ImageData:
         unknown = sorted(set(wanted) - set(SPLITS))
         if unknown:
             raise DataError(f"unknown split {unknown[0]!r}; the splits are {', '.join(SPLITS)}")
+        wanted = tuple(self._test if split == "test" else split for split in wanted)
         return [record for record in self._records if self._splits.split_of[record.name] in wanted]
+
+    def judged_by(self, split: str) -> ImageData:
+        """Returns the same data with the images of another split in the place of the test images, which are left out.
+
+        Settings are chosen on such data, so that the test images remain unseen.
+        """
+        view = copy.copy(self)
+        view._test = split
+        return view
 
     def identity(self, record: Record) -> int:
         """Returns the index of the record's patient among the sorted patients of train and extra, -1 for others."""
@@ -104,8 +116,9 @@ class ImageData:
 
     def with_preprocessing(self, preprocessing: str) -> ImageData:
         """Returns the same images and splits with another one of :data:`bundle.data.transforms.PREPROCESSINGS`."""
-        modality = replace(self.modality, preprocessing=preprocessing)
-        return ImageData(self._records, self._splits, modality, self.class_names, self.resolution, self._digests)
+        view = copy.copy(self)
+        view.modality = replace(self.modality, preprocessing=preprocessing)
+        return view
 
     def dataset(self, splits: str | Sequence[str]) -> Dataset:
         """Returns the images of one or more splits, in the order of :meth:`records`, decoded once and kept in memory.

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.auditing.placebo import PLACEBO_MEASURES, Nearness, held_out_halves, placebo_comparisons
+from bundle.auditing.placebo import (
+    PLACEBO_MEASURES,
+    Nearness,
+    held_out_comparison,
+    held_out_halves,
+    placebo_comparisons,
+)
 from bundle.auditing.reference import EMBEDDING, VERIFIER
 
 SIZES = {"train": 120, "val": 60, "test": 60}
@@ -99,3 +105,18 @@ def test_halves_of_held_out_people_show_nothing_and_those_of_another_source_do(r
     other = F.normalize(points(1, 6) + 0.3 * points(60, 5))
     apart = people({**reference.points[EMBEDDING], "test": other})
     assert held_out_halves(apart, OWN, seed=0)["mml"].low > 0.0
+
+
+def test_held_out_images_alone_show_copies_of_members(reference: Any) -> None:
+    others = held_out_comparison(nearness(points(80, 9), reference), reference, OWN, seed=0)
+    assert others.keys() == PLACEBO_MEASURES.keys() and abs(others["copy_rate"]) < 0.1
+    copies = F.normalize(reference.points[EMBEDDING]["train"][:80] + 0.05 * points(80, 9))
+    found = held_out_comparison(nearness(copies, reference), reference, OWN, seed=0)
+    assert found["copy_rate"] > 0.15 and found["mml"] < others["mml"]
+
+
+def test_too_few_held_out_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"train": points(120, 0), "val": points(60, 1), "test": points(60, 2)[:16]}
+    monkeypatch.setitem(SIZES, "test", 16)
+    with pytest.raises(ValueError, match="too few for a placebo"):
+        held_out_comparison(nearness(points(80, 9), people(few)), people(few), OWN, seed=0)
