@@ -121,8 +121,9 @@ def recognition_scores(
     Returns:
         Top-1 accuracies on training images (original, under each of `UNSEEN_CHANGES`, and the mean of these), the mean
         highest probability and the mean identity divergence (KL from the uniform distribution, in nats) of each set,
-        the threshold, the share of images above it (``sensitivity`` on original and altered training images,
-        ``false_alarms`` on test images), and the AUROC of the highest probability between training images and test
+        the threshold, the share of images above it, which a gate with this network stops (``sensitivity`` on original
+        and altered training images, ``sensitivity_unseen`` under each alteration, ``false_alarms`` on test images), and
+        the AUROC of the highest probability between training images and test
         images, or validation images if there are no test images.
     """
     ask = partial(predict, network, bf16=False)
@@ -138,6 +139,7 @@ def recognition_scores(
     scores: dict[str, Any] = {
         "top1": _accuracy(logits, identities),
         "top1_unseen": {name: _accuracy(changed[name], identities) for name in changed},
+        "sensitivity_unseen": {name: _share_above(changed[name], threshold) for name in changed},
         "highest_probability": {name: float(highest_probability(values).mean()) for name, values in sets.items()},
         "identity_divergence": {name: _divergence_from_uniform(values) for name, values in sets.items()},
         "threshold": threshold,
