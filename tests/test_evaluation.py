@@ -19,8 +19,7 @@ from PIL import Image
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS
 from bundle.evaluation.pools import image_quotas
-from bundle.evaluation.setting import Setting
-from bundle.evaluation.utility import ClassifierSettings
+from bundle.evaluation.setting import evaluation_images
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
@@ -290,16 +289,11 @@ def test_gate_that_lets_too_little_pass_leaves_its_arms_open(
     assert not any(arm.startswith("common") for arm in results["arms"])
 
 
-def test_without_test_images_there_is_no_evaluation(
-    hospital_data: ImageData, networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_test_images_there_is_no_evaluation(hospital_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     records = hospital_data.records
     monkeypatch.setattr(hospital_data, "records", lambda splits: [] if splits == "test" else records(splits))
     with pytest.raises(DataError, match="the dataset has no test images, and an evaluation"):
-        Setting(
-            None,  # type: ignore[arg-type]
-            hospital_data, *networks, tmp_path, {0: 1, 1: 1}, 4, ClassifierSettings(), None, "cpu",
-        )  # fmt: skip
+        evaluation_images(hospital_data)
 
 
 def test_class_without_images_is_named(hospital_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from bundle.evaluation.pools import PoolMaker
 from bundle.evaluation.utility import ClassifierSettings
 from bundle.files import content_digest
 
-__all__ = ["DRAW_SEED", "Setting"]
+__all__ = ["DRAW_SEED", "Setting", "evaluation_images"]
 
 # Format version of the kept results; to be increased whenever their content changes.
 FORMAT = 7
@@ -34,12 +34,29 @@ FORMAT = 7
 DRAW_SEED = 0
 
 
+def evaluation_images(data: ImageData) -> RealData:
+    """Loads the real images of an evaluation.
+
+    Args:
+        data: data set, at the resolution of the generator.
+
+    Raises:
+        DataError: a split is empty.
+    """
+    if not data.records("test"):
+        raise DataError(
+            "the dataset has no test images, and an evaluation is judged on nothing else. Give dataset_dir a test "
+            "split that no network has seen, by a column split in labels.csv or by folders of these names."
+        )
+    return RealData(data)
+
+
 class Setting:
     """Real images, networks and options of an evaluation, and the folders of its results.
 
     Args:
         source: maker of the synthetic images.
-        data: real images, at the resolution of the generator.
+        real: real images of all roles, from `evaluation_images`.
         networks: networks ``audit_embedding`` and ``audit_verifier``.
         infos: content of the JSON file of each network, by name.
         output_dir: folder of the evaluation; its private folder keeps the results of the steps.
@@ -53,6 +70,7 @@ class Setting:
         real: images of all roles, including the extra images that the generator was trained on. Distances to training
             images include the extra ones; classifiers, attacks, KID and Fréchet distance of an arm do not, since their
             class proportions differ from those of arms and test images.
+        data: the data set of these images.
         train: training images without the extra ones.
         test: test images.
         arms: all arms by name; those of the published algorithm only if it is evaluated.
@@ -60,15 +78,12 @@ class Setting:
         pools: names of the pools from which the arms are selected.
         folder: folder of the results of the seeds, named after a hash of everything that they depend on.
         reference: features of and distances among the real images.
-
-    Raises:
-        DataError: a split is empty.
     """
 
     def __init__(
         self,
         source: PoolMaker,
-        data: ImageData,
+        real: RealData,
         networks: Mapping[str, nn.Module],
         infos: Mapping[str, dict[str, Any]],
         output_dir: str | os.PathLike[str],
@@ -78,14 +93,9 @@ class Setting:
         squeezenet_file: str | os.PathLike[str] | None,
         device: str | torch.device,
     ) -> None:
-        self.source, self.data, self.infos, self.quotas = source, data, infos, quotas
+        self.source, self.real, self.infos, self.quotas = source, real, infos, quotas
         self.n_shadows, self.classifier, self.device = n_shadows, classifier, torch.device(device)
-        if not data.records("test"):
-            raise DataError(
-                "the dataset has no test images, and an evaluation is judged on nothing else. Give dataset_dir a test "
-                "split that no network has seen, by a column split in labels.csv or by folders of these names."
-            )
-        self.real = RealData(data)
+        self.data: ImageData = real.data
         self.train, self.test = self.real.sides["train"].part(self.real.own), self.real.sides["test"]
         self.pools = [name for name in POOLS if source.published_pairs or POOLS[name].walk != "published"]
         self.long_arms = {name: arm for name, arm in LONG_ARMS.items() if source.published_pairs or not arm.common}

@@ -34,13 +34,16 @@ def overrides(candidate: str) -> dict[str, Any]:
     return {name.strip(): json.loads(value) for name, _, value in pairs}
 
 
-def open_setting(files: Sequence[str], options: dict[str, Any], candidate: str) -> Setting:
+def open_setting(
+    files: Sequence[str], options: dict[str, Any], candidate: str, first: Setting | None = None
+) -> Setting:
     """Opens the evaluation of one candidate, judged by validation images.
 
     Args:
         files: configuration files, the first of which is that of the evaluation.
         options: options of the evaluation that all candidates share.
         candidate: options of the candidate, see `overrides`.
+        first: the evaluation of another candidate, whose real images are used again; None to load them.
 
     Raises:
         ValueError: the configuration has no such option, or a value is not valid JSON.
@@ -54,7 +57,8 @@ def open_setting(files: Sequence[str], options: dict[str, Any], candidate: str) 
         if name not in parser:
             raise ValueError(f"--candidates {candidate!r}: {CONFIG} has no option {name!r}")
         parser[name] = value
-    parser["setting#data"] = "$@data.judged_by('val')"
+    judged = "$bundle.evaluation.setting.evaluation_images(@data.judged_by('val'))"
+    parser["setting#real"] = judged if first is None else first.real
     setting = parser.get_parsed_content("setting")
     assert isinstance(setting, Setting)
     return setting
@@ -97,8 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options["models_dir"] = chosen.models_dir
     keep_freed_memory()
     with plain_errors(ValueError):
-        settings = {name: open_setting([CONFIG, *chosen.overlays], options, name) for name in chosen.candidates}
-        for step in tqdm(list(next(iter(settings.values())).reference.steps()), "comparing real images", unit="step"):
+        files = [CONFIG, *chosen.overlays]
+        first = open_setting(files, options, chosen.candidates[0])
+        settings = {chosen.candidates[0]: first}
+        settings |= {name: open_setting(files, options, name, first) for name in chosen.candidates[1:]}
+        for step in tqdm(list(first.reference.steps()), "comparing real images", unit="step"):
             step.run()
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
         # Seeds outside, candidates inside: candidates are compared at any time over the same seeds.
