@@ -28,6 +28,7 @@ __all__ = [
     "DamagedError",
     "atomic_folder",
     "atomic_write",
+    "bundle_version",
     "content_digest",
     "json_text",
     "load_tensors",
@@ -52,6 +53,12 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EN
 
 class DamagedError(RuntimeError):
     """A file whose content was damaged; the message names the file and the remedy."""
+
+
+def bundle_version() -> str:
+    """Returns the version of the bundle, from the metadata.json beside the package."""
+    metadata = Path(__file__).resolve().parent.parent / "metadata.json"
+    return str(json.loads(metadata.read_text(encoding="utf-8"))["version"]) if metadata.exists() else "unknown"
 
 
 @contextmanager

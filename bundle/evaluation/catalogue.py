@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
 from bundle.auditing.catalogue import Measure
 from bundle.auditing.placebo import PLACEBO_MEASURES
@@ -11,7 +13,7 @@ from bundle.evaluation.distinct import DRAWN
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 
-__all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS", "PLACEBO"]
+__all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS", "PLACEBO", "limits"]
 
 _TEST = "a classifier trained on the arm alone, real test images"
 _FEATURES = f"{FEATURES} features, all images of the arm against all training images"
@@ -55,7 +57,9 @@ PATHS = {
     "mislabelled": Measure("Label lost, by the gate", "gate_class", "0 %", True),
     "smoothness": Measure("LPIPS between neighbours of a long path", LPIPS_TRUNK, "low"),
     "distinct": Measure(
-        f"Distinct images among {DRAWN}", "contrastive embedding: no two nearer than a near-duplicate", "near test images'"
+        f"Distinct images among {DRAWN}",
+        "contrastive embedding: no two nearer than a near-duplicate",
+        "near test images'",
     ),
     "cpu_seconds": Measure("CPU seconds per released image", "walk, synthesis and gate; this machine only", "low"),
     "path_variety": Measure("Mean LPIPS between two images of a long path", LPIPS_TRUNK, "high"),
@@ -86,6 +90,15 @@ MEASURES = {
     **PATHS,
     **PLACEBO,
 }
+
+
+def limits(key: str) -> tuple[float, float]:
+    """Returns the smallest and the largest possible value of a measure; infinite where none is known."""
+    measure = MEASURES.get(key)
+    if key.endswith("_specific") or not ((measure and measure.is_share) or key.endswith(("_accuracy", "auc"))):
+        return -np.inf, np.inf
+    return 0.0, 1.0
+
 
 #: Pairs of arms that are compared by the difference first minus second and, for some measures, the ratio.
 COMPARISONS = (

@@ -24,8 +24,8 @@ DRAWS_OF_ALL, DRAWS_OF_HALF = 400, 25
 def distinct_images(alike: NDArray[np.bool_]) -> int:
     """Returns the size of a set of images of which no two are near-duplicates, built greedily.
 
-    Of the images that remain, the one with the fewest near-duplicates is kept and its near-duplicates are removed, until
-    none remains. The result is at most the size of the largest such set.
+    Of the images that remain, the one with the fewest near-duplicates is kept and its near-duplicates are removed,
+    until none remains. The result is at most the size of the largest such set.
 
     Args:
         alike: whether two images are near-duplicates, symmetric, bool [N, N]; the diagonal is ignored.

@@ -24,6 +24,7 @@ from bundle.evaluation.classifiers import ATTACK, JUDGE, SeedClassifiers
 from bundle.evaluation.distinct import distinct_estimate, half_of_groups
 from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_estimates
 from bundle.evaluation.setting import DRAW_SEED
+from bundle.evaluation.sources import pair_estimates
 from bundle.evaluation.utility import accuracy_estimates, label_estimates, shortcut_estimates
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.steps import Step
@@ -91,6 +92,7 @@ class SeedEstimates:
         draws, ordered = self.setting.test_draws, self.setting.data.modality.ordered
         found = {
             **accuracy_estimates(logits[n:], test.labels, draws, ordered),
+            **pair_estimates(self.setting.source_pairs, logits[n:], test.labels, draws),
             **label_estimates(*self._shown_labels(arm), ordered),
             **shortcut_estimates(pixels, labels, test.pixels, test.labels, draws, attack, ordered),
             **attack_by_outputs(*sides, seed=attack),
@@ -145,7 +147,7 @@ class SeedEstimates:
         part, reference = self.pools.cohort("linear"), self.setting.reference
         sides = part.sides(DRAW_SEED)
         found = measure(part, sides, DRAW_SEED)
-        estimates = {}
+        estimates: dict[str, Estimate] = {}
         for column, role in (("test", "test"), ("training", "train")):
             points, patients = reference.points[EMBEDDING][role], reference.real[role].patients
             distinct = distinct_estimate(points, patients, None, self.thresholds[EMBEDDING], DRAW_SEED)

@@ -158,7 +158,7 @@ class PoolMaker:
         return 2 if kind.single else 1 if kind.one_point else self._path_points(pool)
 
     def _path_points(self, pool: str) -> int:
-        """Returns the number of points of a path, ends included; one of which a single point is kept has an inner one."""
+        """Returns the number of points of a path, ends included; at least 3 if an inner point of it is kept."""
         kind = POOLS[pool]
         return self.long_points if kind.long else max(3, self.n_points) if kind.one_point else self.n_points
 

@@ -23,6 +23,7 @@ from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS, POOLS, Arm
 from bundle.evaluation.membership import joined_patients
 from bundle.evaluation.pools import PoolMaker
+from bundle.evaluation.sources import source_pairs
 from bundle.evaluation.utility import ClassifierSettings
 from bundle.files import content_digest
 
@@ -55,6 +56,7 @@ class Setting:
             class proportions differ from those of arms and test images.
         train: training images without the extra ones.
         test: test images.
+        source_pairs: pairs of sources within which accuracy is tested.
         arms: all arms by name; those of the published algorithm only if it is evaluated.
         long_arms: arms of long paths.
         pools: names of the pools from which the arms are selected.
@@ -87,6 +89,7 @@ class Setting:
             )
         self.real = RealData(data)
         self.train, self.test = self.real.sides["train"].part(self.real.own), self.real.sides["test"]
+        self.source_pairs = source_pairs(self.test)
         self.pools = [name for name in POOLS if source.published_pairs or POOLS[name].walk != "published"]
         self.long_arms = {name: arm for name, arm in LONG_ARMS.items() if source.published_pairs or not arm.common}
         self.arms: dict[str, Arm] = {**ARMS, **self.long_arms}
@@ -98,6 +101,7 @@ class Setting:
             "quotas": quotas,
             "classifier": asdict(classifier),
             "n_shadows": n_shadows,
+            "sources": [record.source for record in self.test.records],
         }
         self.output_dir = Path(output_dir)
         home = self.output_dir / "private" / "evaluation"
