@@ -37,6 +37,7 @@ __all__ = [
     "sha256_file",
     "sweep_temporary",
     "write_json",
+    "write_text",
 ]
 
 logger = logging.getLogger(__name__)
@@ -240,8 +241,13 @@ def json_text(content: Any) -> str:
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes ``content`` as JSON with sorted keys, so that equal content gives equal bytes."""
+    write_text(path, json_text(content))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes text as UTF-8, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json_text(content), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from PIL import Image
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS
 from bundle.evaluation.pools import image_quotas
+from bundle.evaluation.report import write_evaluation
 from bundle.evaluation.setting import Setting
 from bundle.evaluation.utility import ClassifierSettings
 from bundle.networks.stylegan2 import Generator
@@ -222,6 +223,21 @@ def test_report_is_one_file_of_aggregates(
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "results.json", "tables.md", "paths.png", "arms.png", "private",
     }  # fmt: skip
+
+
+def test_pairs_of_sources_have_a_section(evaluated: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    cells = {"accuracy": {"value": 0.7, "low": 0.6, "high": 0.8, "seeds": [0.7], "n": 40}}
+    pair = {
+        "classes": ["well", "ill"],
+        "sources": ["<b>", "x|y"],
+        "images": [20, 20],
+        "arms": dict.fromkeys(ARMS, cells),
+    }
+    write_evaluation(tmp_path, {**evaluated[1], "source_pairs": [pair]})
+    tables, report = ((tmp_path / name).read_text(encoding="utf-8") for name in ("tables.md", "report.html"))
+    assert "## Accuracy within pairs of sources" in tables
+    assert "| well of &lt;b&gt; (20) / ill of x\\|y (20) | Acc | 70.0 % [60.0, 80.0] |" in tables
+    assert "<td>well of &lt;b&gt; (20) / ill of x|y (20)</td>" in report
 
 
 def test_recorded_with_a_child_for_each_arm_and_seed(evaluated: tuple[Path, dict[str, Any]]) -> None:

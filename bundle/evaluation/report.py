@@ -33,7 +33,7 @@ from bundle.evaluation.tables import (
 )
 from bundle.figures.evaluations import arms_chart, distance_chart, save_chart
 from bundle.figures.svg import as_svg
-from bundle.files import atomic_write, bundle_version, write_json
+from bundle.files import bundle_version, write_json, write_text
 from bundle.markup import write_html
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
@@ -124,8 +124,7 @@ def write_evaluation(output_dir: Path, results: dict[str, Any]) -> None:
     for name, picture in pictures.items():
         save_chart(picture, output_dir / f"{name}.png")
     _write_html(results, pictures, output_dir / "report.html")
-    with atomic_write(output_dir / "tables.md") as temporary:
-        temporary.write_text(markdown_tables(results), encoding="utf-8")
+    write_text(output_dir / "tables.md", markdown_tables(results))
 
 
 def _summaries(seeds: Sequence[Mapping[str, Estimate]], keys: Iterable[str]) -> dict[str, Summary]:
