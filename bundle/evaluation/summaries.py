@@ -118,6 +118,8 @@ def offsets(values: Values, replicates: Values) -> Values:
     """
     n = len(values)
     drawn = replicates[:, ~np.isnan(replicates).any(axis=0)]
+    if not drawn.size:
+        return np.array([np.nan, np.nan])
     noise = drawn.mean(axis=0) - values.mean()
     if n > 1:
         total, single = noise.var(ddof=1), drawn.var(axis=1, ddof=1).mean()
