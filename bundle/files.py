@@ -28,6 +28,7 @@ __all__ = [
     "DamagedError",
     "atomic_folder",
     "atomic_write",
+    "bundle_version",
     "content_digest",
     "json_text",
     "load_tensors",
@@ -36,6 +37,7 @@ __all__ = [
     "sha256_file",
     "sweep_temporary",
     "write_json",
+    "write_text",
 ]
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,12 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EN
 
 class DamagedError(RuntimeError):
     """A file whose content was damaged; the message names the file and the remedy."""
+
+
+def bundle_version() -> str:
+    """Returns the version of the bundle, from the metadata.json beside the package."""
+    metadata = Path(__file__).resolve().parent.parent / "metadata.json"
+    return str(json.loads(metadata.read_text(encoding="utf-8"))["version"]) if metadata.exists() else "unknown"
 
 
 @contextmanager
@@ -233,8 +241,13 @@ def json_text(content: Any) -> str:
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes ``content`` as JSON with sorted keys, so that equal content gives equal bytes."""
+    write_text(path, json_text(content))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes text as UTF-8, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json_text(content), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bundle.files import atomic_write
+from bundle.files import write_text
 
 __all__ = [
     "csv_text",
@@ -124,5 +124,4 @@ def write_html(path: str | os.PathLike[str], template: Path, **content: Any) -> 
         loader=FileSystemLoader(template.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     text = environment.get_template(template.name).render(**content)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)

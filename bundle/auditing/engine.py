@@ -24,10 +24,11 @@ from bundle.auditing.reference import Reference, reference_key
 from bundle.auditing.report import write_private, write_report
 from bundle.auditing.resampling import rounded
 from bundle.auditing.single_images import FALSE_ALARMS
+from bundle.auditing.tables import markdown_tables
 from bundle.auditing.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
 from bundle.data.records import Record
-from bundle.files import content_digest, write_json
+from bundle.files import content_digest, write_json, write_text
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import LPIPS_TRUNK
@@ -54,7 +55,7 @@ class AuditEngine(StepEngine):
         data: real images, at the resolution of the audit.
         networks: networks ``audit_embedding`` and ``audit_verifier``.
         infos: content of the JSON file of each network, by name.
-        output_dir: folder for ``report.html``, ``results.json`` and ``private/``.
+        output_dir: folder for ``report.html``, ``results.json``, ``tables.md`` and ``private/``.
         seed: seed of all random choices and bootstrap draws.
         cohort_preprocessing: one of `bundle.auditing.images.PREPROCESSING`.
         squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
@@ -149,6 +150,7 @@ class AuditEngine(StepEngine):
         write_private(self.output_dir / "private", self.distances, self.cohort, found.single)
         write_json(self.output_dir / "results.json", self.results)
         write_report(self.output_dir / "report.html", self.results)
+        write_text(self.output_dir / "tables.md", markdown_tables(self.results))
         self.state.metrics.update(_metrics(found, self.verdict))
         return {}
 

@@ -20,7 +20,7 @@ from bundle.data.modality import Modality, get_modality
 from bundle.data.records import SPLITS
 from bundle.data.transforms import image_transform
 from bundle.figures import image_grid, save_png
-from bundle.files import atomic_write
+from bundle.files import write_text
 from bundle.markup import csv_text
 
 __all__ = ["check_data", "format_problems", "format_summary"]
@@ -60,8 +60,7 @@ def format_problems(problems: Sequence[Problem]) -> str:
 
 def _write_problems(problems: Sequence[Problem], path: Path) -> None:
     rows = [(problem.name, problem.kind, problem.message, problem.cure) for problem in problems]
-    with atomic_write(path) as temporary:
-        temporary.write_text(csv_text([("image", "problem", "what is wrong", "cure"), *rows]), encoding="utf-8")
+    write_text(path, csv_text([("image", "problem", "what is wrong", "cure"), *rows]))
 
 
 def format_summary(report: CheckReport) -> str:

@@ -45,6 +45,7 @@ class Record:
         patient_id: identifier of the patient, all of whose images are in one split; equal to the name where the source
             gives none.
         split: one of :data:`SPLITS`; None where the source gives none.
+        source: collection, hospital or device that the image comes from, as the column ``source`` of a table says.
     """
 
     image: Path
@@ -52,6 +53,7 @@ class Record:
     label: int | None
     patient_id: str
     split: str | None = None
+    source: str | None = None
 
     @property
     def has_patient(self) -> bool:

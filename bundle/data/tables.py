@@ -33,6 +33,9 @@ _PATIENT_COLUMNS = re.compile(
 #: Common names of split columns, letters only.
 _SPLIT_COLUMNS = re.compile(r"(data)?(sub)?(sets?|splits?|folds?|partitions?)(name|type)?|phase|usage")
 
+_REQUIRED = ("image", "label")
+_OPTIONAL = ("label_name", "patient_id", "split", "source")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -50,6 +53,7 @@ class Table:
         folder: folder of the images, relative to the data set's folder; "." for the latter.
         patient: regular expression whose group is the patient, searched in the image's name where no column gives one;
             "" for none.
+        source: column of the collection, hospital or device that the image comes from; optional.
     """
 
     image: str = "image"
@@ -60,6 +64,7 @@ class Table:
     file: str = "labels.csv"
     folder: str = "."
     patient: str = ""
+    source: str = "source"
 
     @classmethod
     def named(cls, columns: Mapping[str, Any]) -> Table:
@@ -102,9 +107,9 @@ class Table:
                 "layout"
             )
         found, rows = read_csv(path)
-        wanted = {key: getattr(self, key).strip() for key in ("image", "label", "label_name", "patient_id", "split")}
+        wanted = {key: getattr(self, key).strip() for key in (*_REQUIRED, *_OPTIONAL)}
         present, notes = self._present(path, found, wanted)
-        missing = [wanted[key] for key in ("image", "label") if key not in present]
+        missing = [wanted[key] for key in _REQUIRED if key not in present]
         if missing:
             raise DataError(
                 f"{path}: no column {' and no column '.join(map(repr, missing))}; found {found}. Rename the columns "
@@ -223,7 +228,9 @@ def read_tables(
                 problems.append(Problem(name, "unknown split", message, f"Use one of {', '.join(SPLITS)}"))
             split = SPLIT_NAMES.get(split.casefold())
         patient = row.get("patient_id") or find_patient(table.patient, path.relative_to(images[table].home))
-        records.append(Record(path.absolute(), name, label, patient or name, split))
+        source = " ".join(row.get("source", "").split())
+        known = source if source and not says_none(source) else None
+        records.append(Record(path.absolute(), name, label, patient or name, split, known))
     return records, problems, used.class_names, notes
 
 

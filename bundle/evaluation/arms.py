@@ -25,15 +25,22 @@ class PoolKind:
     Attributes:
         walk: ``random`` for independent samples, otherwise the kind of path: ``linear``, ``plan`` or ``published``.
         long: whether paths have as many points as in the paper's figure, instead of as many as in `generate`.
+        one_point: whether a single inner point of each path is kept, see `bundle.evaluation.walkers.inner_point`.
     """
 
     walk: str
     long: bool = False
+    one_point: bool = False
 
     @property
     def single(self) -> bool:
         """Whether images are independent samples, not points of a path."""
         return self.walk == "random"
+
+    @property
+    def numbering(self) -> tuple[bool, bool, bool]:
+        """What two pools must have in common for their pairs to be drawn together in the bootstrap."""
+        return self.long, self.single, self.one_point
 
     @property
     def grows(self) -> bool:
@@ -45,6 +52,8 @@ POOLS = {
     "random": PoolKind("random"),
     "lines": PoolKind("linear"),
     "walks": PoolKind("plan"),
+    "line_points": PoolKind("linear", one_point=True),
+    "walk_points": PoolKind("plan", one_point=True),
     "long_lines": PoolKind("linear", long=True),
     "long_walks": PoolKind("plan", long=True),
     "long_published": PoolKind("published", long=True),
@@ -75,8 +84,10 @@ ARMS = {
     "random_gate": Arm("Random sampling + gate", "random", gated=True),
     "linear": Arm("Linear", "lines"),
     "linear_gate": Arm("Linear + gate", "lines", gated=True),
+    "linear_one_gate": Arm("Linear, one point a path + gate", "line_points", gated=True),
     "plan": Arm("PLAN", "walks"),
     "plan_gate": Arm("PLAN + gate", "walks", gated=True),
+    "plan_one_gate": Arm("PLAN, one point a path + gate", "walk_points", gated=True),
 }
 #: Arms of long paths, with every point of each path.
 LONG_ARMS = {
@@ -99,6 +110,7 @@ class Pool:
         passed: whether the image passes the gate, bool [M].
         recognised: whether the gate recognises a training patient, bool [M].
         mislabelled: whether the gate predicts another class than the label, bool [M].
+        cpu_seconds: time [M] of walk, synthesis and gate for the image, on all cores of the machine that made it.
     """
 
     pixels: Tensor
@@ -107,6 +119,7 @@ class Pool:
     passed: Tensor
     recognised: Tensor
     mislabelled: Tensor
+    cpu_seconds: Tensor
 
 
 def select(pool: Pool, arm: Arm, quotas: Mapping[int, int] | None, n_pairs: int | None = None) -> Tensor:

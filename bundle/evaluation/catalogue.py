@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
 from bundle.auditing.catalogue import Measure
 from bundle.auditing.placebo import PLACEBO_MEASURES
+from bundle.evaluation.distinct import DRAWN
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 
-__all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS", "PLACEBO"]
+__all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS", "PLACEBO", "limits"]
 
 _TEST = "a classifier trained on the arm alone, real test images"
 _FEATURES = f"{FEATURES} features, all images of the arm against all training images"
@@ -48,11 +51,17 @@ PAPER = {
 #: Measures that are defined for ordinal grades only.
 GRADES = ("kappa", "statistics_kappa", "random_trunk_kappa", "label_kappa", "grade_rise")
 
-#: Measures of the gate's decisions and of long paths.
+#: Measures of the gate's decisions, of variety and cost, and of long paths.
 PATHS = {
     "recognised": Measure("Recognised by the gate", "gate_identity", "0 %", True),
     "mislabelled": Measure("Label lost, by the gate", "gate_class", "0 %", True),
     "smoothness": Measure("LPIPS between neighbours of a long path", LPIPS_TRUNK, "low"),
+    "distinct": Measure(
+        f"Distinct images among {DRAWN}",
+        "contrastive embedding: no two nearer than a near-duplicate",
+        "near test images'",
+    ),
+    "cpu_seconds": Measure("CPU seconds per released image", "walk, synthesis and gate; this machine only", "low"),
     "path_variety": Measure("Mean LPIPS between two images of a long path", LPIPS_TRUNK, "high"),
 }
 
@@ -82,6 +91,15 @@ MEASURES = {
     **PLACEBO,
 }
 
+
+def limits(key: str) -> tuple[float, float]:
+    """Returns the smallest and the largest possible value of a measure; infinite where none is known."""
+    measure = MEASURES.get(key)
+    if key.endswith("_specific") or not ((measure and measure.is_share) or key.endswith(("_accuracy", "auc"))):
+        return -np.inf, np.inf
+    return 0.0, 1.0
+
+
 #: Pairs of arms that are compared by the difference first minus second and, for some measures, the ratio.
 COMPARISONS = (
     ("plan", "linear"),
@@ -92,6 +110,12 @@ COMPARISONS = (
     ("random_gate", "random"),
     ("linear_gate", "random_gate"),
     ("plan_gate", "random_gate"),
+    ("linear_one_gate", "random_gate"),
+    ("linear_one_gate", "linear_gate"),
+    ("plan_one_gate", "random_gate"),
+    ("plan_one_gate", "linear_one_gate"),
+    ("plan_one_gate", "plan_gate"),
+    ("plan_gate", "linear_one_gate"),
     ("plan_gate", "random"),
     ("plan_gate", "real"),
 )

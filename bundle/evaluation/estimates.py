@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,16 @@ from torch import Tensor
 
 from bundle.auditing.assessment import HALVES, measure
 from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
-from bundle.auditing.distances import Distances
+from bundle.auditing.distances import Distances, Side
 from bundle.auditing.placebo import cohort_nearness, placebo_comparisons
+from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, half_samples, mean, patient_draws, share
+from bundle.auditing.thresholds import Threshold, share_above
 from bundle.evaluation.classifiers import ATTACK, JUDGE, SeedClassifiers
+from bundle.evaluation.distinct import distinct_estimate, half_of_groups
 from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_estimates
 from bundle.evaluation.setting import DRAW_SEED
+from bundle.evaluation.sources import pair_estimates
 from bundle.evaluation.utility import accuracy_estimates, label_estimates, shortcut_estimates
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.steps import Step
@@ -29,6 +34,8 @@ __all__ = ["ESTIMATES_MS", "SeedEstimates"]
 
 #: CPU-milliseconds of an arm's estimates, for the progress bar.
 ESTIMATES_MS = 15_000.0
+# Seed of the draws of validation patients; the draws of other patients have the seeds before.
+THRESHOLD_SEED = DRAW_SEED + 3
 
 
 class SeedEstimates:
@@ -85,6 +92,7 @@ class SeedEstimates:
         draws, ordered = self.setting.test_draws, self.setting.data.modality.ordered
         found = {
             **accuracy_estimates(logits[n:], test.labels, draws, ordered),
+            **pair_estimates(self.setting.source_pairs, logits[n:], test.labels, draws),
             **label_estimates(*self._shown_labels(arm), ordered),
             **shortcut_estimates(pixels, labels, test.pixels, test.labels, draws, attack, ordered),
             **attack_by_outputs(*sides, seed=attack),
@@ -112,9 +120,16 @@ class SeedEstimates:
 
     def _of_cohort(self, arm: str) -> dict[str, Estimate]:
         part, pool, chosen = self.pools.cohort(arm), self.pools.arm_pool(arm), self.pools.chosen(arm)
-        found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
+        sides = part.sides(DRAW_SEED)
+        found = measure(part, sides, DRAW_SEED)
         estimates = {key: columns["cohort"] for key, columns in found.items() if key in AUDIT_MEASURES}
-        draws = patient_draws(part.groups, DRAWS, DRAW_SEED, part.n_groups)
+        estimates |= self._rates(sides["cohort"])
+        groups, n_groups = part.groups, part.n_groups
+        estimates["distinct"] = distinct_estimate(
+            part.rows["point"], groups, n_groups, self.thresholds[EMBEDDING], DRAW_SEED
+        )
+        estimates["cpu_seconds"] = self._cost(arm)
+        draws = patient_draws(groups, DRAWS, DRAW_SEED, n_groups)
         estimates["recognised"] = share(pool.recognised[chosen], draws)
         estimates["mislabelled"] = share(pool.mislabelled[chosen], draws)
         found_placebo = placebo_comparisons(
@@ -129,10 +144,46 @@ class SeedEstimates:
         return estimates | self._distribution(part)
 
     def _strangers(self) -> Any:
-        part = self.pools.cohort("linear")
-        found = measure(part, part.sides(DRAW_SEED), DRAW_SEED)
-        columns = ("test", "training")
-        return _packed({f"{column} {key}": found[key][column] for key in found for column in columns})
+        part, reference = self.pools.cohort("linear"), self.setting.reference
+        sides = part.sides(DRAW_SEED)
+        found = measure(part, sides, DRAW_SEED)
+        estimates: dict[str, Estimate] = {}
+        for column, role in (("test", "test"), ("training", "train")):
+            points, patients = reference.points[EMBEDDING][role], reference.real[role].patients
+            distinct = distinct_estimate(points, patients, None, self.thresholds[EMBEDDING], DRAW_SEED)
+            values = {key: found[key][column] for key in found} | self._rates(sides[column]) | {"distinct": distinct}
+            estimates |= {f"{column} {key}": value for key, value in values.items()}
+        return _packed(estimates)
+
+    @cached_property
+    def thresholds(self) -> dict[str, Threshold]:
+        """Thresholds of copies and of re-identification, by network, with draws that all arms and seeds share."""
+        reference = self.setting.reference
+        patients = reference.real["val"].patients
+        return {
+            name: Threshold(reference.points[name]["val_correlation"], patients, THRESHOLD_SEED)
+            for name in (EMBEDDING, VERIFIER)
+        }
+
+    def _rates(self, side: Side) -> dict[str, Estimate]:
+        """Estimates the shares above a threshold; the audit's own intervals take the threshold as known."""
+        return {
+            "copy_rate": share_above(side.correlation, side.draws, self.thresholds[EMBEDDING]),
+            "reidentified": share_above(side.verified, side.draws, self.thresholds[VERIFIER]),
+        }
+
+    def _cost(self, arm: str) -> Estimate:
+        """Estimates the CPU seconds of a released image: those of all images up to the last one that an arm takes."""
+        pool, chosen = self.pools.arm_pool(arm), self.pools.chosen(arm)
+        distances = self.pools.distances(self.setting.arms[arm].pool)
+        places, labels = torch.arange(len(pool.labels)), pool.labels[chosen]
+        ends = {label: int(chosen[labels == label].max()) for label in labels.unique().tolist()}
+        made = torch.cat([places[(pool.labels == label) & (places <= end)] for label, end in ends.items()])
+        seconds, taken = pool.cpu_seconds[made].numpy(), torch.isin(made, chosen).double().numpy()
+        draws = patient_draws(distances.groups[made], DRAWS, DRAW_SEED, distances.n_groups)
+        with np.errstate(divide="ignore"):
+            replicates = np.array([seconds[draw].sum() / taken[draw].sum() for draw in draws])
+        return estimate(seconds.sum() / len(chosen), np.where(np.isinf(replicates), np.nan, replicates), len(chosen))
 
     def _distribution(self, part: Distances) -> dict[str, Estimate]:
         """Estimates KID and Fréchet distance of all images of an arm, with intervals from half-samples."""
@@ -144,7 +195,7 @@ class SeedEstimates:
             random = np.random.default_rng(DRAW_SEED)
             replicates = []
             for _ in range(HALVES):
-                own = _half_of_groups(part.groups, part.n_groups, random)
+                own = half_of_groups(part.groups, part.n_groups, random)
                 others = half_samples(patients, len(patients), random)[0]
                 replicates.append(statistic(mine[own], train[others]))
             value = statistic(mine, train)
@@ -163,13 +214,6 @@ class SeedEstimates:
             values = paths[key][chosen].double()
             found[name] = estimate(mean(values), bootstrap(values, draws, mean), len(values))
         return found
-
-
-def _half_of_groups(groups: Tensor, n_groups: int | None, random: np.random.Generator) -> Tensor:
-    """Returns the images of half of the groups, the first ones of a random order that arms share by their numbering."""
-    order = torch.from_numpy(random.permutation(n_groups or int(groups.max()) + 1))
-    present = order[torch.isin(order, groups)]
-    return torch.isin(groups, present[: max(1, len(present) // 2)]).nonzero()[:, 0]
 
 
 def _packed(estimates: Mapping[str, Estimate]) -> Any:

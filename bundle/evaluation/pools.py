@@ -14,7 +14,7 @@ from torch import Tensor
 from bundle.cohort.settings import default_guides, generation_networks
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import POOLS, Pool
-from bundle.evaluation.walkers import Walk, Walker, published_walk, straight_lines
+from bundle.evaluation.walkers import Clock, Walk, Walker, published_walk, straight_lines
 from bundle.gate.drawing import draw_and_judge
 from bundle.gate.gate import open_gate
 from bundle.latent.pairs import pair_latents
@@ -132,7 +132,8 @@ class PoolMaker:
         pixels = (max(64, int(self.models.infos["generator"]["resolution"])) / 128) ** 2
         plan = 2.5 if self.guides == "latent" else 400.0 * pixels
         walking = {"published": 8000.0 * pixels, "plan": plan}
-        return walking.get(POOLS[pool].walk, 0.0) + 8.0 * pixels
+        walked = self._path_points(pool) if POOLS[pool].one_point else 1
+        return walked * walking.get(POOLS[pool].walk, 0.0) + 8.0 * pixels
 
     def parts(self, pool: str, quotas: dict[int, int]) -> Iterator[tuple[int, range]]:
         """Yields label and pair numbers of the parts of a pool before it grows."""
@@ -152,9 +153,14 @@ class PoolMaker:
         return label, range(pairs.stop, pairs.stop + PART_PAIRS)
 
     def _points(self, pool: str) -> int:
-        """Returns the number of images of a pair of end points, ends included."""
+        """Returns the number of images of a pair of end points."""
         kind = POOLS[pool]
-        return 2 if kind.single else self.long_points if kind.long else self.n_points
+        return 2 if kind.single else 1 if kind.one_point else self._path_points(pool)
+
+    def _path_points(self, pool: str) -> int:
+        """Returns the number of points of a path, ends included; at least 3 if an inner point of it is kept."""
+        kind = POOLS[pool]
+        return self.long_points if kind.long else max(3, self.n_points) if kind.one_point else self.n_points
 
     def _pairs(self, pool: str, quota: int) -> int:
         """Returns the number of pairs of a class before the pool grows."""
@@ -169,19 +175,18 @@ class PoolMaker:
         generator = self.models.generator
         if kind.single:  # the end points themselves, as independent samples
             z = pair_latents(pairs, label, generator.z_dim, generator.num_classes, seed).flatten(0, 1)
-            device = next(generator.parameters()).device
-            with torch.no_grad():
+            device, clock = next(generator.parameters()).device, Clock()
+            with torch.no_grad(), clock.running():
                 w = generator.mapping(z.to(device), torch.full((len(z),), label, device=device))
-            pixels, verdict = draw_and_judge(generator, self.gate, w, label)
-            verdicts = [verdict]
-            numbers = torch.tensor(pairs).repeat_interleave(2)
+                pixels, verdict = draw_and_judge(generator, self.gate, w, label)
+            verdicts, cpu = [verdict], clock.cpu
         else:
-            n_points = self.long_points if kind.long else self.n_points
-            walker = Walker(self.models, self.prior, self.gate, self.walks[kind.walk], n_points, seed)
-            walker.walk(pairs, label)
+            way, n_points = self.walks[kind.walk], self._path_points(pool)
+            walker = Walker(self.models, self.prior, self.gate, way, n_points, seed)
+            (walker.walk_to_inner_points if kind.one_point else walker.walk)(pairs, label)
             judged = walker.judged
             pixels, verdicts = torch.cat(judged.pixels[label]), judged.verdicts[label]
-            numbers = torch.tensor(pairs).repeat_interleave(len(judged.pixels[label][0]))
+            cpu = judged.walking.cpu + judged.judging.cpu
 
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(verdict, name) for verdict in verdicts]).cpu()
@@ -189,8 +194,9 @@ class PoolMaker:
         return Pool(
             pixels,
             torch.full((len(pixels),), label),
-            numbers,
+            torch.tensor(pairs).repeat_interleave(self._points(pool)),
             joined("passed"),
             joined("recognised"),
             joined("mislabelled"),
+            torch.full((len(pixels),), cpu / len(pixels), dtype=torch.float64),
         )

@@ -17,47 +17,43 @@ from torch import Tensor
 from bundle.auditing.catalogue import FIDELITY, PRIVACY
 from bundle.auditing.resampling import Estimate
 from bundle.evaluation.arms import ARMS
-from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER, PLACEBO
+from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER, PLACEBO, limits
 from bundle.evaluation.setting import Setting
+from bundle.evaluation.sources import PAIR_MEASURES, SourcePair
 from bundle.evaluation.summaries import Summary, difference, over_seeds, ratio
+from bundle.evaluation.tables import (
+    AGAINST_TEST,
+    COST,
+    DIFFERENCES,
+    LONG_KEYS,
+    RATIOS,
+    cell_text,
+    markdown_tables,
+    pair_title,
+)
 from bundle.figures.evaluations import arms_chart, distance_chart, save_chart
 from bundle.figures.svg import as_svg
-from bundle.files import atomic_write, write_json
-from bundle.markup import markdown_table, write_html
+from bundle.files import bundle_version, write_json, write_text
+from bundle.markup import write_html
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 
-__all__ = ["evaluation_results", "markdown_tables", "write_evaluation"]
+__all__ = ["evaluation_results", "write_evaluation"]
 
 # Quantiles over paths for lower edge, line and upper edge of the band in the chart of distances.
 BAND = (0.05, 0.5, 0.95)
 #: Measures in the chart of the arms.
-CHARTED = ("accuracy", "mia_accuracy", "copy_rate", "lpips_p5", "mml", "kid_all")
-#: Measures for which the ratio of two arms is reported.
-RATIOS = ("mml", "lpips_p5", "kid_all", "frechet_all", "smoothness", "path_variety")
-#: Measures whose differences between arms are in the tables; results.json has those of all measures.
-DIFFERENCES = (
+CHARTED = (
     "accuracy",
-    "kappa",
     "mia_accuracy",
-    "lira_auc",
     "copy_rate",
-    "copy_rate_specific",
-    "reidentified_specific",
     "lpips_p5",
     "mml",
-    "mml_specific",
     "kid_all",
     "precision",
     "recall",
-    "duplicates",
-    "mislabelled",
-    "label_accuracy",
+    "distinct",
 )
-#: Measures whose differences from test images are in the tables.
-AGAINST_TEST = ("copy_rate", "dcr_p5", "nndr_p5", "lpips_p5", "mml", "reidentified", "same_patient_named")
-#: Measures of long paths in the tables.
-LONG_KEYS = ("smoothness", "path_variety", "mml", "lpips_p5", "copy_rate", "kid_all", "frechet_all", "mislabelled")
 
 
 def evaluation_results(
@@ -91,9 +87,18 @@ def evaluation_results(
             for first, second in (*COMPARISONS, *LONG_COMPARISONS)
             if first in estimates and second in estimates
         ],
+        "cost_ratios": _cost_ratios(estimates),
+        "source_pairs": [
+            {
+                **pair.content(setting.data.class_names),
+                "arms": {arm: _of_pair(estimates[arm], pair, number) for arm in ARMS},
+            }
+            for number, pair in enumerate(setting.source_pairs)
+        ],
         "against_test_images": {arm: _against(estimates[arm], strangers["test"]) for arm in ARMS if ARMS[arm].pool},
         "measures": {key: asdict(measure) for key, measure in measures.items()},
         "curves": {pool: _band(distances) for pool, distances in curves.items()},
+        "version": bundle_version(),
         "seeds": list(seeds),
         "n_shadows": setting.n_shadows,
         "classifier": asdict(setting.classifier),
@@ -119,15 +124,32 @@ def write_evaluation(output_dir: Path, results: dict[str, Any]) -> None:
     for name, picture in pictures.items():
         save_chart(picture, output_dir / f"{name}.png")
     _write_html(results, pictures, output_dir / "report.html")
-    with atomic_write(output_dir / "tables.md") as temporary:
-        temporary.write_text(markdown_tables(results), encoding="utf-8")
+    write_text(output_dir / "tables.md", markdown_tables(results))
 
 
 def _summaries(seeds: Sequence[Mapping[str, Estimate]], keys: Iterable[str]) -> dict[str, Summary]:
     failed = next((found[""].reason for found in seeds if "" in found), "")
     if failed:
         return {key: Summary(reason=failed) for key in keys}
-    return {key: over_seeds([found[key] for found in seeds]) for key in keys if all(key in found for found in seeds)}
+    return {
+        key: over_seeds([found[key] for found in seeds], limits(key))
+        for key in keys
+        if all(key in found for found in seeds)
+    }
+
+
+def _cost_ratios(estimates: Mapping[str, Sequence[Mapping[str, Estimate]]]) -> dict[str, Any]:
+    """Computes the ratio of CPU seconds per released image of each synthetic arm to random sampling with the gate."""
+    seconds = {
+        arm: [found["" if "" in found else "cpu_seconds"] for found in estimates[arm]] for arm in ARMS if ARMS[arm].pool
+    }
+    return {arm: ratio(mine, seconds["random_gate"]).content() for arm, mine in seconds.items()}
+
+
+def _of_pair(seeds: Sequence[Mapping[str, Estimate]], pair: SourcePair, number: int) -> dict[str, Any]:
+    keys = {measure: pair.key(number, measure) for measure in PAIR_MEASURES}
+    found = _summaries(seeds, keys.values())
+    return {measure: found[key].content() for measure, key in keys.items() if key in found}
 
 
 def _content(summaries: Mapping[str, Summary]) -> dict[str, Any]:
@@ -136,7 +158,8 @@ def _content(summaries: Mapping[str, Summary]) -> dict[str, Any]:
 
 def _comparison(estimates: Mapping[str, Sequence[Mapping[str, Estimate]]], first: str, second: str) -> dict[str, Any]:
     sides = [estimates[arm] for arm in (first, second)]
-    shared = [key for key in MEASURES if all(key in found for side in sides for found in side)]
+    timed = ("cpu_seconds",)  # compared by `_cost_ratios` alone
+    shared = [key for key in MEASURES if key not in timed and all(key in found for side in sides for found in side)]
     kinds: dict[str, tuple[Callable[..., Summary], list[str]]] = {
         "difference": (difference, shared),
         "ratio": (ratio, [key for key in shared if key in RATIOS]),
@@ -194,70 +217,9 @@ def _write_html(results: dict[str, Any], pictures: Mapping[str, Figure], path: P
         differences=[key for key in DIFFERENCES if key in results["measures"]],
         long_keys=LONG_KEYS,
         against_test=AGAINST_TEST,
+        cost=COST,
+        pair_measures=PAIR_MEASURES,
+        pair_title=pair_title,
         pictures={name: Markup(as_svg(picture)) for name, picture in pictures.items()},
-        show=_show,
+        show=cell_text,
     )
-
-
-def _show(cell: Mapping[str, Any] | None, is_share: bool, signed: bool = False) -> str:
-    """Formats a cell: mean, standard deviation over seeds, interval."""
-    if not cell:
-        return "-"
-    if "not_estimable" in cell:
-        return f"not estimable, because {cell['not_estimable']}"
-    factor = 100.0 if is_share else 1.0
-    values = [factor * cell[name] for name in ("value", "low", "high")]
-
-    def text(value: float) -> str:
-        if is_share:
-            return f"{value:+.1f}" if signed else f"{value:.1f}"
-        size = abs(value)
-        digits = 0 if size >= 100 else 1 if size >= 10 else 3 if size >= 0.1 else 4
-        return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-
-    spread = f" ± {text(factor * cell['spread']).lstrip('+')}" if "spread" in cell else ""
-    unit = (" points" if signed else " %") if is_share else ""
-    return f"{text(values[0])}{spread}{unit} [{text(values[1])}, {text(values[2])}]"
-
-
-def markdown_tables(results: dict[str, Any]) -> str:
-    """Returns the tables in Markdown, as in docs/results/."""
-
-    def by_measure(keys: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
-        measured = {**results["arms"], **results["strangers"]}
-        return [
-            [MEASURES[key].title, *(_show(measured[column].get(key), MEASURES[key].is_share) for column in columns)]
-            for key in keys
-        ]
-
-    paper, differences = ([key for key in keys if key in results["measures"]] for keys in (PAPER, DIFFERENCES))
-    titles = {**results["titles"], "test": "test images", "training": "training images"}
-    parts = [markdown_table([["", *(titles[arm] for arm in ARMS)], *by_measure(paper, list(ARMS))])]
-    synthetic = [arm for arm in ARMS if ARMS[arm].pool]
-    columns = [*synthetic, "test", "training"]
-    keys = [*PRIVACY, *FIDELITY, "recognised", "mislabelled"]
-    parts.append(markdown_table([["", *(titles[column] for column in columns)], *by_measure(keys, columns)]))
-    parts.append(markdown_table([["", *(titles[arm] for arm in synthetic)], *by_measure(list(PLACEBO), synthetic)]))
-    rows = [
-        [
-            f"{titles[arm]} less test images",
-            *(_show(found.get(key), MEASURES[key].is_share, True) for key in AGAINST_TEST),
-        ]
-        for arm, found in results["against_test_images"].items()
-    ]
-    parts.append(markdown_table([["", *(MEASURES[key].title for key in AGAINST_TEST)], *rows]))
-    long_arms = [arm for arm in titles if arm in results["arms"] and arm not in ARMS]
-    parts.append(markdown_table([["", *(titles[arm] for arm in long_arms)], *by_measure(LONG_KEYS, long_arms)]))
-    for kind, chosen in (("difference", differences), ("ratio", RATIOS)):
-        rows = []
-        for comparison in results["comparisons"]:
-            if not any(key in comparison[kind] for key in chosen):  # no ratio is defined with the real arm
-                continue
-            names = [results["titles"][comparison[side]] for side in ("first", "second")]
-            row = [
-                _show(comparison[kind].get(key), MEASURES[key].is_share and kind == "difference", kind == "difference")
-                for key in chosen
-            ]
-            rows.append([f"{names[0]} {'less' if kind == 'difference' else 'by'} {names[1]}", *row])
-        parts.append(markdown_table([[kind, *(MEASURES[key].title for key in chosen)], *rows]))
-    return "\n\n".join(parts) + "\n"

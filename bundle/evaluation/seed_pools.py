@@ -81,7 +81,7 @@ class SeedPools:
             compared = [
                 arm
                 for arm, other in self.setting.arms.items()
-                if other.pool and (POOLS[other.pool].long, POOLS[other.pool].single) == (kind.long, kind.single)
+                if other.pool and POOLS[other.pool].numbering == kind.numbering
             ]
             reached = torch.cat([self.arm_pool(arm).pairs[self.chosen(arm)] for arm in compared])
             n_pairs = 1 + max(reached.tolist(), default=0)

@@ -23,13 +23,14 @@ from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS, POOLS, Arm
 from bundle.evaluation.membership import joined_patients
 from bundle.evaluation.pools import PoolMaker
+from bundle.evaluation.sources import source_pairs
 from bundle.evaluation.utility import ClassifierSettings
 from bundle.files import content_digest
 
 __all__ = ["DRAW_SEED", "Setting", "evaluation_images"]
 
 # Format version of the kept results; to be increased whenever their content changes.
-FORMAT = 7
+FORMAT = 8
 #: Seed of all bootstrap draws, equal for all arms and seeds so that these can be compared draw by draw.
 DRAW_SEED = 0
 
@@ -73,6 +74,7 @@ class Setting:
         data: the data set of these images.
         train: training images without the extra ones.
         test: test images.
+        source_pairs: pairs of sources within which accuracy is tested.
         arms: all arms by name; those of the published algorithm only if it is evaluated.
         long_arms: arms of long paths.
         pools: names of the pools from which the arms are selected.
@@ -97,6 +99,7 @@ class Setting:
         self.n_shadows, self.classifier, self.device = n_shadows, classifier, torch.device(device)
         self.data: ImageData = real.data
         self.train, self.test = self.real.sides["train"].part(self.real.own), self.real.sides["test"]
+        self.source_pairs = source_pairs(self.test)
         self.pools = [name for name in POOLS if source.published_pairs or POOLS[name].walk != "published"]
         self.long_arms = {name: arm for name, arm in LONG_ARMS.items() if source.published_pairs or not arm.common}
         self.arms: dict[str, Arm] = {**ARMS, **self.long_arms}
@@ -108,6 +111,7 @@ class Setting:
             "quotas": quotas,
             "classifier": asdict(classifier),
             "n_shadows": n_shadows,
+            "sources": [record.source for record in self.test.records],
         }
         self.output_dir = Path(output_dir)
         home = self.output_dir / "private" / "evaluation"

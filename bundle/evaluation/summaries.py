@@ -4,18 +4,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 from bundle.auditing.resampling import LEVEL, Estimate, rounded
 
-__all__ = ["Summary", "compare", "difference", "over_seeds", "ratio"]
+__all__ = ["Summary", "difference", "offsets", "over_seeds", "ratio"]
 
-Binary = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+Values = NDArray[np.float64]
+
+#: Number of equally probable values that represent the distribution of the mean over other seeds.
+GRID = 199
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Summary:
     Attributes:
         value: mean over the seeds; for a comparison, the difference or ratio of the two means.
         spread: standard deviation over the seeds; NaN for a single seed.
-        low: lower end of the interval, from bootstrap draws of both patients (or paths) and seeds.
+        low: lower end of the interval, which covers other seeds and other patients or paths, see `offsets`.
         high: upper end of the interval.
         seeds: values of the single seeds.
         n: number of images behind the value of the first seed.
@@ -49,52 +53,93 @@ class Summary:
         return {**values, **spread, "seeds": [rounded(value) for value in self.seeds], "n": self.n}
 
 
-def over_seeds(figures: Sequence[Estimate]) -> Summary:
+def over_seeds(figures: Sequence[Estimate], limits: tuple[float, float] = (-np.inf, np.inf)) -> Summary:
     """Summarises one measure of one arm.
 
     Args:
         figures: estimates of the seeds, with replicates of the same bootstrap draws.
+        limits: smallest and largest possible value, at which the interval ends.
     """
-    return compare(figures, figures, lambda mine, _: mine)
+    if reason := _reason(figures):
+        return Summary(n=figures[0].n, reason=reason)
+    values, replicates = _stacked(figures)
+    low, high = values.mean() + offsets(values, replicates)
+    if len(np.unique(replicates)) == 1:  # shares of 0 or 1 have exact binomial intervals
+        low, high = min(one.low for one in figures), max(one.high for one in figures)
+    low, high = np.clip([low, high], *limits)
+    return _summary(float(values.mean()), values, low, high, figures)
 
 
 def difference(mine: Sequence[Estimate], other: Sequence[Estimate]) -> Summary:
     """Computes the mean of one arm minus that of another, paired by bootstrap draw and seed."""
-    return compare(mine, other, np.subtract)
+    if reason := _reason((*mine, *other)):
+        return Summary(n=mine[0].n, reason=reason)
+    (values, replicates), (other_values, other_replicates) = _stacked(mine), _stacked(other)
+    single = values - other_values
+    low, high = single.mean() + offsets(single, replicates - other_replicates)
+    return _summary(float(single.mean()), single, low, high, mine)
 
 
 def ratio(mine: Sequence[Estimate], other: Sequence[Estimate]) -> Summary:
-    """Computes the mean of one arm divided by that of another, paired by bootstrap draw and seed."""
-    return compare(mine, other, np.divide)
+    """Computes the mean of one arm divided by that of another, paired by bootstrap draw and seed.
+
+    The interval is that of the logarithm, to first order in the deviations from the two means.
+    """
+    reason = _reason((*mine, *other))
+    means = [float(np.mean([one.value for one in side])) for side in (mine, other)]
+    if not reason and min(means) <= 0.0:
+        reason = "a mean is not above 0, and a ratio would say nothing"
+    if reason:
+        return Summary(n=mine[0].n, reason=reason)
+    (values, replicates), (other_values, other_replicates) = _stacked(mine), _stacked(other)
+    value = means[0] / means[1]
+    relative = values / means[0] - other_values / means[1]
+    low, high = value * np.exp(offsets(relative, replicates / means[0] - other_replicates / means[1]))
+    with np.errstate(divide="ignore"):
+        return _summary(value, values / other_values, low, high, mine)
 
 
-def compare(mine: Sequence[Estimate], other: Sequence[Estimate], how: Binary) -> Summary:
-    """Compares the means of two arms over the same seeds.
+def offsets(values: Values, replicates: Values) -> Values:
+    """Computes the ends of the interval of a mean over seeds, less this mean.
 
-    Seeds are drawn with replacement in each bootstrap draw as well, so that the interval covers the variation over
-    patients (or paths) and over seeds; with a single seed it covers the former only.
+    Two sources of error are independent: the seeds, with the images that only one seed has (synthetic paths), and the
+    images that all seeds share (real patients and the thresholds that they set). The first is Student's distribution
+    with n - 1 degrees of freedom, scaled by the deviation between the seeds, because the deviation of few seeds is
+    itself uncertain. The second is the distribution of the mean's bootstrap replicates, scaled to the variance that is
+    common to the seeds. The interval holds the middle 95 % of their sum. A single seed has the second one alone.
 
     Args:
-        mine: estimates of the first arm, one per seed.
-        other: estimates of the second arm, in the same order.
-        how: function of the two means, such as their difference.
+        values: value [S] of each seed.
+        replicates: replicates [S, draws] of each seed; column by column of the same draw of patients. Columns with a
+            NaN are ignored.
+
+    Returns:
+        Lower and upper end, relative to the mean of the values.
     """
-    reason = next((estimate.reason for estimate in (*mine, *other) if estimate.reason), "")
-    n = mine[0].n
-    if reason:
-        return Summary(n=n, reason=reason)
-    random = np.random.default_rng(0)
-    values = [np.array([estimate.value for estimate in side]) for side in (mine, other)]
-    drawn = [np.stack([estimate.replicates for estimate in side]) for side in (mine, other)]
-    n_draws = drawn[0].shape[1]
-    seeds = random.integers(len(mine), size=(len(mine), n_draws))
-    columns = np.arange(n_draws)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        replicates = how(*(side[seeds, columns].mean(axis=0) for side in drawn))
-        single = how(*values)
-        value = float(how(*(np.array(side.mean()) for side in values)))
-    low, high = np.nanquantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if mine is other and len(set(replicates.tolist())) == 1:  # shares of 0 or 1 have exact binomial intervals
-        low, high = min(estimate.low for estimate in mine), max(estimate.high for estimate in mine)
-    spread = float(single.std(ddof=1)) if len(mine) > 1 else np.nan
-    return Summary(value, spread, float(low), float(high), tuple(map(float, single)), n)
+    n = len(values)
+    drawn = replicates[:, ~np.isnan(replicates).any(axis=0)]
+    if not drawn.size:
+        return np.array([np.nan, np.nan])
+    noise = drawn.mean(axis=0) - values.mean()
+    if n > 1:
+        total, single = noise.var(ddof=1), drawn.var(axis=1, ddof=1).mean()
+        own = max(0.0, (single - total) * n / (n - 1))  # of what only one seed has
+        common = max(0.0, total - own / n)
+        # Seeds may agree by chance, for example on a share of few images.
+        deviation = values.std(ddof=1) or np.sqrt(own)
+        between = t.ppf((np.arange(GRID) + 0.5) / GRID, n - 1) * deviation / np.sqrt(n)
+        noise = ((np.sqrt(common / total) if total else 0.0) * noise[:, None] + between).ravel()
+    return np.quantile(noise, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+
+
+def _reason(figures: Sequence[Estimate]) -> str:
+    return next((one.reason for one in figures if one.reason), "")
+
+
+def _stacked(figures: Sequence[Estimate]) -> tuple[Values, Values]:
+    return np.array([one.value for one in figures]), np.stack([one.replicates for one in figures])
+
+
+def _summary(value: float, single: Values, low: float, high: float, figures: Sequence[Estimate]) -> Summary:
+    spread = float(single.std(ddof=1)) if len(single) > 1 else np.nan
+    return Summary(value, spread, float(low), float(high), tuple(map(float, single)), figures[0].n)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,12 +18,16 @@ from bundle.gate.gate import Gate, GateDecision
 from bundle.latent.pairs import pair_latents, pairs_per_block
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet
+from bundle.training.seeds import stream_seed
 from bundle.walk.guides import Guides, walk_guides
 from bundle.walk.inferer import PlanWalkInferer
 from bundle.walk.objective import Objective, PublishedObjective
 from bundle.walk.path import WalkSettings
 
-__all__ = ["Clock", "Judged", "Walk", "Walker", "published_walk", "straight_lines"]
+__all__ = ["Clock", "Judged", "Walk", "Walker", "inner_point", "published_walk", "straight_lines"]
+
+# Number of the random stream of `inner_point`.
+INNER = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,21 @@ def published_walk(objective: PublishedObjective, settings: WalkSettings) -> Wal
     return Walk("published algorithm", objective, settings, "image", alone=True)
 
 
+def inner_point(seed: int, label: int, pair: int, n_points: int) -> int:
+    """Draws the inner point that is kept of a path, uniformly and from the path's own numbers alone.
+
+    Args:
+        seed: seed of the end points.
+        label: class of the pair.
+        pair: number of the pair of end points within its class.
+        n_points: number of points of the path, ends included; at least 3.
+
+    Returns:
+        Index of the point, from 1 to ``n_points`` - 2.
+    """
+    return 1 + stream_seed(seed, INNER, label, pair) % (n_points - 2)
+
+
 @dataclass
 class Clock:
     """Accumulated wall time and CPU time (of all cores), in seconds."""
@@ -73,7 +92,7 @@ class Clock:
 
 @dataclass
 class Judged:
-    """The results of a walker; lists are by class and path.
+    """The results of a walker; lists are by class and path, or block of paths if one point of each is kept.
 
     Attributes:
         pairs: numbers of the pairs of end points.
@@ -112,6 +131,7 @@ class Walker:
         self.way = way
         self.seed = seed
         self.guides: Guides = walk_guides(models, way.guides, way.objective.clamped_gradient)
+        self.n_points = n_points
         self.inferer = PlanWalkInferer(self.guides, prior, way.objective, way.settings, n_points)
         self.block = 1 if way.alone else pairs_per_block(way.guides, n_points)
         self.reset()
@@ -123,6 +143,18 @@ class Walker:
 
     def walk(self, pairs: range, label: int) -> None:
         """Walks between the pairs with the given numbers, block by block, and evaluates the gate at every point."""
+        for block, paths in self._paths(pairs, label):
+            for pair, w in zip(block, paths, strict=True):
+                self._judge([pair], w, label)
+
+    def walk_to_inner_points(self, pairs: range, label: int) -> None:
+        """Walks as `walk`, but synthesises and judges a single point of each path, that of `inner_point`."""
+        for block, paths in self._paths(pairs, label):
+            kept = [inner_point(self.seed, label, pair, self.n_points) for pair in block]
+            self._judge(block, paths[torch.arange(len(block)), torch.tensor(kept)], label)
+
+    def _paths(self, pairs: range, label: int) -> Iterator[tuple[range, Tensor]]:
+        """Yields numbers and latent points [P, N, w_dim] of the paths of each block."""
         generator = self.models.generator
         for first in range(pairs.start, pairs.stop, self.block):
             block = range(first, min(first + self.block, pairs.stop))
@@ -130,10 +162,12 @@ class Walker:
             with self.judged.walking.running():
                 path = self.inferer(z, generator, torch.full((len(block),), label))
             self.judged.steps += [path["loss_history"].shape[1]] * len(block)
-            for pair, w in zip(block, path["w"], strict=True):
-                with self.judged.judging.running():
-                    pixels, verdict = draw_and_judge(generator, self.gate, w, label)
-                self.judged.pairs[label].append(pair)
-                self.judged.w[label].append(w)
-                self.judged.pixels[label].append(pixels)
-                self.judged.verdicts[label].append(verdict)
+            yield block, path["w"]
+
+    def _judge(self, pairs: Sequence[int], w: Tensor, label: int) -> None:
+        with self.judged.judging.running():
+            pixels, verdict = draw_and_judge(self.models.generator, self.gate, w, label)
+        self.judged.pairs[label] += pairs
+        self.judged.w[label].append(w)
+        self.judged.pixels[label].append(pixels)
+        self.judged.verdicts[label].append(verdict)

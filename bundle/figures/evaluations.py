@@ -59,9 +59,10 @@ def arms_chart(
         columns: for each measure its title, a cell for each arm, and the cell of the test images or None. A cell has
             ``value``, ``low`` and ``high``, or none of them if the measure cannot be estimated.
     """
-    figure = Figure(figsize=(3.1 * min(3, len(columns)) + 1.2, 2.5 * -(-len(columns) // 3)), layout="constrained")
+    rows = -(-len(columns) // 3)
+    figure = Figure(figsize=(3.1 * min(3, len(columns)) + 2.0, rows * (0.9 + 0.22 * len(titles))), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(-(-len(columns) // 3), min(3, len(columns)), squeeze=False, sharey=True).flatten()
+    grid = figure.subplots(rows, min(3, len(columns)), squeeze=False, sharey=True).flatten()
     for axes, (title, cells, strangers) in zip(grid, columns, strict=False):
         for height, cell in enumerate(cells):
             if "value" in cell:

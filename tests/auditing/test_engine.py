@@ -60,7 +60,7 @@ def rows(engine: AuditEngine) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def test_strangers_pass_and_every_measure_tells_training_images_from_test_images(
-    new_audit: Audit, new_cohort: CohortMaker
+    new_audit: Audit, new_cohort: CohortMaker, tmp_path: Path
 ) -> None:
     engine = new_audit(new_cohort("strangers", strangers(50)))
     engine.run()
@@ -80,6 +80,13 @@ def test_strangers_pass_and_every_measure_tells_training_images_from_test_images
     assert found["other_images"]["training"]["value"] > 0.9
     assert "less than one image" in found["gan_leaks_whole_tpr"]["cohort"]["not_estimable"]
     assert found["kid"]["cohort"]["value"] > found["kid"]["test"]["high"]
+    tables = (tmp_path / "audit" / "tables.md").read_text(encoding="utf-8")
+    assert tables.startswith("# Audit: xray, 50 synthetic images\n")
+    assert "**Verdict 0: NO SIGN OF COPIES by these measures.** The cohort does not resemble" in tables
+    for listed in ("privacy", "fidelity", "placebo"):
+        assert all(f"| {row['title']} | " in tables for row in engine.results[listed])
+    assert tables.count("| yes |") == sum(control["passed"] is True for control in engine.results["controls"])
+    assert not any(text in tables for text in (str(tmp_path), SURNAME, "MRN-", "0000.png"))
 
 
 @pytest.fixture
@@ -117,14 +124,16 @@ def test_nothing_is_told_of_a_single_image(new_audit: Audit, new_cohort: CohortM
     assert all("not_estimable" in row["difference"] for row in engine.results["placebo"])
     report = (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
     (lpips,) = engine.distances.lpips_to_train().tolist()
-    assert f"{lpips:.3f}" not in report
+    tables = (tmp_path / "audit" / "tables.md").read_text(encoding="utf-8")
+    assert f"{lpips:.3f}" not in report + tables
+    assert f"{lpips:.3g}" not in tables
 
 
 def test_equal_audits_give_equal_reports(new_audit: Audit, new_cohort: CohortMaker, tmp_path: Path) -> None:
     folder = new_cohort("twice", strangers(3))
     for name in ("first", "second"):
         new_audit(folder, tmp_path / name).run()
-    for file in ("report.html", "results.json", "private/nearest.csv"):
+    for file in ("report.html", "results.json", "tables.md", "private/nearest.csv"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 

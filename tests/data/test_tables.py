@@ -35,3 +35,13 @@ def test_a_column_of_splits_by_another_name_is_noted(tmp_path: Path, column: str
 def test_columns_that_hold_no_splits_or_beside_the_splits_are_left_alone(tmp_path: Path, header: str) -> None:
     cells = {"notes": ",train", "fold": ",3", "Set": ",train,train"}[header.split(",")[-1]]
     assert read_folder(_csv(tmp_path, f"{header}\na.png,0{cells}\nb.png,1{cells}\n")).notes == []
+
+
+@pytest.mark.parametrize(("header", "layout"), [("source", "auto"), ("Scanner", {"source": "Scanner"})])
+def test_source_of_an_image_is_read_where_a_column_names_it(
+    tmp_path: Path, header: str, layout: str | dict[str, str]
+) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
+    folder = _csv(tmp_path, f"image,label,{header}\na.png,0, site  A \nb.png,1,unknown\nc.png,1,\n")
+    assert [record.source for record in read_folder(folder, layout).records] == ["site A", None, None]
