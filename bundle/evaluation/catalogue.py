@@ -95,6 +95,8 @@ MEASURES = {
 def limits(key: str) -> tuple[float, float]:
     """Returns the smallest and the largest possible value of a measure; infinite where none is known."""
     measure = MEASURES.get(key)
+    if key == "distinct":
+        return 1.0, float(DRAWN)
     if key.endswith("_specific") or not ((measure and measure.is_share) or key.endswith(("_accuracy", "auc"))):
         return -np.inf, np.inf
     return 0.0, 1.0

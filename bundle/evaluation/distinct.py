@@ -81,7 +81,7 @@ def distinct_estimate(
         ]
     )
     # Half-samples have fewer paths, and so more images of one path; centring removes this bias.
-    return estimate(value, replicates - replicates.mean() + value, n)
+    return estimate(value, (replicates - replicates.mean() + value).clip(1, DRAWN), n)
 
 
 def half_of_groups(groups: Tensor, n_groups: int | None, random: np.random.Generator) -> Tensor:

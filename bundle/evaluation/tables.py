@@ -126,7 +126,13 @@ def _by_measure(results: Mapping[str, Any], keys: Sequence[str], columns: Sequen
     titles = {**results["titles"], "test": "test images", "training": "training images"}
     measured = {**results["arms"], **results["strangers"]}
     rows = [
-        [MEASURES[key].title, *(cell_text(measured[column].get(key), MEASURES[key].is_share) for column in columns)]
+        [
+            MEASURES[key].title,
+            *(
+                cell_text(measured[column].get(key), MEASURES[key].is_share, key.endswith("_specific"))
+                for column in columns
+            ),
+        ]
         for key in keys
     ]
     return markdown_table([["", *(titles[column] for column in columns)], *rows])
