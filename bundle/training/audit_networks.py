@@ -160,15 +160,16 @@ class AuditTrainer(NetworkTrainer):
         **options: Any,
     ) -> None:
         patients = [data.identity(record) for record in data.records(IDENTITY_SPLITS)]
-        settings = {"batch_size": batch_size, "content_sha256": data.content_sha256(IDENTITY_SPLITS)}
-        new_sampler = PairSampler
+        sampler_class = PairSampler if pairs is None else OtherImageSampler
         if pairs is not None:
             patients += [data.n_identities + pairs.identity(record) for record in pairs.records(IDENTITY_SPLITS)]
-            settings |= {"pairs_sha256": pairs.content_sha256(IDENTITY_SPLITS)}
-            new_sampler = OtherImageSampler
-        if inherited is not None:
-            settings |= {"init_from_sha256": inherited["sha256"]}
-        sampler = new_sampler(patients, batch_size, role_seed(name, seed))
+        settings = {
+            "batch_size": batch_size,
+            "content_sha256": data.content_sha256(IDENTITY_SPLITS),
+            "pairs_sha256": None if pairs is None else pairs.content_sha256(IDENTITY_SPLITS),
+            "init_from_sha256": None if inherited is None else inherited["sha256"],
+        }
+        sampler = sampler_class(patients, batch_size, role_seed(name, seed))
         task = TrainingTask(
             network,
             dataset,
