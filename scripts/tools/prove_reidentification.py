@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.command_line import plain_errors
-from bundle.data import ImageData, open_dataset
+from bundle.data import DataError, ImageData, open_dataset
 from bundle.data.records import SPLITS
 from bundle.networks.weights import WeightsError, load_weights, write_info
 from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST, prove
@@ -41,6 +41,7 @@ def prove_networks(
 
     Raises:
         WeightsError: a network is missing, or is for another kind of image.
+        DataError: there are no two images of a person whom the networks have not seen.
     """
     loaded = {name: load_weights(models_dir / f"{name}.pt", required=("modality", "seen")) for name in AUDIT_NETWORKS}
     proofs = {}
@@ -53,7 +54,11 @@ def prove_networks(
             for record, digest in zip(data.records(SPLITS), data.digests(SPLITS), strict=True)
             if digest[:DIGEST] in seen
         }
-        proofs[name] = prove(network, data.without_patients(known), seed, splits)
+        unseen = data.without_patients(known)
+        patients = [record.patient_id for record in unseen.records(splits)]
+        if len(set(patients)) == len(patients):
+            raise DataError(f"There are no images of people whom {name} has not seen, two of one of them.")
+        proofs[name] = prove(network, unseen, seed, splits)
         if record:
             info = {**info, "scores": {**info.get("scores", {}), "other_images": proofs[name]}}
             write_info(models_dir / f"{name}.pt", info)
