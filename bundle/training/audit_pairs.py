@@ -65,7 +65,7 @@ def without_shared_patients(pairs: ImageData, data: ImageData) -> ImageData:
     if not shared:
         return pairs
     logger.warning(
-        "%d of %d people in pairs_dir are left out: images of theirs are in dataset_dir as well.",
+        "%d of %d people are left out: the data set that the networks are trained on has images of theirs as well.",
         len(shared),
         len({record.patient_id for record in records}),
     )

@@ -93,7 +93,7 @@ def test_other_people_are_learnt_from_and_prove_it(
     folder = other_people(tmp_path / "others", Image.open(tiny_dataset / "normal" / "003.png"))
     pairs = open_pairs(str(folder), tmp_path, data, "auto", 0)
     assert pairs is not None
-    assert "1 of 30 people in pairs_dir are left out" in caplog.text
+    assert "1 of 30 people are left out" in caplog.text
     assert (tmp_path / "pairs" / "private" / "splits.json").exists()
     make_trainer("audit_embedding", data, tmp_path, pairs=pairs).run()
     _, info = load_weights(tmp_path / "models" / "audit_embedding.pt")
