@@ -20,6 +20,7 @@ from bundle.option_types import (
     Folder,
     Folders,
     Integer,
+    OptionalFolder,
     OutputFolder,
     Positive,
     RequiredFile,
@@ -143,6 +144,9 @@ class TrainGuides(Tracked, RealImagesOptions):
 class TrainAudit(Tracked, RealImagesOptions):
     """Options of configs/train_audit.json."""
 
+    pairs_dir: Folders
+    pairs_layout: Layout
+    init_from: OptionalFolder
     resolution: Resolution
     max_epochs: Count
     batch_size: Count

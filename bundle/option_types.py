@@ -22,6 +22,7 @@ __all__ = [
     "Folder",
     "Folders",
     "Integer",
+    "OptionalFolder",
     "OutputFolder",
     "Positive",
     "RequiredFile",
@@ -193,6 +194,8 @@ RequiredFolder = Annotated[Any, AfterValidator(_given(_folder))]
 Folders = Annotated[Any, AfterValidator(lambda value: value if value in (None, "") else _folders(value))]
 #: Existing folder or a list of them; required, without a default in the configuration.
 RequiredFolders = Annotated[Any, AfterValidator(_given(_folders))]
+#: Existing folder; None for none.
+OptionalFolder = Annotated[Any, AfterValidator(lambda value: value if value is None else _folder(value))]
 #: Existing file; None for none.
 File = Annotated[Any, AfterValidator(lambda value: value if value is None else _file(value))]
 #: Existing file; required, without a default in the configuration.

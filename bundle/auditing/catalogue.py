@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
+from bundle.metrics.reidentification import is_proven
 
-__all__ = ["FIDELITY", "MEASURES", "PRIVACY", "Measure"]
+__all__ = ["FIDELITY", "MEASURES", "PRIVACY", "Measure", "with_proof"]
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,34 @@ FIDELITY = {
 }
 
 MEASURES = PRIVACY | FIDELITY
+
+
+def with_proof(measures: Mapping[str, Measure], verifier: Mapping[str, Any]) -> dict[str, Measure]:
+    """Returns the measures, with the proof of re-identification stated beside those that rest on the verifier.
+
+    Args:
+        measures: measures by name.
+        verifier: content of the verifier's JSON, of which ``scores.other_images`` is the proof, see
+            `bundle.metrics.reidentification.recognition_of_others`.
+    """
+    proof = verifier.get("scores", {}).get("other_images")
+    return {
+        key: replace(measure, space=f"{measure.space}; {_proof_text(proof)}") if _VERIFIER in measure.space else measure
+        for key, measure in measures.items()
+    }
+
+
+def _proof_text(proof: Mapping[str, Any] | None) -> str:
+    found = ""
+    if proof is not None and isinstance(proof.get("auc"), Mapping):
+        auc, one, five = (proof[name] for name in ("auc", "found_at_1_percent", "found_at_5_percent"))
+        found = (
+            f"AUC {auc['value']:.2f} [{auc['low']:.2f}, {auc['high']:.2f}] on other images of "
+            f"{proof['patients_with_several']} of {proof['patients']} held-out patients; of pairs of one patient, "
+            f"{one['value']:.0%} [{one['low']:.0%}, {one['high']:.0%}] are found at 1 % false alarms, "
+            f"{five['value']:.0%} [{five['low']:.0%}, {five['high']:.0%}] at 5 %"
+        )
+    if is_proven(proof):
+        return f"the verifier is proven: {found}"
+    lacking = found or "no measurement with an interval"
+    return f"the verifier is not proven on other images of a patient ({lacking}), so this row is only about copies"

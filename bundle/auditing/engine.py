@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from bundle.auditing.assessment import Assessment, Estimates, assess
-from bundle.auditing.catalogue import FIDELITY, MEASURES, PRIVACY, Measure
+from bundle.auditing.catalogue import FIDELITY, MEASURES, PRIVACY, Measure, with_proof
 from bundle.auditing.distances import Distances
 from bundle.auditing.images import Cohort, RealData, choose_preprocessing, read_pixels
 from bundle.auditing.orientations import AS_IT_LIES, Disguises, seek_disguises
-from bundle.auditing.reference import Reference, reference_key
+from bundle.auditing.reference import VERIFIER, Reference, reference_key
 from bundle.auditing.report import write_private, write_report
 from bundle.auditing.resampling import rounded
 from bundle.auditing.single_images import FALSE_ALARMS
@@ -109,6 +109,7 @@ class AuditEngine(StepEngine):
             "cohort": [cohort.digests, preset.preprocessing, cohort.holds, cohort.not_judged],
             "reference": reference_key(self.real, infos, squeezenet_file),
             "seed": seed,
+            "reidentification": self._proof(),
             **self.changed,
         }
         self.audit_id = content_digest(key)
@@ -140,6 +141,10 @@ class AuditEngine(StepEngine):
                 f"output_dir {self.output_dir} holds the results of another audit: of other images, or with other "
                 "options, networks or real images. It is not overwritten: name another output_dir."
             )
+
+    def _proof(self) -> dict[str, Any]:
+        """Returns how well each network was shown to recognise patients in other images; empty if it was not."""
+        return {name: info.get("scores", {}).get("other_images", {}) for name, info in self.infos.items()}
 
     def _conclude(self) -> Tensors:
         names = self.data.class_names
@@ -191,10 +196,11 @@ class AuditEngine(StepEngine):
                 for control in found.controls
                 if control.key.startswith(("hard, ", "planted, ")) and control.estimate.value < RELIABLE
             ],
-            "privacy": _rows(PRIVACY, found.figures),
+            "reidentification": self._proof(),
+            "privacy": _rows(with_proof(PRIVACY, self.infos[VERIFIER]), found.figures),
             "fidelity": _rows(FIDELITY, found.figures),
             "per_class": {name: _rows(MEASURES, figures) for name, figures in found.per_class.items()},
-            "placebo": _placebo_rows(found),
+            "placebo": _placebo_rows(found, with_proof(MEASURES, self.infos[VERIFIER])),
             "single_images": _single_images(found),
             "pixel_copies": copies,
             "copies_in_other_orientations": found.disguises.copies,
@@ -226,11 +232,11 @@ class AuditEngine(StepEngine):
         }
 
 
-def _placebo_rows(found: Assessment) -> list[dict[str, Any]]:
+def _placebo_rows(found: Assessment, measures: Mapping[str, Measure]) -> list[dict[str, Any]]:
     return [
         {
             "key": key,
-            **dataclasses.asdict(MEASURES[key]),
+            **dataclasses.asdict(measures[key]),
             "members": value.members.content(),
             "placebo": value.placebo.content(),
             "difference": value.difference.content(),

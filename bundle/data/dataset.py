@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,11 @@ class ImageData:
         view = copy.copy(self)
         view.modality = replace(self.modality, preprocessing=preprocessing)
         return view
+
+    def without_patients(self, patients: Collection[str]) -> ImageData:
+        """Returns the same images and splits without those of some patients."""
+        records = [record for record in self._records if record.patient_id not in patients]
+        return ImageData(records, self._splits, self.modality, self.class_names, self.resolution, self._digests)
 
     def dataset(self, splits: str | Sequence[str]) -> Dataset:
         """Returns the images of one or more splits, in the order of :meth:`records`, decoded once and kept in memory.

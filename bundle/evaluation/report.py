@@ -14,7 +14,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bundle.auditing.catalogue import FIDELITY, PRIVACY
+from bundle.auditing.catalogue import FIDELITY, PRIVACY, with_proof
+from bundle.auditing.reference import VERIFIER
 from bundle.auditing.resampling import Estimate
 from bundle.evaluation.arms import ARMS
 from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER, PLACEBO, limits
@@ -96,7 +97,7 @@ def evaluation_results(
             for number, pair in enumerate(setting.source_pairs)
         ],
         "against_test_images": {arm: _against(estimates[arm], strangers["test"]) for arm in ARMS if ARMS[arm].pool},
-        "measures": {key: asdict(measure) for key, measure in measures.items()},
+        "measures": {key: asdict(measure) for key, measure in with_proof(measures, setting.infos[VERIFIER]).items()},
         "curves": {pool: _band(distances) for pool, distances in curves.items()},
         "version": bundle_version(),
         "seeds": list(seeds),

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.losses import ContrastiveLoss
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,19 +20,22 @@ from bundle.data import ImageData
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.recognition import predict
+from bundle.metrics.reidentification import proof_images, recognition_of_others
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 from bundle.networks.standardise import resized
+from bundle.networks.weights import load_weights
 from bundle.training.classifier_augment import augment_for_audit
+from bundle.training.errors import TrainingError
 from bundle.training.info import weights_info
 from bundle.training.network_trainer import NetworkTrainer, TrainingTask, role_seed
-from bundle.training.samplers import PairSampler
+from bundle.training.samplers import OtherImageSampler, PairSampler
 
 __all__ = [
     "AUDIT_NETWORKS",
     "AuditTrainer",
     "new_audit_network",
     "new_audit_trainer",
-    "recognition_of_others",
+    "prove",
     "verification_loss",
 ]
 
@@ -89,41 +92,37 @@ def verification_loss(logits: Tensor) -> Tensor:
     return (same + F.softplus(logits[other]).mean()) / 2
 
 
-def recognition_of_others(similarity: Tensor, patients: Sequence[str]) -> dict[str, float]:
-    """Measures how well different images of one patient (both eyes, two visits) are told from images of two patients.
-
-    Copy detection compares the content of images; this measures whether a patient is recognised in an unseen image.
+def prove(
+    network: ContrastiveEmbedding | SiameseVerifier,
+    data: ImageData,
+    seed: int,
+    splits: Sequence[str] = ("val", "test"),
+) -> dict[str, Any]:
+    """Measures how well a network recognises patients in other images, on the images of a data set.
 
     Args:
-        similarity: pairwise similarity of images, [N, N], of patients that no network was trained on.
-        patients: patient of each image.
+        network: trained network in evaluation mode.
+        data: data set, none of whose patients in ``splits`` the network has seen.
+        seed: seed of the choice of images, if there are too many, and of the bootstrap.
+        splits: splits whose images are used.
 
     Returns:
-        ``pairs``: number of pairs of two images of one patient; ``auc`` of their similarity against that of pairs of
-            two patients; ``first``: share of images with at least one such partner whose most similar other image is a
-            partner. Without such pairs, ``pairs`` alone.
+        See `bundle.metrics.reidentification.recognition_of_others`.
     """
-    known = {patient: number for number, patient in enumerate(sorted(set(patients)))}
-    owner = torch.tensor([known[patient] for patient in patients])
-    same = (owner[:, None] == owner) & ~torch.eye(len(owner), dtype=torch.bool)
-    pairs = int(same.sum()) // 2
-    if not pairs:
-        return {"pairs": 0}
-    one, other = torch.triu_indices(len(owner), len(owner), offset=1)
-    mutual = ((similarity + similarity.T) / 2).cpu()
-    auc = roc_auc_score(same[one, other].numpy(), mutual[one, other].numpy())
-    nearest = mutual.fill_diagonal_(-torch.inf).argmax(dim=1)
-    asked = same.any(dim=1)
-    first = same[torch.arange(len(owner)), nearest][asked].double().mean()
-    return {"pairs": pairs, "auc": float(auc), "first": float(first)}
+    records = data.records(splits)
+    records = [records[index] for index in proof_images([record.patient_id for record in records], seed)]
+    points = predict(network, data.load(records))
+    similarity = torch.cat(list(network.similarity(points, points)))
+    return recognition_of_others(similarity, [record.patient_id for record in records], seed)
 
 
 class AuditTrainer(NetworkTrainer):
     """Trains one audit network and writes its weights.
 
     The embedding minimises NT-Xent (Chen et al., arXiv 2002.05709; MONAI's ContrastiveLoss) at a temperature of 0.07,
-    as in Dar et al. (arXiv 2402.01054), the verifier `verification_loss`. Positive pairs are images of one patient. No
-    patient occurs twice in a batch, so that negative pairs are always of two patients.
+    as in Dar et al. (arXiv 2402.01054), the verifier `verification_loss`. Positive pairs are images of one patient: the
+    same image or two different ones, each augmented. No patient occurs twice in a batch, so that negative pairs are
+    always of two patients. With ``pairs``, half of the positive pairs are two different images of one patient.
 
     The weights' JSON lists truncated SHA-256 digests of all training images, so that the audit can refuse held-out
     images that its networks were trained on. Like the weights, this list is as confidential as the images.
@@ -131,12 +130,15 @@ class AuditTrainer(NetworkTrainer):
     Args:
         name: one of `AUDIT_NETWORKS`, the name of the weight file.
         data: data set; its splits train and extra are trained on, val and test are measured.
-        dataset: images of train and extra, as returned by `ImageData.dataset`.
+        dataset: images of train and extra, as returned by `bundle.training.audit_pairs.audit_dataset`.
         network: network to train, in place.
         output_dir: folder that receives the weights, see `NetworkTrainer`.
         device: device to train on.
         batch_size: patients per batch.
         seed: random seed shared by both audit networks.
+        pairs: images of other people, several of each, from `bundle.training.audit_pairs.open_pairs`: their splits
+            train and extra are trained on as well, and val and test show whether patients are recognised in other
+            images; None for none, in which case the data set's val and test images show that.
         **options: further arguments of `NetworkTrainer`, at least max_epochs; an epoch has as many pairs as patients.
 
     Raises:
@@ -153,11 +155,21 @@ class AuditTrainer(NetworkTrainer):
         device: torch.device | str,
         batch_size: int = 100,
         seed: int = 0,
+        pairs: ImageData | None = None,
+        inherited: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         patients = [data.identity(record) for record in data.records(IDENTITY_SPLITS)]
-        sampler = PairSampler(patients, batch_size, role_seed(name, seed))
-        settings = {"batch_size": batch_size, "content_sha256": data.content_sha256(IDENTITY_SPLITS)}
+        sampler_class = PairSampler if pairs is None else OtherImageSampler
+        if pairs is not None:
+            patients += [data.n_identities + pairs.identity(record) for record in pairs.records(IDENTITY_SPLITS)]
+        settings = {
+            "batch_size": batch_size,
+            "content_sha256": data.content_sha256(IDENTITY_SPLITS),
+            "pairs_sha256": None if pairs is None else pairs.content_sha256(IDENTITY_SPLITS),
+            "init_from_sha256": None if inherited is None else inherited["sha256"],
+        }
+        sampler = sampler_class(patients, batch_size, role_seed(name, seed))
         task = TrainingTask(
             network,
             dataset,
@@ -169,6 +181,8 @@ class AuditTrainer(NetworkTrainer):
         )
         super().__init__(name, task, output_dir, device, seed=seed, **options)
         self.data = data
+        self.pairs = pairs
+        self.seen = set() if inherited is None else set(inherited["seen"])
         self.audited = network
 
     def measure(self) -> dict[str, Any]:
@@ -176,14 +190,11 @@ class AuditTrainer(NetworkTrainer):
         known, _, _ = self.data.tensors(IDENTITY_SPLITS)
         gallery = predict(self.network, known)
         val, test = (predict(self.network, self.data.tensors(split)[0]) for split in ("val", "test"))
-        patients = [record.patient_id for split in ("val", "test") for record in self.data.records(split)]
 
         def nearest(features: Tensor) -> Tensor:
             return self.audited.nearest(features, gallery)[0]
 
         threshold = copy_threshold(nearest(val))
-        held_out = torch.cat([val, test])
-        similarity = self.audited.similarity(held_out, held_out)
         copies = {"as they are": known, **{name: change(known) for name, change in PLANTED_CHANGES.items()}}
         scores = {
             "threshold": threshold,
@@ -192,10 +203,9 @@ class AuditTrainer(NetworkTrainer):
                 for name, images in copies.items()
             },
             "test_above": float((nearest(test) > threshold).double().mean()),
-            "other_images": recognition_of_others(torch.cat(list(similarity)), patients),
+            "other_images": prove(self.audited, self.pairs or self.data, self.seed),
         }
-        seen = sorted(digest[:DIGEST] for digest in self.data.digests(IDENTITY_SPLITS))
-        return {"scores": scores, "seen": seen}
+        return {"scores": scores, "seen": sorted(self.seen | _digests((self.data, self.pairs), IDENTITY_SPLITS))}
 
     def accuracy(self, output: dict[str, Any]) -> float:
         """Returns the share of patients whose second image is the most similar of all second images to their first."""
@@ -210,16 +220,37 @@ class AuditTrainer(NetworkTrainer):
         return lambda points, _: contrastive(*points.chunk(2))
 
 
-def new_audit_trainer(name: str, max_epochs: int, options: Mapping[str, Any]) -> AuditTrainer:
+def new_audit_trainer(name: str, max_epochs: int, init_from: str | None, options: Mapping[str, Any]) -> AuditTrainer:
     """Builds an audit network and its trainer.
 
     Args:
         name: one of `AUDIT_NETWORKS`.
         max_epochs: see `AuditTrainer`.
+        init_from: folder of audit networks from which the training starts; None for random weights.
         options: arguments of `AuditTrainer` that both networks share, at least ``data`` and ``seed``.
 
     Raises:
-        TrainingError: see `AuditTrainer`.
+        TrainingError: see `AuditTrainer`; or the network in init_from has seen images that are held out now, or is for
+            another kind of image.
+        WeightsError: there are no such weights in init_from.
     """
-    network = new_audit_network(name, options["data"], options["seed"])
-    return AuditTrainer(name, network=network, max_epochs=max_epochs, **options)
+    data = options["data"]
+    if init_from is None:
+        network = new_audit_network(name, data, options["seed"])
+        return AuditTrainer(name, network=network, max_epochs=max_epochs, **options)
+    path = Path(init_from) / f"{name}.pt"
+    loaded, inherited = load_weights(path, required=("modality", "preprocessing", "seen"))
+    mine = (data.modality.name, data.modality.preprocessing)
+    if not isinstance(loaded, AUDIT_NETWORKS[name]) or (inherited["modality"], inherited["preprocessing"]) != mine:
+        raise TrainingError(f"--init_from: {path} is for another kind of image. Name audit networks of {mine[0]}.")
+    known = set(inherited["seen"]) & _digests((data, options.get("pairs")), ("val", "test"))
+    if known:
+        raise TrainingError(
+            f"--init_from: {path} was trained on {len(known)} images that are val or test images here. Name networks "
+            "that have not seen them, or use the split of their training."
+        )
+    return AuditTrainer(name, network=loaded, max_epochs=max_epochs, inherited=inherited, **options)
+
+
+def _digests(sets: Iterable[ImageData | None], splits: Sequence[str]) -> set[str]:
+    return {digest[:DIGEST] for data in sets if data is not None for digest in data.digests(splits)}

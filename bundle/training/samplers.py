@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from bundle.training.errors import TrainingError
 from bundle.training.seeds import stream_seed
 
-__all__ = ["BalancedBatchSampler", "BatchSampler", "PairSampler", "ShuffledBatchSampler"]
+__all__ = ["BalancedBatchSampler", "BatchSampler", "OtherImageSampler", "PairSampler", "ShuffledBatchSampler"]
 
 # Random stream of the batches or epochs.
 ORDER = 0
@@ -151,3 +151,35 @@ class PairSampler(BatchSampler):
             for _ in range(2)
             for one in shown
         ]
+
+
+class OtherImageSampler(PairSampler):
+    """Pairs as of `PairSampler`, of which half, if possible, are two different images of a patient with several.
+
+    Args:
+        patients: patient of each image of the dataset.
+        n_pairs: pairs per batch; at most one per patient.
+        seed: random seed of the batches.
+
+    Raises:
+        TrainingError: there are fewer than two patients.
+    """
+
+    def __init__(self, patients: Sequence[int], n_pairs: int, seed: int) -> None:
+        super().__init__(patients, n_pairs, seed)
+        self.several = [members for members in self.members if len(members) > 1]
+        self.single = [members for members in self.members if len(members) == 1]
+        half = min(self.batch_size // 2, len(self.several))
+        self.n_several = max(half, self.batch_size - len(self.single))
+
+    def batch(self, number: int) -> list[int]:
+        """Samples a batch of pairs, those of two different images first."""
+        random = self._random(number)
+
+        def some(n_all: int, n: int) -> list[int]:
+            return torch.randperm(n_all, generator=random)[:n].tolist()
+
+        several = [self.several[place] for place in some(len(self.several), self.n_several)]
+        pairs = [[members[place] for place in some(len(members), 2)] for members in several]
+        pairs += [self.single[place] * 2 for place in some(len(self.single), self.batch_size - self.n_several)]
+        return [pair[side] for side in range(2) for pair in pairs]

@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bundle.data import ImageData, open_dataset
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
@@ -17,9 +19,10 @@ from bundle.training.audit_networks import (
     AUDIT_NETWORKS,
     AuditTrainer,
     new_audit_network,
-    recognition_of_others,
+    new_audit_trainer,
     verification_loss,
 )
+from bundle.training.audit_pairs import audit_dataset, open_pairs
 from bundle.training.checkpoint import CheckpointError
 from bundle.training.errors import TrainingError
 from tests.training.conftest import KillAt, Killed
@@ -38,7 +41,23 @@ def small_network(name: str) -> ContrastiveEmbedding | SiameseVerifier:
 
 def make_trainer(name: str, data: ImageData, output_dir: Path, **options: Any) -> AuditTrainer:
     options = {"max_epochs": 2, "batch_size": 8, "checkpoint_epochs": 1, **options}
-    return AuditTrainer(name, data, data.dataset("train"), small_network(name), output_dir, "cpu", **options)
+    return AuditTrainer(
+        name, data, audit_dataset(data, options.get("pairs")), small_network(name), output_dir, "cpu", **options
+    )
+
+
+def other_people(folder: Path, known: Image.Image) -> Path:
+    """Writes two images of each of 30 people, and a darker version of a known image as one of the first of them."""
+    folder.mkdir()
+    rows = ["image,label,patient_id"]
+    for number in range(60):
+        coarse = np.random.default_rng(number // 2).integers(0, 256, (5, 5), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC)
+        image.point(lambda value, darker=number % 2: value // (1 + darker)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{number % 4 // 2},{number // 2}")
+    known.point(lambda value: value * 0.8).save(folder / "known.png")
+    (folder / "labels.csv").write_text("\n".join([*rows, "known.png,0,0"]), encoding="utf-8")
+    return folder
 
 
 @pytest.mark.parametrize("name", AUDIT_NETWORKS)
@@ -68,20 +87,44 @@ def test_weights_say_what_they_saw_and_nothing_that_names_it(data: ImageData, tm
     assert all(record.name not in text and record.patient_id not in text for record in data.records("train"))
 
 
-def test_other_images_of_patients_are_told_from_those_of_others() -> None:
-    similarity = torch.tensor(
-        [
-            [1.0, 0.9, 0.1, 0.2, 0.0],
-            [0.9, 1.0, 0.3, 0.1, 0.2],
-            [0.1, 0.3, 1.0, 0.25, 0.6],
-            [0.2, 0.1, 0.25, 1.0, 0.1],
-            [0.0, 0.2, 0.6, 0.1, 1.0],
-        ]
-    )
-    # Pairs of one patient: 0.9 and 0.25; of two: 0.1 0.2 0.0 0.3 0.1 0.2 0.6 0.1, two of which are above 0.25.
-    found = recognition_of_others(similarity, ["a", "a", "b", "b", "c"])
-    assert found == {"pairs": 2, "auc": pytest.approx(14 / 16), "first": 0.75}
-    assert recognition_of_others(similarity, list("abcde")) == {"pairs": 0}
+def test_other_people_are_learnt_from_and_prove_it(
+    data: ImageData, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = other_people(tmp_path / "others", Image.open(tiny_dataset / "normal" / "003.png"))
+    pairs = open_pairs(str(folder), tmp_path, data, "auto", 0)
+    assert pairs is not None
+    assert "1 of 30 people are left out" in caplog.text
+    assert (tmp_path / "pairs" / "private" / "splits.json").exists()
+    make_trainer("audit_embedding", data, tmp_path, pairs=pairs).run()
+    _, info = load_weights(tmp_path / "models" / "audit_embedding.pt")
+    expected = {digest[:16] for part in (data, pairs) for digest in part.digests("train")}
+    assert set(info["seen"]) == expected
+    assert info["n_images"] == 28
+    assert info["scores"]["other_images"]["pairs"] == len({r.patient_id for r in pairs.records(("val", "test"))})
+    assert "low" in info["scores"]["other_images"]["auc"]
+    with pytest.raises(TrainingError, match="pairs_sha256"):
+        make_trainer("audit_embedding", data, tmp_path)
+
+
+def test_training_starts_from_networks_that_have_not_seen_the_held_out_images(
+    data: ImageData, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    make_trainer("audit_embedding", data, tmp_path / "first").run()
+    first = tmp_path / "first" / "models"
+    options = {"data": data, "dataset": data.dataset("train"), "output_dir": tmp_path, "device": "cpu", "seed": 0}
+    trainer = new_audit_trainer("audit_embedding", 1, str(first), options)
+    known, _ = load_weights(first / "audit_embedding.pt")
+    for key, value in known.state_dict().items():
+        assert torch.equal(trainer.network.state_dict()[key], value), key
+    trainer.run()
+    _, info = load_weights(tmp_path / "models" / "audit_embedding.pt")
+    assert info["training"]["init_from_sha256"] == load_weights(first / "audit_embedding.pt")[1]["sha256"]
+    other = open_dataset(tiny_dataset, tmp_path / "resplit", resolution=32, seed=1)
+    with pytest.raises(TrainingError, match="images that are val or test images here"):
+        new_audit_trainer("audit_embedding", 1, str(first), {**options, "data": other})
+    colour = {"data": open_dataset(tiny_dataset, tmp_path / "plain", resolution=32).with_preprocessing("plain")}
+    with pytest.raises(TrainingError, match="another kind of image"):
+        new_audit_trainer("audit_embedding", 1, str(first), {**options, **colour})
 
 
 def test_finished_network_is_checked_and_not_trained_again(

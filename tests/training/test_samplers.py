@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from bundle.training.errors import TrainingError
-from bundle.training.samplers import BalancedBatchSampler, PairSampler, ShuffledBatchSampler
+from bundle.training.samplers import BalancedBatchSampler, OtherImageSampler, PairSampler, ShuffledBatchSampler
 
 
 def test_batches_are_balanced_and_depend_on_seed_and_number_alone() -> None:
@@ -78,3 +78,18 @@ def test_pairs_are_of_patients_and_nobody_comes_twice_in_a_batch() -> None:
 def test_one_patient_is_too_few() -> None:
     with pytest.raises(TrainingError, match="at least 2 in train; the dataset has 1"):
         PairSampler([0, 0], 4, 0)
+
+
+def test_half_of_the_pairs_are_two_images_of_one_patient() -> None:
+    patients = [*range(20), *[20] * 5, *[21, 22, 23] * 2]
+    sampler = OtherImageSampler(patients, 8, seed=0)
+    for batch in islice(sampler, 20):
+        first, second = batch[:8], batch[8:]
+        assert [patients[i] for i in first] == [patients[i] for i in second]
+        assert len({patients[i] for i in first}) == 8
+        assert sum(one != other for one, other in zip(first, second, strict=True)) == 4
+    assert sampler.batch(3) == OtherImageSampler(patients, 8, seed=0).batch(3) != sampler.batch(4)
+    # All of them, where there are too few patients of either kind.
+    assert {patients[20:][i] for i in OtherImageSampler(patients[20:], 8, seed=0).batch(0)} == {20, 21, 22, 23}
+    few = OtherImageSampler([*range(9), 9, 9], 8, seed=0).batch(0)
+    assert sum(one != other for one, other in zip(few[:8], few[8:], strict=True)) == 1

@@ -1,0 +1,46 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from bundle.networks.weights import load_weights, save_weights
+from scripts.tools.prove_reidentification import main
+from tests.hospital import Networks
+
+
+@pytest.fixture
+def models_dir(networks: Networks, tmp_path: Path) -> Path:
+    for name, network in networks[0].items():
+        save_weights(network, tmp_path / "models" / f"{name}.pt", networks[1][name])
+    return tmp_path / "models"
+
+
+def test_people_whom_the_networks_have_not_seen_prove_them(
+    hospital: Path, models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (hospital / "labels.csv").open(encoding="utf-8") as stream:
+        held_out = [row["patient_id"] for row in csv.DictReader(stream) if row["split"] != "train"]
+    arguments = ["--models_dir", str(models_dir), "--dataset_dir", str(hospital), "--resolution", "32"]
+    main([*arguments, "--output_dir", str(tmp_path / "proof"), "--splits", "train", "val", "test", "--record"])
+    told = capsys.readouterr().out
+    assert f"patients: {len(set(held_out))}" in told  # those of train are left out
+    assert not any(patient in told for patient in held_out)
+    for name in ("audit_embedding", "audit_verifier"):
+        _, info = load_weights(models_dir / f"{name}.pt")
+        assert info["scores"]["other_images"]["images"] == len(held_out)
+        assert info["scores"]["other_images"]["auc"]["low"] > 0.9
+        assert "threshold" in info["scores"]
+
+
+def test_people_in_the_training_images_are_left_out(
+    hospital: Path, models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--models_dir", str(models_dir), "--dataset_dir", str(hospital), "--resolution", "32"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--output_dir", str(tmp_path / "proof"), "--trained_on", str(hospital)])
+    assert stopped.value.code == 1
+    assert "There are no images of people whom audit_embedding has not seen" in capsys.readouterr().err
