@@ -266,8 +266,8 @@ class DeepAudit(Steps):
             for role, start in (("train", 0), ("test", n_train)):
                 values = self.read(f"inverted_{role}")["lpips"]
                 errors |= {start + int(n): f"{v:.4f}" for n, v in zip(self.chosen[role], values, strict=True)}
-        header = ["image", "patient_id", "split", *(f"log_ratio_{space}" for space in spaces), "reconstruction_lpips"]
-        rows: list[list[object]] = [header]
+        named = [f"log_ratio_{space}" for space in spaces]
+        rows: list[list[object]] = [["image", "patient_id", "split", *named, "reconstruction_lpips"]]
         for number, record in enumerate(records):
             split = "train" if self._trained_on[number] else "test"
             found = [] if isinstance(self._audited, str) else [f"{self._audited[s][number]:.3f}" for s in spaces]

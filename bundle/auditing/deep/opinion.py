@@ -125,7 +125,7 @@ class CohortAttacks(Steps):
         k = max(1, n // 100)
 
         def links(name: str, left: Tensor, right: Tensor) -> Tensor:
-            return linked(*(torch.cdist(halves[f"{name}_{s}"], x) for s, x in (("left", left), ("right", right))), k)
+            return linked(torch.cdist(halves[f"{name}_left"], left), torch.cdist(halves[f"{name}_right"], right), k)
 
         found = {name: links(name, halves["cohort_left"], halves["cohort_right"]) for name in ("members", "unseen")}
         copies = torch.from_numpy(np.random.default_rng(self.seed).permutation(len(self.own))[:n])
