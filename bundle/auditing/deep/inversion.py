@@ -25,7 +25,7 @@ __all__ = ["QUESTION", "TITLE", "choose", "inversion_attack", "invert"]
 # Latents of each class among which the starts are sought, and the images that are optimised at a time.
 DRAWN, BATCH = 128, 16
 # Adam's learning rate, in standard deviations of w, and the weight of the pull towards the mean of w.
-RATE, PULL = 0.1, 0.005
+RATE, PULL = 0.1, 0.001
 
 TITLE = "White-box inversion"
 QUESTION = (
@@ -123,7 +123,9 @@ def _descend(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     def errors() -> tuple[Tensor, Tensor]:
-        image = smaller(generator.synthesis.unclamped(mean + scale * u, "const"), goal.shape[-1])
+        raw = generator.synthesis.unclamped(mean + scale * u, "const")
+        # The clamped image with the gradient of the other, which would be 0 at saturated pixels.
+        image = smaller(raw + (raw.clamp(-1.0, 1.0) - raw).detach(), goal.shape[-1])
         return (embed(image, model) - wanted).square().sum(dim=1), (image - goal).square().mean(dim=(1, 2, 3))
 
     for _ in range(steps):

@@ -30,8 +30,8 @@ def test_the_generators_own_images_are_reconstructed_and_others_are_not(
     mine, theirs = (invert(generator, images, labels, **options) for images in (own, noise))  # type: ignore[arg-type]
     start = invert(generator, own, labels, steps=1, starts=1, seed=0, squeezenet_file=squeezenet_file)
     for name in ("lpips", "pixels"):
-        assert bool((mine[name] < 0.5 * start[name]).all())
-        assert float(mine[name].max()) < float(theirs[name].min())
+        assert bool((mine[name] < 0.3 * start[name]).all())
+        assert float(mine[name].max()) < 0.1 * float(theirs[name].min())
     again = invert(generator, own, labels, **options)  # type: ignore[arg-type]
     assert torch.equal(again["lpips"], mine["lpips"])
 
@@ -40,7 +40,7 @@ def test_images_of_all_roles_have_the_same_classes() -> None:
     labels = {"train": torch.arange(90) % 3, "val": torch.arange(40) % 2, "test": torch.arange(60) % 2}
     index = choose(labels, 30, 0)
     counts = {role: labels[role][mine].bincount(minlength=3).tolist() for role, mine in index.items()}
-    assert counts == dict.fromkeys(labels, [15, 15, 0])
+    assert counts == {role: [15, 15, 0] for role in labels}
     assert choose(labels, 1000, 0)["val"].shape == (40,)
 
 

@@ -22,16 +22,17 @@ from bundle.data import get_modality
 from bundle.networks.embeddings import ContrastiveEmbedding
 from bundle.networks.weights import WeightsError
 from tests.conftest import ROOT
-from tests.hospital import blobs
+from tests.hospital import blobs, write_tiny_recipe
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A bundle that has configurations and no models."""
+    """A bundle without models, whose GANs are tiny and hardly measured."""
     root = tmp_path / "bundle"
     (root / "configs").mkdir(parents=True)
-    for name in ("metadata.json", "logging.conf", "train_gan.json"):
+    for name in ("metadata.json", "logging.conf"):
         shutil.copyfile(ROOT / "configs" / name, root / "configs" / name)
+    write_tiny_recipe(root / "configs" / "train_gan.json")
     return root
 
 
@@ -103,16 +104,16 @@ def test_large_samples_are_made_smaller_and_others_are_not() -> None:
 
 
 def test_generator_that_memorises_is_found(root: Path, squeezenet_file: Path) -> None:
-    """The attack from end to end: 20 members, no augmentation, two shadows that were hardly trained."""
-    everyone = pool(0, 80)
+    """The attack from end to end: few members, no augmentation, two shadows that were hardly trained."""
+    everyone = pool(0, 50)
     torch.manual_seed(0)
     embedding = ContrastiveEmbedding(1, side=32, widths=(4, 8), dimension=8).eval()
-    scorer = Scorer(everyone.pixels, embedding, 128, 0, squeezenet_file, "cpu")
+    scorer = Scorer(everyone.pixels, embedding, 64, 0, squeezenet_file, "cpu")
     points = scorer.describe()
-    member = torch.zeros(3, 80, dtype=torch.bool)
-    member[0, 20:50], member[1, 50:], member[2, :20] = True, True, True
+    member = torch.zeros(3, 50, dtype=torch.bool)
+    member[0, 10:30], member[1, 30:], member[2, :10] = True, True, True
     scores = []
-    for number, (kimg, changes) in enumerate([(0.1, {}), (0.1, {}), (4.0, MEMORISE)]):
+    for number, (kimg, changes) in enumerate([(0.04, {}), (0.04, {}), (2.0, MEMORISE | {"learning_rate": 0.005})]):
         mine = images(everyone.part(member[number].nonzero()[:, 0]))
         generator = train_shadow(mine, settings(root, squeezenet_file, kimg), number, "cpu", changes)
         scores.append(scorer.score(generator, points))
@@ -121,5 +122,4 @@ def test_generator_that_memorises_is_found(root: Path, squeezenet_file: Path) ->
         rows = standardised(torch.stack([score[space] for score in scores]))
         ratio = log_likelihood_ratio(rows[2], fit(rows[:2], member[:2]))
         found[space] = area_under_curve(ratio[member[2]], ratio[~member[2]])
-    print(found)
-    assert found["pixels"] > 0.7
+    assert min(found.values()) > 0.7, found
