@@ -17,6 +17,8 @@ __all__ = ["Gaussians", "fit", "leave_one_out", "log_likelihood_ratio", "standar
 
 # Fewest shadows on one side for a variance of the image's own; the paper pools the variance for fewer than 64 shadows.
 OWN_VARIANCE = 32
+# Smallest effect of membership on all images, in standard deviations of an image's scores.
+LEAST_EFFECT = 0.05
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def fit(scores: Tensor, member: Tensor) -> Gaussians:
         spread = max(0.0, heterogeneity / float((weight.sum() - weight.square().sum() / weight.sum()).clamp_min(1e-12)))
     else:
         overall, spread = float(scores[member].mean() - scores[~member].mean()), 0.0
+    # Training on an image does not keep a generator away from it: a negative effect on all images is noise.
+    overall = max(overall, LEAST_EFFECT * noise**0.5)
     share = weight * spread / (weight * spread + noise) if has_noise else torch.zeros_like(weight)
     effect = overall + share * torch.where(weight > 0, effect - overall, 0.0)
     base = (scores - effect * inside).mean(dim=0)
