@@ -23,6 +23,7 @@ from bundle.figures import from_uint8
 from bundle.files import content_digest, private_folder, write_json
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import WeightsError, load_weights
+from bundle.tracking import tracking_uri
 
 __all__ = ["FOLDER", "MEMORISE", "Pool", "ShadowImages", "draw_halves", "train_shadow"]
 
@@ -175,6 +176,8 @@ def train_shadow(
             data=images,
             dataset_dir=str(private_folder(home)),
             output_dir=str(home),
+            tracking_uri=tracking_uri(home.parent),  # one store for all shadows
+            run_name=home.name,
             modality=images.modality,
             seed=seed,
             device=str(device),

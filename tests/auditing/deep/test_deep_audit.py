@@ -41,14 +41,20 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bundle.auditing.placebo.HALVES", 5)
 
 
-@pytest.fixture
-def settings(tmp_path: Path, squeezenet_file: Path) -> DeepSettings:
-    """Attacks that take seconds, in a bundle whose GANs are tiny."""
-    root = tmp_path / "bundle"
-    (root / "configs").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose GANs are tiny; it keeps the shadows of one test for the next."""
+    root = tmp_path_factory.mktemp("bundle")
+    (root / "configs").mkdir()
     for name in ("metadata.json", "logging.conf"):
         (root / "configs" / name).write_bytes((ROOT / "configs" / name).read_bytes())
     write_tiny_recipe(root / "configs" / "train_gan.json")
+    return root
+
+
+@pytest.fixture
+def settings(root: Path, squeezenet_file: Path, tmp_path: Path) -> DeepSettings:
+    """Attacks that take seconds."""
     return DeepSettings(
         n_shadows=2,
         shadow_resolution=32,
@@ -114,8 +120,8 @@ def test_attacks_are_reported_beside_an_audit_that_they_do_not_change(
     assert "less than one image" in rows["recipe_lpips_tpr_1"]["not_estimable"]
     assert deep["settings"]["n_shadows"] == 2
     assert "bundle_root" not in deep["settings"]
-    homes = list((Path(settings.bundle_root) / "output" / "shadows").iterdir())
-    assert len(homes) == 4  # two shadows, the one with canaries, and the one made to memorise
+    homes = (Path(settings.bundle_root) / "output" / "shadows").glob("*/complete.json")
+    assert len(list(homes)) == 4  # two shadows, the one with canaries, and the one made to memorise
 
     report = (tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     for text in (report, json.dumps(deep)):

@@ -53,6 +53,10 @@ def settings(root: Path, squeezenet_file: Path, kimg: float) -> DeepSettings:
     )
 
 
+def homes(root: Path) -> set[Path]:
+    return {path.parent for path in (root / "output" / "shadows").glob("*/complete.json")}
+
+
 def images(train: Pool) -> ShadowImages:
     return ShadowImages(train, pool(900, 8), get_modality("xray"), ("normal", "tuberculosis"))
 
@@ -62,7 +66,7 @@ def test_shadow_is_trained_once_for_the_same_images_and_recipe(
 ) -> None:
     options = settings(root, squeezenet_file, 0.016)
     generator = train_shadow(images(pool(0, 12)), options, 1, "cpu")
-    (home,) = (root / "output" / "shadows").iterdir()
+    (home,) = homes(root)
     assert home.stat().st_mode & 0o077 == 0
     assert not (home / "checkpoints").exists()
     runs: list[dict[str, Any]] = []
@@ -81,9 +85,9 @@ def test_shadow_is_trained_once_for_the_same_images_and_recipe(
 def test_weights_of_other_images_are_refused(root: Path, squeezenet_file: Path) -> None:
     options = settings(root, squeezenet_file, 0.016)
     train_shadow(images(pool(0, 12)), options, 1, "cpu")
-    (home,) = (root / "output" / "shadows").iterdir()
+    (home,) = homes(root)
     train_shadow(images(pool(1, 12)), options, 1, "cpu")
-    (other,) = set((root / "output" / "shadows").iterdir()) - {home}
+    (other,) = homes(root) - {home}
     shutil.rmtree(home / "models")
     shutil.copytree(other / "models", home / "models")
     with pytest.raises(WeightsError, match="does not hold what its name says"):
