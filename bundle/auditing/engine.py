@@ -122,8 +122,7 @@ class AuditEngine(StepEngine):
         self.distances = Distances(self.pixels, reference, folder, seed)
         self.deep: DeepAudit | None = None
         if deep is not None:
-            labels = cohort.labels
-            self.deep = DeepAudit(deep, self.real, self.distances, labels, folder / "deep", seed, device)
+            self.deep = DeepAudit(deep, self.real, self.distances, cohort.labels, folder / "deep", seed, device)
         conclusion = Step("conclusion", CONCLUSION_MS, self._conclude)
         self.steps = [
             *reference.steps(),

@@ -89,6 +89,8 @@ def invert(
     Returns:
         ``lpips`` [N] and ``pixels`` [N], the root mean squared error, of the best reconstruction of each image.
     """
+    if not len(images):  # a class may be missing from a role
+        return {"lpips": torch.empty(0), "pixels": torch.empty(0)}
     device, side = next(generator.parameters()).device, images.shape[-1]
     model = lpips_model(squeezenet_file).to(device)
     z, drawn_labels = fixed_latents(DRAWN * generator.num_classes, generator.z_dim, generator.num_classes, seed)

@@ -15,7 +15,7 @@ from bundle.auditing.deep.attack import Attack
 from bundle.auditing.deep.wp29 import linked, read_label, risk_attack, singled_out, singling_radius
 from bundle.auditing.distances import Distances
 from bundle.auditing.reference import LPIPS_MS, SQUEEZENET_MS
-from bundle.auditing.resampling import half_samples
+from bundle.auditing.resampling import LEAST, half_samples
 from bundle.steps import Step, Steps, Tensors
 
 __all__ = ["CohortAttacks"]
@@ -94,6 +94,9 @@ class CohortAttacks(Steps):
         reference = self.distances.reference
         members, unseen = self._patients("members"), self._patients("unseen")
         size = min(to_val.shape[1], len(unseen) // 2, len(members) // 2)
+        if size < LEAST:
+            reason = f"it takes galleries of at least {LEAST} images; {size} can be had of never-seen patients"
+            return Attack("singling_out", "Singling out", SINGLING_OUT, reason=reason)
         radius = singling_radius(to_val[:, :size])
         radius_of_copies = singling_radius(reference.lpips("train", "val")[self.own][:, :size])
         among = reference.lpips("train", "train")
