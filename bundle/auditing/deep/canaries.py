@@ -8,6 +8,8 @@ language model's perplexity.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from bundle.auditing.deep.shadows import Pool
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws
 from bundle.figures import from_uint8, to_uint8
 
-__all__ = ["REPEATS", "chance_exposure", "exposures", "inserted", "level_estimates", "make_canaries"]
+__all__ = ["REPEATS", "chance_exposures", "exposures", "inserted", "level_estimates", "make_canaries"]
 
 #: How often the canaries of each level are in the training set; those of level 0 never are and serve as a control.
 REPEATS = (0, 1, 4, 16)
@@ -26,6 +28,8 @@ REPEATS = (0, 1, 4, 16)
 CANDIDATES = 10
 # Standard deviation of the displacement, as a fraction of half a side; cells of the mark; its side as a fraction.
 WARP, CELLS, MARK = 0.2, 4, 4
+# Random ranks by which the exposure by chance is simulated.
+CHANCE_DRAWS = 4000
 
 
 def make_canaries(val: Pool, n_canaries: int, seed: int) -> Pool:
@@ -89,10 +93,20 @@ def exposures(scores: Tensor, others: Tensor, n_canaries: int) -> Tensor:
     return (np.log2(len(candidates) + 1) - rank.double().log2()).view(len(REPEATS), n_canaries)
 
 
-def chance_exposure(n_canaries: int) -> float:
-    """Returns the mean exposure of a canary whose rank is random, about 1.4 bits."""
-    n = CANDIDATES * n_canaries + 1
-    return float(np.mean(np.log2(n) - np.log2(np.arange(1, n + 1))))
+@cache
+def chance_exposures(n_canaries: int) -> tuple[float, float, float]:
+    """Returns mean, 0.5 % and 99.5 % quantile of a level's mean exposure if all ranks are random; about 1.4 bits.
+
+    Exposures of random ranks are so skewed that the bootstrap interval of a few canaries misses their mean too often.
+    """
+    random, drawn = np.random.default_rng(0), []
+    n = CANDIDATES * n_canaries
+    for _ in range(CHANCE_DRAWS):
+        places = np.sort(random.permutation(n + n_canaries)[:n_canaries])
+        rank = places - np.arange(n_canaries) + 1  # among the candidates
+        drawn.append(np.mean(np.log2(n + 1) - np.log2(rank)))
+    low, high = np.quantile(drawn, [0.005, 0.995])
+    return float(np.mean(drawn)), float(low), float(high)
 
 
 def level_estimates(found: Tensor, patients: Tensor, seed: int) -> list[Estimate]:

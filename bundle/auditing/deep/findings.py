@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bundle.auditing.controls import Control
 from bundle.auditing.deep.attack import Attack, Row, mean_estimate, roc_estimates, roc_rows
-from bundle.auditing.deep.canaries import REPEATS, chance_exposure, exposures, level_estimates
+from bundle.auditing.deep.canaries import REPEATS, chance_exposures, exposures, level_estimates
 from bundle.auditing.deep.lira import fit, leave_one_out, log_likelihood_ratio, standardised
 from bundle.auditing.deep.scores import EMBEDDED, SPACES
 from bundle.auditing.resampling import Estimate
@@ -116,7 +116,7 @@ def canary_attack(
         n_canaries: number of canaries of each level.
         seed: seed of the bootstrap draws.
     """
-    chance = chance_exposure(n_canaries)
+    chance, least, most = chance_exposures(n_canaries)
     whose = patients[: len(REPEATS) * n_canaries].view(len(REPEATS), n_canaries)
     rows, controls = [], []
     for space in CANARY_SPACES:
@@ -126,6 +126,7 @@ def canary_attack(
             if times:
                 rows.append(Row(f"{space}_{times}", title, value, f"{chance:.2f}"))
                 continue
-            passed = None if value.withheld else value.low <= chance <= value.high
-            controls.append(Control(f"{space}_never", title, value, f"compatible with {chance:.2f}", passed))
+            passed = None if value.withheld else least <= value.value <= most
+            words = f"between {least:.2f} and {most:.2f}, where chance puts 99 % of such means"
+            controls.append(Control(f"{space}_never", title, value, words, passed))
     return Attack("canaries", "Canaries", CANARIES, tuple(rows), tuple(controls))

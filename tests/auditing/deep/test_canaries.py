@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundle.auditing.deep.canaries import REPEATS, chance_exposure, exposures, inserted, make_canaries
+from bundle.auditing.deep.canaries import REPEATS, chance_exposures, exposures, inserted, make_canaries
 from bundle.auditing.deep.findings import CANARY_SPACES, canary_attack
 from bundle.auditing.deep.shadows import Pool
 
@@ -55,8 +55,12 @@ def test_exposure_counts_the_bits_of_the_rank() -> None:
         assert found.shape == (len(REPEATS), N)
         assert found[3].tolist() == pytest.approx([7.651] * N, abs=1e-3)  # log2 of 201
         by_chance.append(float(found[:3].mean()))
-    assert sum(by_chance) / 20 == pytest.approx(chance_exposure(N), abs=0.15)
-    assert chance_exposure(N) == pytest.approx(1.44, abs=0.05)
+    assert sum(by_chance) / 20 == pytest.approx(chance_exposures(N)[0], abs=0.15)
+    mean, low, high = chance_exposures(N)
+    assert mean == pytest.approx(1.44, abs=0.05)
+    assert 0.6 < low < 0.9
+    assert 2.2 < high < 2.8
+    assert sum(low <= value <= high for value in by_chance) >= 19
 
 
 def test_canaries_that_any_generator_comes_near_to_are_not_exposed() -> None:
