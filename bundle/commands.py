@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 import bundle.options
 from bundle.auditing.images import PREPROCESSING
+from bundle.auditing.resampling import LEAST
 from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.data.patients import pattern_problem
 from bundle.option_types import (
@@ -56,6 +57,10 @@ ModalityName = Annotated[
 Resolution = Annotated[int, one_of((32, 64, 128, 256, 512))]
 Points = Annotated[int, Field(ge=3)]
 Shadows = Annotated[int, one_of(tuple(range(4, 257, 2)))]
+Discriminator = Annotated[str, one_of(("auto", *DISCRIMINATORS))]
+Kimg = Annotated[float, Field(ge=0.001, allow_inf_nan=False)]
+# Fewest cases that are reported; see bundle.auditing.resampling.
+Reported = Annotated[int, Field(ge=LEAST, le=1000)]
 
 
 class Command(Options):
@@ -102,13 +107,13 @@ class TrainGan(Tracked, RealImagesOptions):
     """Options of configs/train_gan.json."""
 
     resolution: Resolution
-    total_kimg: Annotated[float, Field(ge=0.001, allow_inf_nan=False)]
+    total_kimg: Kimg
     batch_size: Count
     init_from: File
     seed: Seed
     amp: bool
     squeezenet_file: File
-    discriminator: Annotated[str, one_of(("auto", *DISCRIMINATORS))]
+    discriminator: Discriminator
     resnet18_file: File
     learning_rate: Positive
     discriminator_learning_rate: Positive
@@ -209,6 +214,18 @@ class Audit(Tracked, RealImagesOptions):
     resolution: Resolution
     seed: Seed
     squeezenet_file: File
+    deep: bool
+    n_shadows: Annotated[int, Field(ge=2, le=256)]
+    shadow_resolution: Resolution
+    shadow_kimg: Kimg
+    shadow_samples: Annotated[int, Field(ge=LEAST, le=100_000)]
+    shadow_discriminator: Discriminator
+    resnet18_file: File
+    n_canaries: Reported
+    deep_controls: bool
+    inversion_images: Reported
+    inversion_steps: Annotated[int, Field(ge=1, le=10_000)]
+    inversion_starts: Annotated[int, Field(ge=1, le=16)]
 
 
 class Evaluate(Tracked):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,19 @@ def new_cohort(tmp_path: Path) -> CohortMaker:
         return folder
 
     return build
+
+
+def write_tiny_recipe(path: Path) -> None:
+    """Writes a configuration train_gan.json whose networks are tiny and hardly measured."""
+    config = json.loads((Path(__file__).resolve().parents[1] / "configs" / "train_gan.json").read_text("utf-8"))
+    config |= {"calibrate": False, "amp": False}
+    size = {"channel_base": 256, "channel_max": 32}
+    config["network_def"] |= {**size, "z_dim": 16, "w_dim": 16}
+    config["discriminator_def"] = {
+        "_target_": "bundle.networks.stylegan2.Discriminator",
+        **{name: config["network_def"][name] for name in ("resolution", "image_channels", "num_classes")},
+        **size,
+    }
+    (best,) = (handler for handler in config["train"]["handlers"] if handler["_target_"].endswith("BestGenerator"))
+    best["n_samples"] = 8
+    path.write_text(json.dumps(config), encoding="utf-8")

@@ -17,6 +17,8 @@ from torch import nn
 
 from bundle.auditing.assessment import Assessment, Estimates, assess
 from bundle.auditing.catalogue import FIDELITY, MEASURES, PRIVACY, Measure, with_proof
+from bundle.auditing.deep.audit import DeepAudit
+from bundle.auditing.deep.settings import DeepSettings
 from bundle.auditing.distances import Distances
 from bundle.auditing.images import Cohort, RealData, choose_preprocessing, read_pixels
 from bundle.auditing.orientations import AS_IT_LIES, Disguises, seek_disguises
@@ -28,7 +30,7 @@ from bundle.auditing.tables import markdown_tables
 from bundle.auditing.verdict import Verdict, pixel_copies, verdict_of
 from bundle.data import DataError, ImageData
 from bundle.data.records import Record
-from bundle.files import content_digest, write_json, write_text
+from bundle.files import content_digest, private_folder, write_json, write_text
 from bundle.metrics.distribution import kid
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import LPIPS_TRUNK
@@ -62,6 +64,7 @@ class AuditEngine(StepEngine):
         changed: changes of the configuration to be listed in the report, from `bundle.options.check_options`.
         device: device of the computation.
         handlers: further Ignite handlers.
+        deep: options of the attacks on the generator; None to leave them out.
 
     Attributes:
         verdict: conclusion; None until the engine has run.
@@ -85,6 +88,7 @@ class AuditEngine(StepEngine):
         changed: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         handlers: Sequence[Any] | None = None,
+        deep: DeepSettings | None = None,
     ) -> None:
         super().__init__("auditing", handlers)
         made_with = cohort.manifest.get("split_sha256")
@@ -110,6 +114,7 @@ class AuditEngine(StepEngine):
             "reference": reference_key(self.real, infos, squeezenet_file),
             "seed": seed,
             "reidentification": self._proof(),
+            **({} if deep is None else {"deep": [deep.plain(), deep.recipe(), deep.generator_sha256()]}),
             **self.changed,
         }
         self.audit_id = content_digest(key)
@@ -117,12 +122,16 @@ class AuditEngine(StepEngine):
         folder = self.output_dir / "private" / "audit" / self.audit_id
         reference = Reference(self.real.sides, networks, folder / "real", seed, squeezenet_file, device)
         self.distances = Distances(self.pixels, reference, folder, seed)
+        self.deep: DeepAudit | None = None
+        if deep is not None:
+            self.deep = DeepAudit(deep, self.real, self.distances, cohort.labels, folder / "deep", seed, device)
         conclusion = Step("conclusion", CONCLUSION_MS, self._conclude)
         self.steps = [
             *reference.steps(),
             reference.altered_step(),
             reference.hard_step(),
             *self.distances.steps(),
+            *(self.deep.steps() if self.deep else ()),
             conclusion,
         ]
         self.verdict: Verdict | None = None
@@ -152,6 +161,9 @@ class AuditEngine(StepEngine):
         copies = pixel_copies(self.pixels, self.real.sides)
         self.verdict = verdict_of(found, copies, len(self.pixels))
         self.results = self._content(found, copies, self.verdict)
+        if self.deep:
+            self.results["deep"] = self.deep.content()
+            self.deep.write_private(private_folder(self.output_dir / "private"))
         write_private(self.output_dir / "private", self.distances, self.cohort, found.single)
         write_json(self.output_dir / "results.json", self.results)
         write_report(self.output_dir / "report.html", self.results)
