@@ -77,10 +77,15 @@ class AuditResult:
     Attributes:
         output_dir: folder of the report.
         results: content of ``results.json``: verdict, controls and all figures.
+        cohort: folder of the images that were audited.
+        first: with ``remove_flagged``, the audit that removed images from the cohort, of which this one audits the rest;
+            otherwise None.
     """
 
     output_dir: Path
     results: dict[str, Any]
+    cohort: Path
+    first: AuditResult | None = None
 
     @property
     def status(self) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.cohort.ledger import CohortError
-from bundle.cohort.writer import CURE, MANIFEST, verify_cohort
+from bundle.cohort.writer import CURE, FILTERED, MANIFEST, verify_cohort
 from bundle.data import DatasetDir, ImageData, Modality, image_transform
 from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.dataset import IDENTITY_SPLITS
@@ -70,6 +70,7 @@ class Cohort:
     """The files of synthetic images, before these are resized for the audit.
 
     Attributes:
+        folder: absolute path of the folder.
         records: one record per image, in the order of the names; the label is None if it is unknown.
         side: median of the images' longer sides, in pixels.
         sides: number of different image sizes.
@@ -77,8 +78,10 @@ class Cohort:
         manifest: content of the cohort's manifest if it matches the files; otherwise empty.
         holds: whether the manifest matches the files; None if there is none.
         not_judged: names of the files that are not audited: tables, texts and the contact sheet.
+        filtered: removals of images by earlier audits, as the manifest lists them.
     """
 
+    folder: Path
     records: tuple[Record, ...]
     side: int
     sides: int
@@ -86,6 +89,7 @@ class Cohort:
     manifest: dict[str, Any]
     holds: bool | None = None
     not_judged: tuple[str, ...] = ()
+    filtered: tuple[dict[str, Any], ...] = ()
 
     @property
     def labels(self) -> Tensor | None:
@@ -223,6 +227,7 @@ def open_cohort(
     good = [entry for entry in found if not isinstance(entry, Problem)]
     sides = [max(size) for size, _ in good]
     return Cohort(
+        listing.folder,
         tuple(records),
         int(np.median(sides)),
         len({size for size, _ in good}),
@@ -230,6 +235,7 @@ def open_cohort(
         manifest,
         holds,
         tuple(not_judged),
+        tuple(manifest.get(FILTERED, ())),
     )
 
 
