@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Correlation of two pictures after the one has been aligned with the other: shifted, scaled, rotated, mirrored or bent.
+"""Correlation of two pictures after alignment: one may be shifted, scaled, rotated, mirrored or bent.
 
 Three steps, from coarse to fine: the similarity transform is found by correlation of small images over all shifts (by
 Fourier transform) for a list of scales, angles and mirroring; a smooth displacement field by local correlation of
@@ -22,8 +22,8 @@ __all__ = ["SIDE", "TRANSFORMS", "Views", "aligned_correlation"]
 
 #: Largest side in pixels at which images are compared.
 SIDE = 128
-# Reduction of the side, and standard deviations of the two Gaussians whose difference is the band, in pixels of an image
-# of 128 px: for the similarity transform, for the displacements, and for their refinement and the detail.
+# Reduction of the side, and standard deviations of the two Gaussians whose difference is the band, in pixels of an
+# image of 128 px: for the similarity transform, for the displacements, and for their refinement and the detail.
 COARSE, MIDDLE, FINE = (4, (2.0, 8.0)), (2, (1.0, 6.0)), (1, (1.0, 3.0))
 # Cells along each side of an image.
 CELLS = 8
@@ -91,7 +91,7 @@ def _views(pixels: Tensor) -> list[Tensor]:
 def _inside(images: Tensor) -> Tensor:
     """Returns 0 in large black areas and at their rim and 1 elsewhere, [N, 1, H, W].
 
-    The rim of a fundus photograph's round field is the same in all pictures of one camera and would outweigh its content.
+    The rim of a fundus photograph's round field is alike in all pictures of one camera and would outweigh the content.
     """
     scale = images.shape[-1] / 128.0
     square, around = (2 * round(size * scale / 2) + 1 for size in (SQUARE - 1, SQUARE - 1 + 2 * RIM))

@@ -78,13 +78,12 @@ class AuditResult:
         output_dir: folder of the report.
         results: content of ``results.json``: verdict, controls and all figures.
         cohort: folder of the images that were audited.
-        first: with ``remove_flagged``, the audit that removed images from the cohort, of which this one audits the rest;
-            otherwise None.
+        first: with ``remove_flagged``, the audit that removed images, of which this one audits the rest.
     """
 
     output_dir: Path
     results: dict[str, Any]
-    cohort: Path
+    cohort: Path | None = None
     first: AuditResult | None = None
 
     @property

@@ -21,7 +21,7 @@ def images(n: int, seed: int, side: int = 128) -> Tensor:
         F.interpolate(torch.randn(n, 1, cells, cells, generator=random), size=side, mode="bicubic")
         for cells in (side // 16, side // 4)
     ]
-    return (127.5 + 30.0 * sum(layers)).clamp(0, 255).to(torch.uint8)[:, 0]
+    return (127.5 + 30.0 * torch.stack(layers).sum(dim=0)).clamp(0, 255).to(torch.uint8)[:, 0]
 
 
 def changed(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:

@@ -328,7 +328,7 @@ def choose_preprocessing(
 
 def _other_files(listing: FolderListing, has_sheet: bool) -> tuple[list[str], list[Problem]]:
     """Returns the names of the files that need no audit, and the problems of other files that are not images."""
-    texts = [listing.name(path) for path in listing.images if has_sheet and _is_contact_sheet(listing, path)]
+    texts = [listing.name(path) for path in listing.images if has_sheet and path == listing.folder / CONTACT_SHEET]
     problems = []
     for path in listing.clutter:
         cure = "Remove it from the cohort"
@@ -351,20 +351,18 @@ def _is_text(path: Path) -> bool:
         return False
 
 
-def _is_contact_sheet(listing: FolderListing, path: Path) -> bool:
-    return path == listing.folder / CONTACT_SHEET
-
-
 def _records(listing: FolderListing, modality: Modality, has_sheet: bool) -> tuple[list[Record], list[Problem]]:
     """Returns the images of a cohort with their labels, and the problems of its labels.csv."""
-    images = [path for path in listing.images if not (has_sheet and _is_contact_sheet(listing, path))]
+    images = [path for path in listing.images if not (has_sheet and path == listing.folder / CONTACT_SHEET)]
     if (listing.folder / "labels.csv").is_file():
         records, problems, _, _ = read_tables(listing, [Table()], modality)
         records.sort(key=lambda record: record.name)
         listed = {record.image for record in records}
         message, cure = "lies in the cohort, but labels.csv does not list it", "Add a line for it, or remove the image"
         missed = [Problem(listing.name(path), "not listed", message, cure) for path in images if path not in listed]
-        if any(_is_contact_sheet(listing, path) for path in images) and os.path.lexists(listing.folder / MANIFEST):
+        if any(path == listing.folder / CONTACT_SHEET for path in images) and os.path.lexists(
+            listing.folder / MANIFEST
+        ):
             message = "shows many images, and the manifest, which would vouch for it, does not hold"
             missed = [entry for entry in missed if entry.name != CONTACT_SHEET]
             missed.append(Problem(CONTACT_SHEET, "not judged", message, "Remove it from the cohort"))

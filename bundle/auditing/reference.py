@@ -26,9 +26,9 @@ from bundle.networks.embeddings import ROWS, ContrastiveEmbedding, SiameseVerifi
 from bundle.steps import Step, Steps, Tensors
 
 __all__ = [
-    "BLOCK",
     "ALIGNED",
     "ALIGNED_MS",
+    "BLOCK",
     "DETECTORS",
     "EMBEDDING",
     "EMBED_MS",
@@ -46,8 +46,8 @@ ALIGNED = "aligned"
 #: What seeks copies in single images: the embedding's correlation of whole images, local correlation, and correlation
 #: after alignment.
 DETECTORS = ("embedding", *COVERAGES, ALIGNED)
-# Training images nearest in the embedding that are aligned with an image. Of copies that were shifted, cropped, rotated,
-# mirrored or bent, the original is among them in more than 99 of 100 cases.
+# Training images nearest in the embedding that are aligned with an image. The original of a copy that was shifted,
+# cropped, rotated, mirrored or bent is among them in at least 99 of 100 cases.
 CANDIDATES = 4
 
 # Number of images that are processed at a time.

@@ -69,8 +69,8 @@ def audit_without_flagged(
         return None
     if removed > LARGEST_SHARE * total:
         print(
-            f"No image is removed: {removed} of {total} images are copies, more than {LARGEST_SHARE:.0%}. The generator "
-            "is at fault, and its other images are suspect as well. Train it anew with more images, more augmentation "
+            f"No image is removed: {removed} of {total} images are copies, more than {LARGEST_SHARE:.0%}. The "
+            "generator is at fault, and its other images are suspect as well. Train it anew with more images, more augmentation "
             "or fewer steps."
         )
         return None
@@ -167,4 +167,6 @@ The whole cohort had the content SHA-256 `{filtered["cohort_sha256"]}`.
 """
     if not before:
         return text
-    return f"{text}\nWhat follows is the datasheet of the whole cohort. Its numbers are those before the removal.\n\n{before}"
+    return (
+        f"{text}\nWhat follows is the datasheet of the whole cohort, with its numbers before the removal.\n\n{before}"
+    )

@@ -19,8 +19,7 @@ __all__ = ["TAIL", "Bar", "bars_without", "false_alarm_bar", "odd_patients", "ta
 
 #: Share of the held-out images whose excesses describe the tail.
 TAIL = 0.1
-# Probability with which a patient among held-out people of whom none is odd is called odd, and largest share of patients
-# that are.
+# Probability with which any of the held-out patients is called odd though none is, and largest share that can be.
 ODD_RATE, ODD_SHARE = 0.005, 0.01
 # Correlations nearer to 1 than this count as this near; Fisher's z is infinite at 1.
 LEAST_GAP = 1e-6

@@ -7,16 +7,20 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bundle.data.checks import CheckReport, check_dataset, private_dir
 from bundle.data.dataset import ImageData, open_checked
 from bundle.data.errors import Problem, by_kind
 from bundle.data.layouts import DatasetDir
 from bundle.data.modality import Modality, get_modality
+from bundle.data.near_duplicates import summary, thumbnail, warnings_of
 from bundle.data.records import SPLITS
 from bundle.data.transforms import image_transform
 from bundle.figures import image_grid, save_png
@@ -115,8 +119,12 @@ def check_data(
 ) -> CheckReport:
     """Checks a data set; prints its problems, or a summary and the path of a contact sheet if it is usable.
 
-    Writes into ``output_dir/private``: the results of the check, and either ``problems.csv`` or the split file and
-    ``contact_sheet.png``. That folder shows real images and must not be shared.
+    Images of different patients that show nearly the same picture are no problem but a note, see
+    `bundle.data.near_duplicates`.
+
+    Writes into ``output_dir/private``: the results of the check, ``problems.csv`` with problems and near-duplicates if
+    there are any, and the split file and ``contact_sheet.png`` if the data set is usable. That folder shows real
+    images and must not be shared.
 
     Args:
         dataset_dir: path of the folder of images, or of several.
@@ -137,6 +145,7 @@ def check_data(
     """
     preset = get_modality(modality)
     image_transform(preset, resolution)  # refuses an invalid resolution before all images are checked
+    thumbnails: dict[str, NDArray[np.uint8]] = {}
     report = check_dataset(
         dataset_dir,
         output_dir,
@@ -145,10 +154,15 @@ def check_data(
         seed,
         patient_pattern=patient_pattern,
         drop_duplicates=drop_duplicates,
+        on_image=lambda name, image: thumbnails.update({name: thumbnail(image)}),
     )
+    listed = private_dir(output_dir) / "problems.csv"
+    inventory, cache_file = report.inventory, private_dir(output_dir) / "near_duplicates.json"
+    alike = warnings_of(inventory.records, inventory.digests, report.split_of, thumbnails, preset, cache_file)
+    report = replace(report, notes=[*report.notes, *summary(alike, listed)])
+    if report.problems or alike:
+        _write_problems([*report.problems, *alike], listed)
     if report.problems:
-        listed = private_dir(output_dir) / "problems.csv"
-        _write_problems(report.problems, listed)
         print("\n".join([format_problems(report.problems), *report.notes]))
         print(f"{dataset_dir} cannot be used as it is. Each problem by name: {listed}")
         return report
