@@ -241,9 +241,8 @@ def open_cohort(
 
 def _list_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir) -> FolderListing:
     """Lists a folder of synthetic images, or raises `DataError` if it is none."""
-    folder = Path(cohort_dir).expanduser().resolve()
-    several = [dataset_dir] if isinstance(dataset_dir, str | Path) else dataset_dir
-    real = [Path(one).expanduser().resolve() for one in several]
+    folder, several = Path(cohort_dir).expanduser().resolve(), dataset_dir
+    real = [Path(one).expanduser().resolve() for one in ([several] if isinstance(several, str | Path) else several)]
     if not folder.is_dir():
         raise DataError(f"cohort_dir {cohort_dir} is no folder; give the folder that holds the synthetic images.")
     if any(place in real for place in (folder, *folder.parents)):

@@ -62,18 +62,10 @@ def audit_without_flagged(
     Raises:
         DataError: the folder of the new cohort exists and holds another one.
     """
-    assert first.verdict is not None
+    if reason := _reason_to_keep(first):
+        print(f"No image is removed: {reason}")
+        return None
     removed, total = int(first.copies.sum()), len(first.copies)
-    if not removed or first.verdict.code != COPIES:
-        print("No image is removed: none was found to be a copy." if not removed else "No image is removed.")
-        return None
-    if removed > LARGEST_SHARE * total:
-        print(
-            f"No image is removed: {removed} of {total} images are copies, more than {LARGEST_SHARE:.0%}. The "
-            "generator is at fault, and its other images are suspect as well. Train it anew with more images, more augmentation "
-            "or fewer steps."
-        )
-        return None
     # The seed of another training than the one that produced the networks which chose the images.
     seed = 1 + max(first.seed, *(int(info.get("seed", 0)) for info in first.infos.values()))
     folder = first.output_dir / COHORT_DIR
@@ -104,6 +96,22 @@ def audit_without_flagged(
     second = first.again(cohort, *train_networks(seed), first.output_dir / AUDIT_DIR, handlers)
     second.run()
     return second
+
+
+def _reason_to_keep(first: AuditEngine) -> str:
+    """Returns why no image is removed from an audited cohort; empty if some are to be removed."""
+    assert first.verdict is not None
+    removed, total = int(first.copies.sum()), len(first.copies)
+    if not removed:
+        return "none was found to be a copy."
+    if first.verdict.code != COPIES:
+        return "the figures of this audit cannot be used."
+    if removed > LARGEST_SHARE * total:
+        return (
+            f"{removed} of {total} images are copies, more than {LARGEST_SHARE:.0%}. The generator is at fault, and "
+            "its other images are suspect as well: train it anew with more images or fewer steps."
+        )
+    return ""
 
 
 def write_without(kept: Cohort, target: Path, class_names: Sequence[str]) -> None:

@@ -63,6 +63,8 @@ def format_problems(problems: Sequence[Problem]) -> str:
 
 
 def _write_problems(problems: Sequence[Problem], path: Path) -> None:
+    if not problems:
+        return
     rows = [(problem.name, problem.kind, problem.message, problem.cure) for problem in problems]
     with atomic_write(path) as temporary:
         temporary.write_text(csv_text([("image", "problem", "what is wrong", "cure"), *rows]), encoding="utf-8")
@@ -119,12 +121,9 @@ def check_data(
 ) -> CheckReport:
     """Checks a data set; prints its problems, or a summary and the path of a contact sheet if it is usable.
 
-    Images of different patients that show nearly the same picture are no problem but a note, see
-    `bundle.data.near_duplicates`.
-
-    Writes into ``output_dir/private``: the results of the check, ``problems.csv`` with problems and near-duplicates if
-    there are any, and the split file and ``contact_sheet.png`` if the data set is usable. That folder shows real
-    images and must not be shared.
+    Writes into ``output_dir/private``, which shows real images and must not be shared: the results of the check;
+    ``problems.csv`` if there are problems, or near-duplicates, which are noted only; the split file and
+    ``contact_sheet.png`` if the data set is usable.
 
     Args:
         dataset_dir: path of the folder of images, or of several.
@@ -157,18 +156,15 @@ def check_data(
         on_image=lambda name, image: thumbnails.update({name: thumbnail(image)}),
     )
     listed = private_dir(output_dir) / "problems.csv"
-    inventory, cache_file = report.inventory, private_dir(output_dir) / "near_duplicates.json"
-    alike = warnings_of(inventory.records, inventory.digests, report.split_of, thumbnails, preset, cache_file)
+    alike = warnings_of(report.inventory.records, report.inventory.digests, report.split_of, thumbnails, preset, listed)
     report = replace(report, notes=[*report.notes, *summary(alike, listed)])
-    if report.problems or alike:
-        _write_problems([*report.problems, *alike], listed)
+    _write_problems([*report.problems, *alike], listed)
     if report.problems:
         print("\n".join([format_problems(report.problems), *report.notes]))
         print(f"{dataset_dir} cannot be used as it is. Each problem by name: {listed}")
         return report
     data = open_checked(report, output_dir, preset, resolution, seed)
-    sheet = private_dir(output_dir) / "contact_sheet.png"
-    _draw_sheet(data, sheet, columns)
+    _draw_sheet(data, sheet := private_dir(output_dir) / "contact_sheet.png", columns)
     print(format_summary(report))
     print(f"The data can be used. Contact sheet (real images, not to be shared): {sheet}")
     return report

@@ -108,7 +108,7 @@ def warnings_of(
     split_of: Mapping[str, str | None],
     thumbnails: Mapping[str, NDArray[np.uint8]],
     modality: Modality,
-    cache_file: Path,
+    listed: Path,
 ) -> list[Problem]:
     """Searches a data set for near-duplicates of different patients, once for the same images and patients.
 
@@ -118,13 +118,14 @@ def warnings_of(
         split_of: split of each image, by image name.
         thumbnails: results of `thumbnail` by image name, for images that have just been decoded; others are read.
         modality: preset of the kind of image.
-        cache_file: file that keeps the result; private, since it names images.
+        listed: private file that will list the warnings; ``near_duplicates.json`` beside it keeps the result.
 
     Returns:
         One warning for each pair whose pixels differ, those across splits first.
     """
     known = [record for record in records if record.name in digests]
     key = content_digest([FORMAT, [[record.name, record.patient_id, digests[record.name]] for record in known]], 64)
+    cache_file = listed.with_name("near_duplicates.json")
     pairs = _read(cache_file, key)
     if pairs is None:
 
