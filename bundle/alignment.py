@@ -59,7 +59,7 @@ class Views:
     """Band-passed images at the three resolutions of the search.
 
     Attributes:
-        coarse: [N, side / 4, side / 4].
+        coarse: [N, side / 4, side / 4], where the side is that of the images, at most 128, and a multiple of 32.
         middle: [N, side / 2, side / 2].
         fine: [N, side, side].
     """
@@ -70,7 +70,7 @@ class Views:
 
     @classmethod
     def of(cls, pixels: Tensor) -> Views:
-        """Prepares uint8 images [N, H, W] or [N, H, W, 3] whose sides are equal, at least 32 and multiples of 8."""
+        """Prepares uint8 images [N, H, W] or [N, H, W, 3] whose sides are equal and at least 32."""
         views = [_views(block) for block in pixels.split(100)]
         return cls(*(torch.cat(parts) for parts in zip(*views, strict=True)))
 
@@ -83,7 +83,7 @@ def _views(pixels: Tensor) -> list[Tensor]:
     side, inside, views = images.shape[-1], _inside(images), []
     for reduction, sigmas in (COARSE, MIDDLE, FINE):
         low, high = (_blurred(images, sigma * side / 128.0) for sigma in sigmas)
-        size = min(SIDE, side) // reduction
+        size = min(SIDE, side // 32 * 32) // reduction
         views.append(F.interpolate((low - high) * inside, size, mode="bilinear", antialias=True)[:, 0])
     return views
 
