@@ -117,7 +117,11 @@ def audit(*, configs: Configs = (), **options: Any) -> AuditResult:
         WeightsError: the audit networks do not fit the data.
     """
     (engine,) = _run("audit.json", "audit", configs, options, ("evaluator",))
-    return AuditResult(engine.output_dir.absolute(), engine.results)
+    first = AuditResult(engine.output_dir.absolute(), engine.results, engine.cohort.folder)
+    if engine.second is None:
+        return first
+    second = engine.second
+    return AuditResult(second.output_dir.absolute(), second.results, second.cohort.folder, first)
 
 
 @_shows_options("check_data", "check_data.json")

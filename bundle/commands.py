@@ -211,6 +211,7 @@ class Audit(Tracked, RealImagesOptions):
     cohort_dir: RequiredFolder
     models_dir: Folder
     cohort_preprocessing: Annotated[str, one_of(PREPROCESSING)]
+    remove_flagged: bool
     resolution: Resolution
     seed: Seed
     squeezenet_file: File

@@ -77,10 +77,14 @@ class AuditResult:
     Attributes:
         output_dir: folder of the report.
         results: content of ``results.json``: verdict, controls and all figures.
+        cohort: folder of the images that were audited.
+        first: with ``remove_flagged``, the audit that removed images, of which this one audits the rest.
     """
 
     output_dir: Path
     results: dict[str, Any]
+    cohort: Path | None = None
+    first: AuditResult | None = None
 
     @property
     def status(self) -> str:

@@ -17,12 +17,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from bundle.auditing.networks import audit_networks
+from bundle.auditing.removal import AUDIT_DIR, COHORT_DIR
 from bundle.auditing.verdict import COPIES, UNUSABLE
 from bundle.data import ImageData, open_dataset
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
 from bundle.tracking import tracking_uri
 from bundle.training.audit_networks import AUDIT_NETWORKS
+from tests.auditing.test_engine import strangers
+from tests.hospital import CohortMaker, Networks, real_image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -207,3 +210,40 @@ def test_shipped_networks_find_copies_of_real_images_in_their_files_as_they_lie(
     assert right >= 0.9 * len(rows)
     text = (output_dir / "report.html").read_text(encoding="utf-8")
     assert not any(row["image"] in text or row["patient_id"] in text for row in rows)
+
+
+def test_the_exit_code_is_that_of_the_audit_of_what_is_left(
+    hospital: Path,
+    networks: Networks,
+    new_cohort: CohortMaker,
+    bundle_root: Path,
+    squeezenet_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("assessment", "controls", "distances"):
+        monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 100)
+    monkeypatch.setattr("bundle.auditing.assessment.HALVES", 20)
+    models_dir = bundle_root / "models" / "xray"
+    for name, network in networks[0].items():
+        save_weights(network, models_dir / f"{name}.pt", networks[1][name])
+    folder = new_cohort("with_copies", [*strangers(24), real_image(20)])
+    with pytest.raises(SystemExit) as stopped:
+        run_audit(
+            bundle_root=bundle_root,
+            cohort_dir=folder,
+            dataset_dir=hospital,
+            output_dir=tmp_path / "audit",
+            squeezenet_file=squeezenet_file,
+            cohort_preprocessing="none",
+            remove_flagged=True,
+        )
+    assert stopped.value.code == UNUSABLE  # the further networks train for one epoch and find no altered copy
+    first = json.loads((tmp_path / "audit" / "results.json").read_text(encoding="utf-8"))
+    assert first["verdict"]["exit_code"] == COPIES
+    results = json.loads((tmp_path / "audit" / AUDIT_DIR / "results.json").read_text(encoding="utf-8"))
+    assert results["verdict"]["exit_code"] == UNUSABLE
+    assert results["cohort"]["images"] == 24
+    assert results["cohort"]["filtered"][0]["removed"] == 1
+    assert results["networks"] != first["networks"]
+    assert len(list((tmp_path / "audit" / COHORT_DIR).glob("*.png"))) == 24

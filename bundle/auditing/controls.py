@@ -15,10 +15,10 @@ from bundle.auditing.distances import Distances, Side
 from bundle.auditing.measures import exceeds
 from bundle.auditing.placebo import held_out_halves
 from bundle.auditing.reference import EMBEDDING, VERIFIER
-from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws, share
-from bundle.auditing.single_images import false_alarms_of_halves, hard_copies_found
+from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, mean, patient_draws
+from bundle.auditing.single_images import copies_found, false_alarms_of_halves
 from bundle.auditing.tail import Bar
-from bundle.metrics.copies import PERCENTILE, PLANTED_CHANGES, copy_threshold
+from bundle.metrics.copies import HARD_COPIES, PERCENTILE, PLANTED_CHANGES, copy_threshold
 from bundle.steps import Tensors
 
 __all__ = ["ALTERED_FOUND", "Control", "try_instrument"]
@@ -126,17 +126,11 @@ def _reach(
     """Returns what single copies would be found among as many images as the cohort has; nothing is required of it."""
     reference = distances.reference
     train, verifying = distances.real["train"].patients, reference.read(f"{VERIFIER}_planted")
-    bar = bars["embedding"].value
-    shown = {
-        f"planted, {name}": (f"copies {name}", exceeds(planted[f"{name}_correlation"], bar)) for name in PLANTED_CHANGES
-    }
+    found = copies_found(reference, bars, seed)
     named = [train[verifying[f"{name}_index"]] == patients for name in PLANTED_CHANGES]
     return [
-        *(
-            Control(f"hard, {name}", f"copies {name}", value, "", None)
-            for name, value in hard_copies_found(reference, bars, seed).items()
-        ),
-        *(Control(key, title, share(marked, draws), "", None) for key, (title, marked) in shown.items()),
+        *(Control(f"hard, {name}", f"copies {name}", found[name], "", None) for name in HARD_COPIES),
+        *(Control(f"planted, {name}", f"copies {name}", found[name], "", None) for name in PLANTED_CHANGES),
         Control(
             "verifier_precision_at_1",
             "altered copies whose patient the verifier ranks first (precision at 1)",

@@ -17,7 +17,17 @@ from torch import Tensor
 from bundle.auditing.images import RealImages
 from bundle.auditing.measures import nearest_two
 from bundle.auditing.patches import local_correlation
-from bundle.auditing.reference import BLOCK, EMBED_MS, EMBEDDING, LOCAL_MS, LPIPS_MS, SQUEEZENET_MS, VERIFIER, Reference
+from bundle.auditing.reference import (
+    ALIGNED_MS,
+    BLOCK,
+    EMBED_MS,
+    EMBEDDING,
+    LOCAL_MS,
+    LPIPS_MS,
+    SQUEEZENET_MS,
+    VERIFIER,
+    Reference,
+)
 from bundle.auditing.resampling import DRAWS, patient_draws
 from bundle.steps import Step, Steps, Tensors
 
@@ -116,6 +126,16 @@ class Distances(Steps):
         for number, block in enumerate(self.cohort.split(BLOCK)):
             cost = (2 * EMBED_MS + SQUEEZENET_MS + LOCAL_MS) * len(block) + LPIPS_MS * (len(block) + n_real)
             yield self.step(f"cohort_{number:04d}", cost, lambda block=block: self._block(block))  # type: ignore[misc]
+
+    def aligned_step(self) -> Step:
+        """Returns the step that aligns training images with the synthetic images, which only an audit asks for."""
+        cost = ALIGNED_MS * len(self.cohort)
+        return self.step("aligned", cost, lambda: self.reference.aligned(self.cohort, self.rows["point"]))
+
+    @cached_property
+    def aligned(self) -> Tensors:
+        """What `aligned_step` found for all N images."""
+        return self.read("aligned")
 
     def within_step(self) -> Step:
         """Returns the step that computes the distances within ``sample``."""

@@ -27,7 +27,7 @@ from bundle.auditing.report import write_private, write_report
 from bundle.auditing.resampling import rounded
 from bundle.auditing.single_images import FALSE_ALARMS
 from bundle.auditing.tables import markdown_tables
-from bundle.auditing.verdict import Verdict, pixel_copies, verdict_of
+from bundle.auditing.verdict import Verdict, identical_images, verdict_of
 from bundle.data import DataError, ImageData
 from bundle.data.records import Record
 from bundle.files import content_digest, private_folder, write_json, write_text
@@ -39,7 +39,7 @@ from bundle.steps import Step, StepEngine, Tensors
 __all__ = ["AuditEngine"]
 
 # Format version of the kept results; to be increased whenever their content changes.
-FORMAT = 5
+FORMAT = 6
 # Share of copies of a kind from which they count as found reliably.
 RELIABLE = 0.9
 # CPU-milliseconds of the last step, for the progress bar.
@@ -68,6 +68,9 @@ class AuditEngine(StepEngine):
 
     Attributes:
         verdict: conclusion; None until the engine has run.
+        copies: which images the rules of the single image, of identical and of transformed images stop, bool [N]; empty
+            until the engine has run.
+        second: audit of the cohort without these images, if there was one; see `bundle.auditing.removal`.
         results: content of results.json; empty until the engine has run.
 
     Raises:
@@ -98,6 +101,7 @@ class AuditEngine(StepEngine):
                 "Name their models_dir and the images they were trained on as dataset_dir."
             )
         self.cohort, self.data, self.infos, self.seed, self.changed = cohort, data, infos, seed, changed or {}
+        self._settings = (seed, cohort_preprocessing, squeezenet_file, changed, device)
         self.output_dir = Path(output_dir)
         self.real = RealData(data)
 
@@ -110,7 +114,7 @@ class AuditEngine(StepEngine):
         self.pixels = read_pixels([record.image for record in cohort.records], preset, data.resolution, "the cohort")
         key = {
             "format": FORMAT,
-            "cohort": [cohort.digests, preset.preprocessing, cohort.holds, cohort.not_judged],
+            "cohort": [cohort.digests, preset.preprocessing, cohort.holds, cohort.not_judged, cohort.filtered],
             "reference": reference_key(self.real, infos, squeezenet_file),
             "seed": seed,
             "reidentification": self._proof(),
@@ -129,13 +133,41 @@ class AuditEngine(StepEngine):
         self.steps = [
             *reference.steps(),
             reference.altered_step(),
+            reference.aligned_step(),
             reference.hard_step(),
             *self.distances.steps(),
+            self.distances.aligned_step(),
             *(self.deep.steps() if self.deep else ()),
             conclusion,
         ]
         self.verdict: Verdict | None = None
+        self.copies = torch.zeros(0, dtype=torch.bool)
+        self.second: AuditEngine | None = None
         self.results: dict[str, Any] = {}
+
+    def again(
+        self,
+        cohort: Cohort,
+        networks: dict[str, nn.Module],
+        infos: dict[str, dict[str, Any]],
+        output_dir: Path,
+        handlers: Sequence[Any] | None = None,
+    ) -> AuditEngine:
+        """Returns an audit of another cohort with other networks, against the same real images and as this one."""
+        seed, cohort_preprocessing, squeezenet_file, changed, device = self._settings
+        return AuditEngine(
+            cohort,
+            self.data,
+            networks,
+            infos,
+            output_dir,
+            seed,
+            cohort_preprocessing,
+            squeezenet_file,
+            changed,
+            device,
+            handlers,
+        )
 
     def _check_output_dir(self) -> None:
         earlier = self.output_dir / "results.json"
@@ -158,7 +190,9 @@ class AuditEngine(StepEngine):
     def _conclude(self) -> Tensors:
         names = self.data.class_names
         found = assess(self.distances, self.real.own, self.cohort.labels, names, self.seed, self._disguises())
-        copies = pixel_copies(self.pixels, self.real.sides)
+        identical = identical_images(self.pixels, self.real.sides)
+        copies = {role: int(is_copy.sum()) for role, is_copy in identical.items()}
+        self.copies = torch.stack([found.single.flagged, found.disguises.is_copy, *identical.values()]).any(dim=0)
         self.verdict = verdict_of(found, copies, len(self.pixels))
         self.results = self._content(found, copies, self.verdict)
         if self.deep:
@@ -188,7 +222,7 @@ class AuditEngine(StepEngine):
 
     def _content(self, found: Assessment, copies: dict[str, int], verdict: Verdict) -> dict[str, Any]:
         labels = self.cohort.labels
-        names = self.data.class_names
+        names, own = self.data.class_names, {name: info["sha256"] for name, info in self.infos.items()}
         return {
             "format": FORMAT,
             "audit_id": self.audit_id,
@@ -231,6 +265,9 @@ class AuditEngine(StepEngine):
                 "settled": self.treatment,
                 "manifest_holds": self.cohort.holds,
                 "not_judged": list(self.cohort.not_judged),
+                "filtered": [
+                    {**entry, "by_these_networks": entry["networks"] == own} for entry in self.cohort.filtered
+                ],
             },
             **self.real.content(),
             "networks": {
@@ -262,6 +299,11 @@ def _single_images(found: Assessment) -> dict[str, Any]:
         "flagged": int(found.single.flagged.sum()),
         "false_alarm_rate": FALSE_ALARMS,
         "bars": {name: rounded(bar.value) for name, bar in found.single.bars.items()},
+        "largest_shifts": {
+            name: rounded(max(bar.high - bar.value, bar.value - bar.low)) for name, bar in found.single.bars.items()
+        },
+        "flagged_without_any_one_patient": [found.single.fewest, found.single.most],
+        "odd_held_out_patients": found.single.n_odd,
         "by_detector": {name: int(above.sum()) for name, above in found.single.by_detector.items()},
     }
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.cohort.ledger import CohortError
-from bundle.cohort.writer import CURE, MANIFEST, verify_cohort
+from bundle.cohort.writer import CURE, FILTERED, MANIFEST, verify_cohort
 from bundle.data import DatasetDir, ImageData, Modality, image_transform
 from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.dataset import IDENTITY_SPLITS
@@ -70,6 +70,7 @@ class Cohort:
     """The files of synthetic images, before these are resized for the audit.
 
     Attributes:
+        folder: absolute path of the folder.
         records: one record per image, in the order of the names; the label is None if it is unknown.
         side: median of the images' longer sides, in pixels.
         sides: number of different image sizes.
@@ -77,8 +78,10 @@ class Cohort:
         manifest: content of the cohort's manifest if it matches the files; otherwise empty.
         holds: whether the manifest matches the files; None if there is none.
         not_judged: names of the files that are not audited: tables, texts and the contact sheet.
+        filtered: removals of images by earlier audits, as the manifest lists them.
     """
 
+    folder: Path
     records: tuple[Record, ...]
     side: int
     sides: int
@@ -86,6 +89,7 @@ class Cohort:
     manifest: dict[str, Any]
     holds: bool | None = None
     not_judged: tuple[str, ...] = ()
+    filtered: tuple[dict[str, Any], ...] = ()
 
     @property
     def labels(self) -> Tensor | None:
@@ -223,6 +227,7 @@ def open_cohort(
     good = [entry for entry in found if not isinstance(entry, Problem)]
     sides = [max(size) for size, _ in good]
     return Cohort(
+        listing.folder,
         tuple(records),
         int(np.median(sides)),
         len({size for size, _ in good}),
@@ -230,14 +235,14 @@ def open_cohort(
         manifest,
         holds,
         tuple(not_judged),
+        tuple(manifest.get(FILTERED, ())),
     )
 
 
 def _list_cohort(cohort_dir: str | os.PathLike[str], dataset_dir: DatasetDir) -> FolderListing:
     """Lists a folder of synthetic images, or raises `DataError` if it is none."""
-    folder = Path(cohort_dir).expanduser().resolve()
-    several = [dataset_dir] if isinstance(dataset_dir, str | Path) else dataset_dir
-    real = [Path(one).expanduser().resolve() for one in several]
+    folder, several = Path(cohort_dir).expanduser().resolve(), dataset_dir
+    real = [Path(one).expanduser().resolve() for one in ([several] if isinstance(several, str | Path) else several)]
     if not folder.is_dir():
         raise DataError(f"cohort_dir {cohort_dir} is no folder; give the folder that holds the synthetic images.")
     if any(place in real for place in (folder, *folder.parents)):
@@ -322,7 +327,7 @@ def choose_preprocessing(
 
 def _other_files(listing: FolderListing, has_sheet: bool) -> tuple[list[str], list[Problem]]:
     """Returns the names of the files that need no audit, and the problems of other files that are not images."""
-    texts = [listing.name(path) for path in listing.images if has_sheet and _is_contact_sheet(listing, path)]
+    texts = [listing.name(path) for path in listing.images if has_sheet and path == listing.folder / CONTACT_SHEET]
     problems = []
     for path in listing.clutter:
         cure = "Remove it from the cohort"
@@ -345,20 +350,18 @@ def _is_text(path: Path) -> bool:
         return False
 
 
-def _is_contact_sheet(listing: FolderListing, path: Path) -> bool:
-    return path == listing.folder / CONTACT_SHEET
-
-
 def _records(listing: FolderListing, modality: Modality, has_sheet: bool) -> tuple[list[Record], list[Problem]]:
     """Returns the images of a cohort with their labels, and the problems of its labels.csv."""
-    images = [path for path in listing.images if not (has_sheet and _is_contact_sheet(listing, path))]
+    images = [path for path in listing.images if not (has_sheet and path == listing.folder / CONTACT_SHEET)]
     if (listing.folder / "labels.csv").is_file():
         records, problems, _, _ = read_tables(listing, [Table()], modality)
         records.sort(key=lambda record: record.name)
         listed = {record.image for record in records}
         message, cure = "lies in the cohort, but labels.csv does not list it", "Add a line for it, or remove the image"
         missed = [Problem(listing.name(path), "not listed", message, cure) for path in images if path not in listed]
-        if any(_is_contact_sheet(listing, path) for path in images) and os.path.lexists(listing.folder / MANIFEST):
+        if any(path == listing.folder / CONTACT_SHEET for path in images) and os.path.lexists(
+            listing.folder / MANIFEST
+        ):
             message = "shows many images, and the manifest, which would vouch for it, does not hold"
             missed = [entry for entry in missed if entry.name != CONTACT_SHEET]
             missed.append(Problem(CONTACT_SHEET, "not judged", message, "Remove it from the cohort"))

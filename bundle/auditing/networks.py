@@ -21,7 +21,7 @@ from bundle.files import content_digest, private_folder
 from bundle.networks.weights import WeightsError, load_weights, read_info
 from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST
 
-__all__ = ["audit_networks", "default_audit_dir", "open_audit_data"]
+__all__ = ["audit_networks", "default_audit_dir", "open_audit_data", "trained_networks"]
 
 # Training options that the networks depend on, besides the images.
 TRAINING_OPTIONS = ("resolution", "max_epochs", "batch_size", "learning_rate", "seed")
@@ -96,18 +96,49 @@ def audit_networks(
     Raises:
         WeightsError: the folder named after the hash contains networks that do not match the images.
     """
-    if _misfit(Path(models_dir), data) is None:
+    misfit = _misfit(Path(models_dir), data)
+    if misfit is None:
         return _load(Path(models_dir), device)
+    why = f"{models_dir} holds no networks to audit this data set with ({misfit})."
+    return trained_networks(None, data, dataset_dir, models_dir, bundle_root, output_dir, layout, device, why)
+
+
+def trained_networks(
+    seed: int | None,
+    data: ImageData,
+    dataset_dir: DatasetDir,
+    models_dir: str,
+    bundle_root: str,
+    output_dir: str,
+    layout: str | Mapping[str, Any] = "auto",
+    device: str = "cpu",
+    why: str = "Networks of another training are needed.",
+) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
+    """Trains networks for a data set, or loads those that were trained before with the same images and options.
+
+    Args:
+        seed: seed of the training; None for that in configs/train_audit.json.
+        data: see `audit_networks`, as for the other arguments.
+        dataset_dir: folder or folders of the real images.
+        models_dir: folder of the generator; beside it, the split file of its training.
+        bundle_root: folder of the bundle.
+        output_dir: output folder of the audit.
+        layout: layout of dataset_dir.
+        device: device of the networks.
+        why: reason for the training, printed before it.
+
+    Raises:
+        WeightsError: the folder named after the hash contains networks that do not match the images.
+    """
     config = Path(bundle_root) / "configs" / "train_audit.json"
     options = ConfigParser.load_config_file(config)
+    if seed is not None:
+        options["seed"] = seed
     trained_on = [data.content_sha256(IDENTITY_SPLITS), data.split_sha256]
     digest = content_digest([trained_on, {name: options[name] for name in TRAINING_OPTIONS}])
     home = Path(bundle_root) / "output" / "audit_networks" / digest
     if _misfit(home / "models", data) is not None:
-        print(
-            f"{models_dir} holds no networks to audit this data set with ({_misfit(Path(models_dir), data)}). "
-            f"Training them now, once; they are kept in {home}."
-        )
+        print(f"{why} Training them now, once; they are kept in {home}.")
         source = splits_home(models_dir, output_dir) / "private" / "splits.json"
         if source.exists() and not (home / "private" / "splits.json").exists():
             private_folder(home / "private")
@@ -119,6 +150,7 @@ def audit_networks(
             layout=layout,
             modality=data.modality,
             device=device,
+            seed=options["seed"],
             output_dir=str(home),
         )
     misfit = _misfit(home / "models", data)

@@ -10,7 +10,7 @@ the training images.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,10 +58,12 @@ class Disguises:
     Attributes:
         copies: number of images that are a training image in an orientation other than `AS_IT_LIES`.
         lying: orientation other than the cohort's own in which most of it matches real images best; empty if none.
+        is_copy: which images these copies are, bool [N].
     """
 
     copies: int
     lying: str
+    is_copy: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool), compare=False)
 
 
 def seek_disguises(cohort: Tensor, real: Sequence[tuple[Tensor, Tensor]]) -> Disguises:
@@ -85,7 +87,7 @@ def seek_disguises(cohort: Tensor, real: Sequence[tuple[Tensor, Tensor]]) -> Dis
         for name in ORIENTATIONS.keys() - set(AS_IT_LIES):
             is_copy |= found[name] > midway
         lying.append(_lying(found, known))
-    return Disguises(int(is_copy.sum()), lying[0] if all(lying) else "")
+    return Disguises(int(is_copy.sum()), lying[0] if all(lying) else "", is_copy)
 
 
 def _lying(cohort: dict[str, Tensor], strangers: dict[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bundle.alignment import Views, aligned_correlation
 from bundle.auditing.images import RealData, RealImages
 from bundle.auditing.measures import other_images_auc
 from bundle.auditing.patches import COVERAGES, local_correlation
@@ -25,6 +26,8 @@ from bundle.networks.embeddings import ROWS, ContrastiveEmbedding, SiameseVerifi
 from bundle.steps import Step, Steps, Tensors
 
 __all__ = [
+    "ALIGNED",
+    "ALIGNED_MS",
     "BLOCK",
     "DETECTORS",
     "EMBEDDING",
@@ -38,8 +41,14 @@ __all__ = [
 ]
 
 EMBEDDING, VERIFIER = "audit_embedding", "audit_verifier"
-#: What seeks copies in single images: the embedding's correlation of whole images, and local correlation.
-DETECTORS = ("embedding", *COVERAGES)
+#: The detector of copies that were shifted, cropped, rotated, mirrored or bent.
+ALIGNED = "aligned"
+#: What seeks copies in single images: the embedding's correlation of whole images, local correlation, and correlation
+#: after alignment.
+DETECTORS = ("embedding", *COVERAGES, ALIGNED)
+# Training images nearest in the embedding that are aligned with an image. The original of a copy that was shifted,
+# cropped, rotated, mirrored or bent is among them in at least 99 of 100 cases.
+CANDIDATES = 4
 
 # Number of images that are processed at a time.
 BLOCK = 500
@@ -48,7 +57,7 @@ PLANTED = 400
 # Number of these that suffice for the KID between altered and original images.
 FAR = 100
 # CPU-milliseconds per image at 128 px, from which the progress bar estimates the remaining time.
-EMBED_MS, SQUEEZENET_MS, LPIPS_MS, LOCAL_MS = 1.0, 12.0, 25.0, 15.0
+EMBED_MS, SQUEEZENET_MS, LPIPS_MS, LOCAL_MS, ALIGNED_MS = 1.0, 12.0, 25.0, 15.0, 20.0
 # Bytes for LPIPS vectors; with less memory, the network has to process images more often.
 MEMORY = 2**30
 # Number of images whose vectors fit into this memory at 128 px.
@@ -121,8 +130,13 @@ class Reference(Steps):
 
     def hard_step(self) -> Step:
         """Returns the step that seeks copies of kinds that no network was trained on, which only an audit asks for."""
-        cost = (LOCAL_MS + EMBED_MS) * min(FAR, len(self.planted)) * len(HARD_COPIES)
+        cost = (LOCAL_MS + ALIGNED_MS) * min(FAR, len(self.planted)) * (len(HARD_COPIES) + len(PLANTED_CHANGES))
         return self.step("hard", cost, self._hard)
+
+    def aligned_step(self) -> Step:
+        """Returns the step that aligns held-out images with training images, which only an audit asks for."""
+        n_held_out = sum(len(self.real[role].pixels) for role in ("val", "test"))
+        return self.step(ALIGNED, ALIGNED_MS * n_held_out, self._aligned)
 
     def altered_step(self) -> Step:
         """Returns the step that computes features of planted copies under each alteration, for audits only."""
@@ -224,10 +238,37 @@ class Reference(Steps):
 
         The keys are ``<detector>`` and ``<detector>_index`` for each of `DETECTORS`.
         """
-        train = self.points[EMBEDDING]["train"]
-        value, index = self.network(EMBEDDING).nearest(self.predict(EMBEDDING, pixels), train)
+        points = self.predict(EMBEDDING, pixels)
+        value, index = self.network(EMBEDDING).nearest(points, self.points[EMBEDDING]["train"])
         local = local_correlation(pixels, self.real["train"].pixels)
-        return {"embedding": value, "embedding_index": index, **local}
+        return {"embedding": value, "embedding_index": index, **local, **self.aligned(pixels, points)}
+
+    def aligned(self, pixels: Tensor, points: Tensor) -> Tensors:
+        """Aligns the nearest training images with images and correlates their detail, see `bundle.alignment`.
+
+        Args:
+            pixels: uint8 images [N, H, W] or [N, H, W, 3].
+            points: what the embedding makes of them, [N, D].
+
+        Returns:
+            The correlation [N] and the index [N] of the best training image.
+        """
+        similar = torch.cat(list(self.network(EMBEDDING).similarity(points, self.points[EMBEDDING]["train"])))
+        candidates = similar.topk(min(CANDIDATES, similar.shape[1]), dim=1).indices
+        value, index = aligned_correlation(Views.of(pixels), self._train_views, candidates)
+        return {ALIGNED: value, f"{ALIGNED}_index": index}
+
+    @cached_property
+    def _train_views(self) -> Views:
+        return Views.of(self.real["train"].pixels)
+
+    def _aligned(self) -> Tensors:
+        points = self.points[EMBEDDING]
+        return {
+            f"{role}_{name}": value
+            for role in ("val", "test")
+            for name, value in self.aligned(self.real[role].pixels, points[role]).items()
+        }
 
     def _local(self) -> Tensors:
         gallery = self.real["train"].pixels
@@ -242,7 +283,8 @@ class Reference(Steps):
         if detector == "embedding":
             values = [self.points[EMBEDDING][f"{role}_correlation"] for role in ("val", "test")]
         else:
-            values = [self.read("local")[f"{role}_{detector}"] for role in ("val", "test")]
+            kept = self.read(ALIGNED if detector == ALIGNED else "local")
+            values = [kept[f"{role}_{detector}"] for role in ("val", "test")]
         patients = [self.real[role].patients for role in ("val", "test")]
         return torch.cat(values), torch.cat([patients[0], patients[1] + int(patients[0].max()) + 1])
 
@@ -251,8 +293,10 @@ class Reference(Steps):
         members, test = from_uint8(self.real["train"].pixels[chosen]), self.real["test"].pixels
         hosts = from_uint8(test[torch.arange(len(chosen)) % len(test)])
         result: Tensors = {}
-        for kind, make in HARD_COPIES.items():
-            pixels = torch.from_numpy(to_uint8(make(members, hosts).clamp(-1.0, 1.0)))
+        copies = {kind: make(members, hosts) for kind, make in HARD_COPIES.items()}
+        copies |= {kind: change(members) for kind, change in PLANTED_CHANGES.items()}
+        for kind, images in copies.items():
+            pixels = torch.from_numpy(to_uint8(images.clamp(-1.0, 1.0)))
             result |= {f"{kind}, {name}": value for name, value in self.detected(pixels).items()}
         return result
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from bundle.auditing.assessment import HALVES
 from bundle.auditing.distances import Distances
 from bundle.auditing.images import Cohort
-from bundle.auditing.reference import EMBEDDING
+from bundle.auditing.reference import ALIGNED, EMBEDDING
 from bundle.auditing.single_images import SingleImages
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.figures.audits import correlation_chart
@@ -56,7 +56,7 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort, single: Si
         cohort: synthetic images with their names.
         single: the images that were flagged come first.
     """
-    points, found = distances.reference.points[EMBEDDING], distances.rows
+    points, found, aligned = distances.reference.points[EMBEDDING], distances.rows, distances.aligned
     records = distances.real["train"].records
     correlation, index = found["correlation"], found["index"]
     threshold = copy_threshold(points["val_correlation"])
@@ -66,7 +66,7 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort, single: Si
         [
             "image", "flagged", "nearest_real_image", "patient_id", "correlation", "copy",
             "verifier_names_the_same_patient", "lpips_to_nearest", "nearest_in_part", "correlation_in_part",
-            "nearest_as_blend", "correlation_as_blend",
+            "nearest_as_blend", "correlation_as_blend", "nearest_after_alignment", "correlation_after_alignment",
         ]
     ]  # fmt: skip
     for number in order:
@@ -78,9 +78,13 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort, single: Si
                 int(real.patient_id == other.patient_id), f"{lpips[number]:.4f}",
                 records[int(found["part_index"][number])].name, f"{found['part'][number]:.4f}",
                 records[int(found["whole_index"][number])].name, f"{found['whole'][number]:.4f}",
+                records[int(aligned[f"{ALIGNED}_index"][number])].name, f"{aligned[ALIGNED][number]:.4f}",
             ]
         )  # fmt: skip
-    write_json(private_folder(folder) / "bars.json", {name: asdict(bar) for name, bar in single.bars.items()})
+    held_out = (*distances.real["val"].records, *distances.real["test"].records)
+    odd = [held_out[number].name for number in single.odd.nonzero()[:, 0].tolist()]
+    bars = {name: asdict(bar) for name, bar in single.bars.items()}
+    write_json(private_folder(folder) / "bars.json", {**bars, "odd_held_out_images": odd})
     with atomic_write(folder / "nearest.csv") as temporary:
         temporary.write_bytes(csv_text(rows).encode())
     shown = order[:PICTURED]

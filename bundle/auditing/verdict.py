@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import norm
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from bundle.auditing.images import RealImages
 from bundle.auditing.resampling import Estimate
 from bundle.auditing.single_images import FALSE_ALARMS
 
-__all__ = ["COPIES", "PASSED", "UNUSABLE", "Verdict", "pixel_copies", "verdict_of"]
+__all__ = ["COPIES", "PASSED", "UNUSABLE", "Verdict", "identical_images", "verdict_of"]
 
 #: Exit codes; 1 and 2 are those of errors and of invalid options, as in all commands.
 PASSED, COPIES, UNUSABLE = 0, 3, 4
@@ -47,20 +48,23 @@ def is_above_zero(difference: Estimate) -> bool:
     return difference.value > float(norm.isf(SET_FALSE_ALARMS / len(SET_MEASURES))) * deviation
 
 
-def pixel_copies(cohort: Tensor, real: dict[str, RealImages]) -> dict[str, int]:
-    """Counts the synthetic images that equal a real image in all pixels, by the role of the real image.
+def identical_images(cohort: Tensor, real: dict[str, RealImages]) -> dict[str, Tensor]:
+    """Finds the synthetic images that equal a real image in all pixels.
 
     Args:
         cohort: uint8 pixels [N, ...] of the synthetic images.
         real: real images by role, of the same size.
+
+    Returns:
+        Which images equal one of each role but none of an earlier role, bool [N].
     """
-    counts = {}
-    left = [image.numpy().tobytes() for image in cohort]
+    found: dict[str, Tensor] = {}
+    images, seen = [image.numpy().tobytes() for image in cohort], torch.zeros(len(cohort), dtype=torch.bool)
     for role, side in real.items():
         known = {image.numpy().tobytes() for image in side.pixels}
-        counts[role] = sum(image in known for image in left)
-        left = [image for image in left if image not in known]
-    return counts
+        found[role] = torch.tensor([image in known for image in images], dtype=torch.bool) & ~seen
+        seen |= found[role]
+    return found
 
 
 def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int) -> Verdict:
@@ -68,7 +72,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int) -> Verd
 
     Args:
         found: controls and measures.
-        copies: counts of identical images, from `pixel_copies`.
+        copies: numbers of images that `identical_images` found, by role.
         n_cohort: number of synthetic images.
     """
     findings = _findings(found, copies, n_cohort)

@@ -27,12 +27,14 @@ from bundle.figures import from_uint8, image_grid, png_bytes
 from bundle.files import atomic_folder, content_digest, json_text, sha256_file
 from bundle.markup import csv_text, csv_value, printable
 
-__all__ = ["COLUMNS", "MANIFEST", "read_labels", "verify_cohort", "write_cohort"]
+__all__ = ["COLUMNS", "FILTERED", "MANIFEST", "read_labels", "verify_cohort", "write_cohort"]
 
 MANIFEST = "manifest.json"
 #: Version of the manifest's format; version 1 lacked the manifest's own hash.
 FORMAT = 2
 MANIFEST_SHA256 = "manifest_sha256"
+#: Entry of the manifest that lists removals of images by audits, each with the number ``removed``.
+FILTERED = "filtered"
 #: Columns of labels.csv.
 COLUMNS = ["image", "label", "label_name"]
 # Largest size of the contact sheet, for each class.
@@ -89,6 +91,7 @@ def write_cohort(
             files[name] = _write(temporary / name, content)
         # The hashes are those of the data in memory: hashes of the files would make the verification pointless.
         manifest = {**manifest, "format": FORMAT, "files": files}
+        manifest.pop(MANIFEST_SHA256, None)
         manifest[MANIFEST_SHA256] = content_digest(manifest, 64)
         _write(temporary / MANIFEST, json_text(manifest).encode())
         verify_cohort(temporary)
@@ -262,9 +265,11 @@ def _disagreements(folder: Path, manifest: dict[str, Any]) -> list[str]:
         for name in sorted(listed.keys() | counted.keys()):
             if listed[name] != counted[name]:
                 problems.append(f"it has {listed[name]} images of {name}, and the manifest says {counted[name]}")
-    wanted = manifest.get("configuration", {}).get("n_images", len(images))
-    if len(images) != wanted:
-        problems.append(f"it has {len(images)} images, and {wanted} were asked for")
+    removed = sum(entry["removed"] for entry in manifest.get(FILTERED, []))
+    wanted = manifest.get("configuration", {}).get("n_images", len(images) + removed)
+    if len(images) + removed != wanted:
+        less = f" less {removed} that an audit removed" if removed else ""
+        problems.append(f"it has {len(images)} images, and {wanted}{less} were asked for")
     return problems
 
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bundle.data.checks import CheckReport, check_dataset, private_dir
 from bundle.data.dataset import ImageData, open_checked
 from bundle.data.errors import Problem, by_kind
 from bundle.data.layouts import DatasetDir
 from bundle.data.modality import Modality, get_modality
+from bundle.data.near_duplicates import summary, thumbnail, warnings_of
 from bundle.data.records import SPLITS
 from bundle.data.transforms import image_transform
 from bundle.figures import image_grid, save_png
@@ -59,6 +63,8 @@ def format_problems(problems: Sequence[Problem]) -> str:
 
 
 def _write_problems(problems: Sequence[Problem], path: Path) -> None:
+    if not problems:
+        return
     rows = [(problem.name, problem.kind, problem.message, problem.cure) for problem in problems]
     write_text(path, csv_text([("image", "problem", "what is wrong", "cure"), *rows]))
 
@@ -114,8 +120,9 @@ def check_data(
 ) -> CheckReport:
     """Checks a data set; prints its problems, or a summary and the path of a contact sheet if it is usable.
 
-    Writes into ``output_dir/private``: the results of the check, and either ``problems.csv`` or the split file and
-    ``contact_sheet.png``. That folder shows real images and must not be shared.
+    Writes into ``output_dir/private``, which shows real images and must not be shared: the results of the check;
+    ``problems.csv`` if there are problems, or near-duplicates, which are noted only; the split file and
+    ``contact_sheet.png`` if the data set is usable.
 
     Args:
         dataset_dir: path of the folder of images, or of several.
@@ -136,6 +143,7 @@ def check_data(
     """
     preset = get_modality(modality)
     image_transform(preset, resolution)  # refuses an invalid resolution before all images are checked
+    thumbnails: dict[str, NDArray[np.uint8]] = {}
     report = check_dataset(
         dataset_dir,
         output_dir,
@@ -144,16 +152,18 @@ def check_data(
         seed,
         patient_pattern=patient_pattern,
         drop_duplicates=drop_duplicates,
+        on_image=lambda name, image: thumbnails.update({name: thumbnail(image)}),
     )
+    listed = private_dir(output_dir) / "problems.csv"
+    alike = warnings_of(report.inventory.records, report.inventory.digests, report.split_of, thumbnails, preset, listed)
+    report = replace(report, notes=[*report.notes, *summary(alike, listed)])
+    _write_problems([*report.problems, *alike], listed)
     if report.problems:
-        listed = private_dir(output_dir) / "problems.csv"
-        _write_problems(report.problems, listed)
         print("\n".join([format_problems(report.problems), *report.notes]))
         print(f"{dataset_dir} cannot be used as it is. Each problem by name: {listed}")
         return report
     data = open_checked(report, output_dir, preset, resolution, seed)
-    sheet = private_dir(output_dir) / "contact_sheet.png"
-    _draw_sheet(data, sheet, columns)
+    _draw_sheet(data, sheet := private_dir(output_dir) / "contact_sheet.png", columns)
     print(format_summary(report))
     print(f"The data can be used. Contact sheet (real images, not to be shared): {sheet}")
     return report

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ __all__ = ["MIN_IMAGES_PER_CLASS", "CheckReport", "check_dataset", "private_dir"
 MIN_IMAGES_PER_CLASS = 10
 
 _CACHE_FORMAT = 4
+
+OnImage = Callable[[str, NDArray[np.float32]], None]
 
 #: Largest number of threads; each holds a decoded image, which takes some hundred megabytes at full size.
 _MAX_THREADS = 8
@@ -80,14 +82,16 @@ def private_dir(output_dir: str | Path) -> Path:
     return Path(output_dir) / "private"
 
 
-def _inspect(path: Path, modality: Modality) -> _Inspection:
-    state = _state(path)
+def _inspect(record: Record, modality: Modality, on_image: OnImage | None) -> _Inspection:
+    state = _state(record.image)
     try:
-        image = decode(path, modality.channels, strict=True)
+        image = decode(record.image, modality.channels, strict=True)
         get_preprocessing(modality).check(image)
         _refuse_mask(image)
     except ReadError as error:
         return _Inspection(state, kind=error.kind, message=error.message, cure=error.cure)
+    if on_image is not None:
+        on_image(record.name, image)
     return _Inspection(state, digest=pixel_sha256(image))
 
 
@@ -119,7 +123,11 @@ def _read_cache(cache_file: Path, modality: Modality) -> dict[str, _Inspection]:
 
 
 def _inspect_all(
-    records: Sequence[Record], modality: Modality, cache_file: Path | None, progress: bool
+    records: Sequence[Record],
+    modality: Modality,
+    cache_file: Path | None,
+    progress: bool,
+    on_image: OnImage | None,
 ) -> dict[str, _Inspection]:
     """Opens images that are new, have changed or had problems in the last check; returns all results by image name."""
     cache = _read_cache(cache_file, modality) if cache_file else {}
@@ -130,7 +138,7 @@ def _inspect_all(
             known[record.name] = entry
     todo = [record for record in records if record.name not in known]
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda record: _inspect(record.image, modality), todo)
+        found = pool.map(lambda record: _inspect(record, modality, on_image), todo)
         bar = tqdm(found, "checking images", len(todo), unit="image", disable=not (progress and todo))
         known |= {record.name: entry for record, entry in zip(todo, bar, strict=True)}
     if cache_file and todo:
@@ -244,6 +252,7 @@ def check_dataset(
     progress: bool = True,
     patient_pattern: str | None = None,
     drop_duplicates: bool | None = None,
+    on_image: OnImage | None = None,
 ) -> CheckReport:
     """Opens every image of a data set and reports all problems at once.
 
@@ -258,6 +267,8 @@ def check_dataset(
         patient_pattern: see :func:`bundle.data.layouts.read_folder`; None for the value in the split file, if any.
         drop_duplicates: whether only one of several images with the same pixels and label is used, one in train if
             there is one; None for the value in the split file, if any.
+        on_image: called with the name and the pixels of each image that is opened and can be used, float32 [C, H, W] in
+            [0, 1], from several threads; images that the last check opened are not opened again.
 
     Raises:
         DataError: the folder cannot be read as a data set at all, or the output folder is inside of it.
@@ -270,7 +281,9 @@ def check_dataset(
     split_file = private / "splits.json" if private else None
     reading = Reading.settle(split_file, patient_pattern, drop_duplicates)
     folder = read_folder(dataset_dir, layout, preset, reading.patient_pattern)
-    inspections = _inspect_all(folder.records, preset, private / "checked.json" if private else None, progress)
+    inspections = _inspect_all(
+        folder.records, preset, private / "checked.json" if private else None, progress, on_image
+    )
     problems = list(folder.problems)
     problems += [
         Problem(name, entry.kind, entry.message, entry.cure) for name, entry in inspections.items() if not entry.digest

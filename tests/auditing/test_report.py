@@ -29,7 +29,12 @@ def test_names_in_the_private_table_are_no_formulas_and_break_no_picture(tmp_pat
             **{name: torch.tensor([0.5, 0.25]) for name in ("part", "whole")},
             **{f"{name}_index": torch.zeros(2, dtype=torch.int64) for name in ("part", "whole")},
         },
-        real={"train": SimpleNamespace(records=real, pixels=torch.zeros(1, 32, 32, dtype=torch.uint8))},
+        aligned={"aligned": torch.tensor([0.5, 0.25]), "aligned_index": torch.zeros(2, dtype=torch.int64)},
+        real={
+            "val": SimpleNamespace(records=[]),
+            "test": SimpleNamespace(records=[]),
+            "train": SimpleNamespace(records=real, pixels=torch.zeros(1, 32, 32, dtype=torch.uint8)),
+        },
         cohort=torch.zeros(2, 32, 32, dtype=torch.uint8),
         lpips_to_train=lambda: torch.rand(2),
     )

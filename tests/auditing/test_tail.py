@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.auditing.tail import TAIL, false_alarm_bar, tail_correlation
+from bundle.auditing.tail import TAIL, bars_without, false_alarm_bar, odd_patients, tail_correlation
 
 
 def correlations(n: int, seed: int) -> torch.Tensor:
@@ -41,3 +41,22 @@ def test_range_tells_what_one_patient_does() -> None:
 def test_an_exact_copy_among_held_out_images_leaves_numbers() -> None:
     values = torch.cat([correlations(300, 2), torch.ones(1)])
     assert 0.0 < false_alarm_bar(values, torch.arange(301), 100, 0.01).value <= 1.0
+
+
+@pytest.mark.parametrize("odd", [[], [2.9], [2.7, 2.8, 2.9]])
+def test_odd_patients_are_found_even_if_there_are_several(odd: list[float]) -> None:
+    values = torch.cat([correlations(300, 3), torch.tensor(odd, dtype=torch.float64).tanh()])
+    patients = torch.arange(len(values)) + 7
+    assert odd_patients(values, patients).tolist() == list(range(307, 307 + len(odd)))
+
+
+def test_hardly_any_patient_is_called_odd_where_none_is() -> None:
+    found = [len(odd_patients(correlations(300, seed), torch.arange(300))) for seed in range(100)]
+    assert sum(found) <= 2
+
+
+def test_bars_without_each_patient_are_those_of_the_rest() -> None:
+    values, patients = correlations(60, 4), torch.arange(60) // 2
+    without = bars_without(values, patients, 100, 0.01)
+    assert float(without[3]) == tail_correlation(values[patients != 3], 100, 0.01)
+    assert len(without) == 30

@@ -15,7 +15,7 @@ from bundle.auditing.orientations import Disguises
 from bundle.auditing.placebo import PlaceboComparison
 from bundle.auditing.resampling import Estimate
 from bundle.auditing.single_images import SingleImages
-from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE, pixel_copies, verdict_of
+from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE, identical_images, verdict_of
 
 
 def nearness(members: float, placebo: float, deviation: float = 0.01) -> PlaceboComparison:
@@ -109,4 +109,5 @@ def test_pixel_copies_are_counted_once_where_they_are_found_first() -> None:
     nearly = pixels[3].clone()
     nearly[0, 0] += 1
     cohort = torch.stack([pixels[0], pixels[0], pixels[2], nearly])
-    assert pixel_copies(cohort, {"train": side([0, 1]), "test": side([0, 2, 3])}) == {"train": 2, "test": 1}
+    found = identical_images(cohort, {"train": side([0, 1]), "test": side([0, 2, 3])})
+    assert {role: int(is_copy.sum()) for role, is_copy in found.items()} == {"train": 2, "test": 1}
