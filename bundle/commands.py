@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 import bundle.options
 from bundle.auditing.images import PREPROCESSING
@@ -25,7 +25,6 @@ from bundle.option_types import (
     OutputFolder,
     Positive,
     RequiredFile,
-    RequiredFolder,
     RequiredFolders,
     Seed,
     Seeds,
@@ -205,13 +204,20 @@ class Inference(Tracked):
     seed: Seed
 
 
+def _of_one_cohort(remove: bool, info: ValidationInfo) -> bool:
+    cohort_dir = info.data.get("cohort_dir")
+    if remove and isinstance(cohort_dir, list | tuple) and len(cohort_dir) > 1:
+        raise refuse("writes a cohort anew and needs a single cohort_dir. Audit the releases one by one for that.")
+    return remove
+
+
 class Audit(Tracked, RealImagesOptions):
     """Options of configs/audit.json."""
 
-    cohort_dir: RequiredFolder
+    cohort_dir: RequiredFolders
     models_dir: Folder
     cohort_preprocessing: Annotated[str, one_of(PREPROCESSING)]
-    remove_flagged: bool
+    remove_flagged: Annotated[bool, AfterValidator(_of_one_cohort)]
     resolution: Resolution
     seed: Seed
     squeezenet_file: File
