@@ -80,22 +80,16 @@ def try_instrument(
     planted = reference.read(f"{EMBEDDING}_planted")
     patients = distances.real["train"].patients[reference.planted]
     draws = patient_draws(patients, DRAWS, seed)
-    found = {name: exceeds(planted[f"{name}_correlation"], threshold) for name in PLANTED_CHANGES}
-    altered = _mean_share(list(found.values()), draws)
+    altered = _mean_share([exceeds(planted[f"{name}_correlation"], threshold) for name in PLANTED_CHANGES], draws)
     strangers, alarms = rates["test"], false_alarms_of_halves(reference, seed)
     not_above = f"the nominal rate, {SET_RATE:.0%}: not above it by more than chance (one-sided 95 %)"
     is_as_rare = _lower_bound_of_false_alarms(distances, test, seed) <= SET_RATE
     halves = held_out_halves(reference, own, seed)["copy_rate"]
     is_fair = halves.low <= 0.0 <= halves.high if not halves.reason else None
     quiet = alarms.value <= MOST_ALARMS if not alarms.reason else None
+    required, is_found = f"at least {ALTERED_FOUND:.0%}", altered.value >= ALTERED_FOUND
     return [
-        Control(
-            "planted_altered",
-            "altered copies, found",
-            altered,
-            f"at least {ALTERED_FOUND:.0%}",
-            altered.value >= ALTERED_FOUND,
-        ),
+        Control("planted_altered", "altered copies, found", altered, required, is_found),
         Control("test_as_cohort", "test images as a cohort: copy rate", strangers, not_above, is_as_rare),
         Control(
             "placebo_of_halves",

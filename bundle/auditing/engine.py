@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,23 @@ FORMAT = 6
 RELIABLE = 0.9
 # CPU-milliseconds of the last step, for the progress bar.
 CONCLUSION_MS = 30_000.0
+
+
+def _check_split(cohort: Cohort, data: ImageData) -> None:
+    made_with = cohort.manifest.get("split_sha256")
+    if made_with is not None and made_with != data.split_sha256:
+        raise DataError(
+            "The cohort was made by networks that were trained with another split of the data, says its manifest. Name "
+            "their models_dir and the images they were trained on as dataset_dir."
+        )
+
+
+def _unlike(
+    x: torch.Tensor, y: torch.Tensor, squeezenet_file: str | os.PathLike[str] | None, device: str | torch.device
+) -> float:
+    """Returns the KID of two sets of images, or the mean distance of their features where one has a single image."""
+    x, y = (squeezenet_features(side, squeezenet_file, device=device) for side in (x, y))
+    return kid(x, y) if min(len(x), len(y)) > 1 else float(torch.cdist(x, y).mean())
 
 
 class AuditEngine(StepEngine):
@@ -94,21 +112,13 @@ class AuditEngine(StepEngine):
         deep: DeepSettings | None = None,
     ) -> None:
         super().__init__("auditing", handlers)
-        made_with = cohort.manifest.get("split_sha256")
-        if made_with is not None and made_with != data.split_sha256:
-            raise DataError(
-                "The cohort was made by networks that were trained with another split of the data, says its manifest. "
-                "Name their models_dir and the images they were trained on as dataset_dir."
-            )
+        _check_split(cohort, data)
         self.cohort, self.data, self.infos, self.seed, self.changed = cohort, data, infos, seed, changed or {}
         self._settings = (seed, cohort_preprocessing, squeezenet_file, changed, device)
         self.output_dir = Path(output_dir)
         self.real = RealData(data)
 
-        def unlike(*sides: torch.Tensor) -> float:
-            x, y = (squeezenet_features(side, squeezenet_file, device=device) for side in sides)
-            return kid(x, y) if min(len(x), len(y)) > 1 else float(torch.cdist(x, y).mean())
-
+        unlike = partial(_unlike, squeezenet_file=squeezenet_file, device=device)
         preset, self.treatment = choose_preprocessing(cohort, data, cohort_preprocessing, unlike)
         self.preprocessing = preset.preprocessing
         self.pixels = read_pixels([record.image for record in cohort.records], preset, data.resolution, "the cohort")
