@@ -59,7 +59,7 @@ def audited_models(tiny_models: Path, tiny_dataset: Path) -> Path:
 
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("assessment", "controls", "distances"):
+    for module in ("assessment", "controls", "distances", "thresholds"):
         monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 40)
     monkeypatch.setattr("bundle.auditing.assessment.HALVES", 4)
 

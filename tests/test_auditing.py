@@ -221,7 +221,7 @@ def test_the_exit_code_is_that_of_the_audit_of_what_is_left(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("assessment", "controls", "distances"):
+    for module in ("assessment", "controls", "distances", "thresholds"):
         monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 100)
     monkeypatch.setattr("bundle.auditing.assessment.HALVES", 20)
     models_dir = bundle_root / "models" / "xray"

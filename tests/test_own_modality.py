@@ -60,7 +60,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     slides: Path, overlay: Path, squeezenet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     do_little(monkeypatch)
-    for module in ("assessment", "controls", "distances"):
+    for module in ("assessment", "controls", "distances", "thresholds"):
         monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 40)
     monkeypatch.setattr("bundle.auditing.assessment.HALVES", 4)
     home = tmp_path / "cells"

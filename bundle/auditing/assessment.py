@@ -44,7 +44,8 @@ from bundle.auditing.resampling import (
     share,
 )
 from bundle.auditing.single_images import SingleImages, single_images
-from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
+from bundle.auditing.thresholds import Threshold, calibrated_thresholds, share_above
+from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.metrics.distribution import frechet_distance, kid
 
 __all__ = ["COLUMNS", "HALVES", "Assessment", "Estimates", "assess", "measure"]
@@ -108,7 +109,7 @@ def assess(
         seed: seed of the bootstrap draws and half-samples.
         disguises: result of the search for rotated, mirrored and inverted copies.
     """
-    threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_correlation"])
+    threshold = calibrated_thresholds(distances.reference)[EMBEDDING]
     sides = distances.sides(seed)
     figures = measure(distances, sides, seed)
     per_class = {}
@@ -120,12 +121,14 @@ def assess(
                 per_class[name] = _class_estimates(distances, sides, members, threshold, seed)
     single = single_images(distances)
     return Assessment(
-        controls=try_instrument(distances, own, sides["test"], figures["copy_rate"], threshold, single.bars, seed),
+        controls=try_instrument(
+            distances, own, sides["test"], figures["copy_rate"], threshold.value, single.bars, seed
+        ),
         figures=figures,
         per_class=per_class,
         placebo=placebo_comparisons(cohort_nearness(distances), distances.reference, own, seed),
         single=single,
-        threshold=threshold,
+        threshold=threshold.value,
         disguises=disguises,
         farthest=_farthest(distances),
         quantiles=_quantiles(distances, sides),
@@ -140,14 +143,14 @@ def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Estimate
         sides: distances of the images of each column, from `Distances.sides`.
         seed: seed of the bootstrap draws and half-samples.
     """
-    threshold = copy_threshold(distances.reference.points[EMBEDDING]["val_correlation"])
+    thresholds = calibrated_thresholds(distances.reference)
     return {
-        **_of_images(sides, threshold),
+        **_of_images(sides, thresholds[EMBEDDING]),
         **_authenticity(distances, sides),
-        **_reidentification(distances, sides),
+        **_reidentification(distances, sides, thresholds[VERIFIER]),
         **_of_sets(distances, seed),
         **_whole_attack(distances, seed),
-        **_fidelity(distances, threshold, {}, seed),
+        **_fidelity(distances, thresholds[EMBEDDING].value, {}, seed),
         "variety": _variety(distances, seed),
     }
 
@@ -164,10 +167,10 @@ def _too_few(size: int) -> Estimate:
     return Estimate(reason=reason, n=size)
 
 
-def _of_images(sides: dict[str, Side], threshold: float) -> Estimates:
+def _of_images(sides: dict[str, Side], threshold: Threshold) -> Estimates:
     """Computes percentiles, means and shares of measures that are defined per image."""
     return {
-        "copy_rate": {name: share(exceeds(side.correlation, threshold), side.draws) for name, side in sides.items()},
+        "copy_rate": {name: share_above(side.correlation, side.draws, threshold) for name, side in sides.items()},
         "dcr_p5": {name: _percentile(side.first.clamp_min(0.0), side) for name, side in sides.items()},
         "nndr_p5": {
             name: _percentile((side.first.clamp_min(0.0) / side.second.clamp_min(1e-6)).clamp_max(1.0), side)
@@ -188,9 +191,8 @@ def _authenticity(distances: Distances, sides: dict[str, Side]) -> Estimates:
     return {"authenticity": found}
 
 
-def _reidentification(distances: Distances, sides: dict[str, Side]) -> Estimates:
+def _reidentification(distances: Distances, sides: dict[str, Side], threshold: Threshold) -> Estimates:
     patients = distances.real["train"].patients
-    threshold = copy_threshold(distances.reference.points[VERIFIER]["val_correlation"])
     strangers = sides["test"]
     auc = {"test": Estimate(reason="test images are what the others are told from", n=len(strangers.verified))}
     for column in ("cohort", "training"):
@@ -204,7 +206,7 @@ def _reidentification(distances: Distances, sides: dict[str, Side]) -> Estimates
     others = {name: _other_images(side) for name, side in sides.items()}
     return {
         "other_images": others,
-        "reidentified": {name: share(exceeds(side.verified, threshold), side.draws) for name, side in sides.items()},
+        "reidentified": {name: share_above(side.verified, side.draws, threshold) for name, side in sides.items()},
         "reidentification_auc": auc,
         "same_patient_named": {name: share(side.agree(patients), side.draws) for name, side in sides.items()},
     }
@@ -349,11 +351,11 @@ def _variety(distances: Distances, seed: int) -> dict[str, Estimate]:
 
 
 def _class_estimates(
-    distances: Distances, sides: dict[str, Side], members: dict[str, Tensor], threshold: float, seed: int
+    distances: Distances, sides: dict[str, Side], members: dict[str, Tensor], threshold: Threshold, seed: int
 ) -> Estimates:
     whose = {"cohort": torch.arange(len(distances.cohort)), "test": distances.real["test"].patients}
     of_class = {column: sides[column].of(members[column], patients, seed) for column, patients in whose.items()}
-    return {**_of_images(of_class, threshold), **_fidelity(distances, threshold, members, seed)}
+    return {**_of_images(of_class, threshold), **_fidelity(distances, threshold.value, members, seed)}
 
 
 def _farthest(distances: Distances) -> tuple[str, float]:

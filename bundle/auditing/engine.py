@@ -40,7 +40,7 @@ from bundle.steps import Step, StepEngine, Tensors
 __all__ = ["AuditEngine"]
 
 # Format version of the kept results; to be increased whenever their content changes.
-FORMAT = 6
+FORMAT = 7
 # Share of copies of a kind from which they count as found reliably.
 RELIABLE = 0.9
 # CPU-milliseconds of the last step, for the progress bar.

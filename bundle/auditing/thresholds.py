@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle.auditing.measures import exceeds
+from bundle.auditing.reference import EMBEDDING, VERIFIER, Reference
 from bundle.auditing.resampling import DRAWS, Estimate, estimate, exact_share, patient_draws
 from bundle.metrics.copies import copy_threshold
 
-__all__ = ["Threshold", "share_above"]
+__all__ = ["Threshold", "calibrated_thresholds", "share_above"]
+
+# Seed of the draws of validation patients. All sets of images share it, so that two of them can be compared; it is none
+# of the seeds by which their own patients are drawn.
+SEED = 7919
 
 
 class Threshold:
@@ -33,6 +38,14 @@ class Threshold:
         self.value = copy_threshold(calibration)
         draws = patient_draws(patients, DRAWS, seed)
         self.replicates = np.array([copy_threshold(calibration[torch.from_numpy(draw)]) for draw in draws])
+
+
+def calibrated_thresholds(reference: Reference) -> dict[str, Threshold]:
+    """Returns the thresholds of copies (embedding) and of re-identification (verifier), by the network's name."""
+    patients = reference.real["val"].patients
+    return {
+        name: Threshold(reference.points[name]["val_correlation"], patients, SEED) for name in (EMBEDDING, VERIFIER)
+    }
 
 
 def share_above(values: Tensor, draws: list[NDArray[np.int64]], threshold: Threshold) -> Estimate:

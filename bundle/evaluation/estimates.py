@@ -15,11 +15,11 @@ from torch import Tensor
 
 from bundle.auditing.assessment import HALVES, measure
 from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
-from bundle.auditing.distances import Distances, Side
+from bundle.auditing.distances import Distances
 from bundle.auditing.placebo import cohort_nearness, placebo_comparisons
-from bundle.auditing.reference import EMBEDDING, VERIFIER
+from bundle.auditing.reference import EMBEDDING
 from bundle.auditing.resampling import DRAWS, Estimate, bootstrap, estimate, half_samples, mean, patient_draws, share
-from bundle.auditing.thresholds import Threshold, share_above
+from bundle.auditing.thresholds import Threshold, calibrated_thresholds
 from bundle.evaluation.classifiers import ATTACK, JUDGE, SeedClassifiers
 from bundle.evaluation.distinct import distinct_estimate, half_of_groups
 from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_estimates
@@ -34,8 +34,6 @@ __all__ = ["ESTIMATES_MS", "SeedEstimates"]
 
 #: CPU-milliseconds of an arm's estimates, for the progress bar.
 ESTIMATES_MS = 15_000.0
-# Seed of the draws of validation patients; the draws of other patients have the seeds before.
-THRESHOLD_SEED = DRAW_SEED + 3
 
 
 class SeedEstimates:
@@ -123,7 +121,6 @@ class SeedEstimates:
         sides = part.sides(DRAW_SEED)
         found = measure(part, sides, DRAW_SEED)
         estimates = {key: columns["cohort"] for key, columns in found.items() if key in AUDIT_MEASURES}
-        estimates |= self._rates(sides["cohort"])
         groups, n_groups = part.groups, part.n_groups
         estimates["distinct"] = distinct_estimate(
             part.rows["point"], groups, n_groups, self.thresholds[EMBEDDING], DRAW_SEED
@@ -151,26 +148,14 @@ class SeedEstimates:
         for column, role in (("test", "test"), ("training", "train")):
             points, patients = reference.points[EMBEDDING][role], reference.real[role].patients
             distinct = distinct_estimate(points, patients, None, self.thresholds[EMBEDDING], DRAW_SEED)
-            values = {key: found[key][column] for key in found} | self._rates(sides[column]) | {"distinct": distinct}
+            values = {key: found[key][column] for key in found} | {"distinct": distinct}
             estimates |= {f"{column} {key}": value for key, value in values.items()}
         return _packed(estimates)
 
     @cached_property
     def thresholds(self) -> dict[str, Threshold]:
-        """Thresholds of copies and of re-identification, by network, with draws that all arms and seeds share."""
-        reference = self.setting.reference
-        patients = reference.real["val"].patients
-        return {
-            name: Threshold(reference.points[name]["val_correlation"], patients, THRESHOLD_SEED)
-            for name in (EMBEDDING, VERIFIER)
-        }
-
-    def _rates(self, side: Side) -> dict[str, Estimate]:
-        """Estimates the shares above a threshold; the audit's own intervals take the threshold as known."""
-        return {
-            "copy_rate": share_above(side.correlation, side.draws, self.thresholds[EMBEDDING]),
-            "reidentified": share_above(side.verified, side.draws, self.thresholds[VERIFIER]),
-        }
+        """See `calibrated_thresholds`."""
+        return calibrated_thresholds(self.setting.reference)
 
     def _cost(self, arm: str) -> Estimate:
         """Estimates the CPU seconds of a released image: those of all images up to the last one that an arm takes."""

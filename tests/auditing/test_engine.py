@@ -50,7 +50,7 @@ def new_audit(
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals of a tenth of the draws: wide enough for what these tests ask, in a tenth of the time."""
-    for module in ("assessment", "controls", "distances"):
+    for module in ("assessment", "controls", "distances", "thresholds"):
         monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 100)
     monkeypatch.setattr("bundle.auditing.assessment.HALVES", 20)
 

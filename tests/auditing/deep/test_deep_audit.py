@@ -35,7 +35,7 @@ ATTACKS = ["lira", "inversion", "canaries", "singling_out", "linkability", "infe
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("assessment", "controls", "distances", "deep.attack", "deep.canaries"):
+    for module in ("assessment", "controls", "distances", "thresholds", "deep.attack", "deep.canaries"):
         monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 50)
     monkeypatch.setattr("bundle.auditing.assessment.HALVES", 5)
     monkeypatch.setattr("bundle.auditing.placebo.HALVES", 5)
