@@ -35,12 +35,14 @@ from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import (
     DRAWS,
     LEAST,
+    LEAST_FOR_PERCENTILE,
     Estimate,
     bootstrap,
     estimate,
     half_samples,
     mean,
     patient_draws,
+    percentile_needs_more,
     share,
 )
 from bundle.auditing.single_images import SingleImages, single_images
@@ -55,8 +57,6 @@ COLUMNS = ("cohort", "test", "training")
 #: Estimates by measure and column.
 Estimates = dict[str, dict[str, Estimate]]
 
-# Fewest images for a 5th percentile; with fewer, it would nearly disclose the distance of a single image.
-LEAST_FOR_PERCENTILE = 50
 # Fewest non-members for a false positive rate of 1 %.
 LEAST_FOR_RATE = 100
 #: Number of random half-samples for measures of whole sets.
@@ -157,8 +157,7 @@ def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Estimate
 
 def _percentile(values: Tensor, side: Side) -> Estimate:
     if len(values) < LEAST_FOR_PERCENTILE:
-        reason = f"a 5th percentile needs at least {LEAST_FOR_PERCENTILE} images; there are {len(values)}"
-        return Estimate(reason=reason, n=len(values))
+        return Estimate(reason=percentile_needs_more(len(values)), n=len(values))
     return estimate(low_percentile(values), bootstrap(values, side.draws, low_percentile), len(values))
 
 

@@ -40,7 +40,7 @@ from bundle.steps import Step, StepEngine, Tensors
 __all__ = ["AuditEngine"]
 
 # Format version of the kept results; to be increased whenever their content changes.
-FORMAT = 7
+FORMAT = 8
 # Share of copies of a kind from which they count as found reliably.
 RELIABLE = 0.9
 # CPU-milliseconds of the last step, for the progress bar.
@@ -144,7 +144,7 @@ class AuditEngine(StepEngine):
             *reference.steps(),
             reference.altered_step(),
             reference.aligned_step(),
-            reference.hard_step(),
+            *reference.copies_steps(),
             *self.distances.steps(),
             self.distances.aligned_step(),
             *(self.deep.steps() if self.deep else ()),

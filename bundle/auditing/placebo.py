@@ -19,7 +19,16 @@ from torch import Tensor
 
 from bundle.auditing.distances import Distances
 from bundle.auditing.reference import EMBEDDING, VERIFIER, Reference
-from bundle.auditing.resampling import DRAWS, LEAST, LEVEL, Estimate, exact_share, patient_draws
+from bundle.auditing.resampling import (
+    DRAWS,
+    LEAST,
+    LEAST_FOR_PERCENTILE,
+    LEVEL,
+    Estimate,
+    exact_share,
+    patient_draws,
+    percentile_needs_more,
+)
 from bundle.metrics.copies import PERCENTILE
 
 __all__ = [
@@ -108,6 +117,10 @@ PLACEBO_MEASURES: dict[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {
     "lpips_p5": (LPIPS, _low_distance),
     "mml": (LPIPS, _mean_distance),
 }
+
+
+#: Those that are percentiles.
+PERCENTILES = ("dcr_p5", "lpips_p5")
 
 
 def cohort_nearness(distances: Distances) -> Nearness:
@@ -202,7 +215,7 @@ def placebo_comparisons(cohort: Nearness, reference: Reference, own: Tensor, see
     ]
     values, replicates = np.mean(whole, axis=0), np.stack(redrawn)  # [measures, 2], [draws, measures, 2]
     n = len(cohort.groups)
-    return {
+    compared = {
         name: PlaceboComparison(
             _centred(values[number, 0], replicates[:, number, 0], n, is_share=statistic is _share_above),
             _centred(values[number, 1], replicates[:, number, 1], n, is_share=statistic is _share_above),
@@ -210,6 +223,10 @@ def placebo_comparisons(cohort: Nearness, reference: Reference, own: Tensor, see
         )
         for number, (name, (_, statistic)) in enumerate(PLACEBO_MEASURES.items())
     }
+    if n < LEAST_FOR_PERCENTILE:
+        lacking = Estimate(n=n, reason=percentile_needs_more(n))
+        compared |= dict.fromkeys(PERCENTILES, PlaceboComparison(lacking, lacking, lacking))
+    return compared
 
 
 def held_out_halves(reference: Reference, own: Tensor, seed: int) -> dict[str, Estimate]:

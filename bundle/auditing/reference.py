@@ -29,6 +29,7 @@ __all__ = [
     "ALIGNED",
     "ALIGNED_MS",
     "BLOCK",
+    "COPY_KINDS",
     "DETECTORS",
     "EMBEDDING",
     "EMBED_MS",
@@ -49,6 +50,9 @@ DETECTORS = ("embedding", *COVERAGES, ALIGNED)
 # Training images nearest in the embedding that are aligned with an image. The original of a copy that was shifted,
 # cropped, rotated, mirrored or bent is among them in at least 99 of 100 cases.
 CANDIDATES = 4
+
+#: Kinds of single copies that an audit seeks, to say what it would find.
+COPY_KINDS = (*HARD_COPIES, *PLANTED_CHANGES)
 
 # Number of images that are processed at a time.
 BLOCK = 500
@@ -128,10 +132,15 @@ class Reference(Steps):
         yield self.step("features", SQUEEZENET_MS * n_real, self._features)
         yield self.step("lpips", LPIPS_MS * n_real * (1 + n_real / KEPT / 2), self._among)
 
-    def hard_step(self) -> Step:
-        """Returns the step that seeks copies of kinds that no network was trained on, which only an audit asks for."""
-        cost = (LOCAL_MS + ALIGNED_MS) * min(FAR, len(self.planted)) * (len(HARD_COPIES) + len(PLANTED_CHANGES))
-        return self.step("hard", cost, self._hard)
+    def copies_steps(self) -> Iterator[Step]:
+        """Yields the steps that seek single copies, one for each kind of copy, which only an audit asks for."""
+        cost = (LOCAL_MS + ALIGNED_MS) * min(FAR, len(self.planted))
+        for number, kind in enumerate(COPY_KINDS):
+            yield self.step(f"copies_{number:02d}", cost, lambda kind=kind: self._copies(kind))  # type: ignore[misc]
+
+    def copies(self, kind: str) -> Tensors:
+        """Returns what the detectors find in copies of a kind, see `detected`."""
+        return self.read(f"copies_{COPY_KINDS.index(kind):02d}")
 
     def aligned_step(self) -> Step:
         """Returns the step that aligns held-out images with training images, which only an audit asks for."""
@@ -288,17 +297,14 @@ class Reference(Steps):
         patients = [self.real[role].patients for role in ("val", "test")]
         return torch.cat(values), torch.cat([patients[0], patients[1] + int(patients[0].max()) + 1])
 
-    def _hard(self) -> Tensors:
+    def _copies(self, kind: str) -> Tensors:
         chosen = self.planted[:FAR]
         members, test = from_uint8(self.real["train"].pixels[chosen]), self.real["test"].pixels
-        hosts = from_uint8(test[torch.arange(len(chosen)) % len(test)])
-        result: Tensors = {}
-        copies = {kind: make(members, hosts) for kind, make in HARD_COPIES.items()}
-        copies |= {kind: change(members) for kind, change in PLANTED_CHANGES.items()}
-        for kind, images in copies.items():
-            pixels = torch.from_numpy(to_uint8(images.clamp(-1.0, 1.0)))
-            result |= {f"{kind}, {name}": value for name, value in self.detected(pixels).items()}
-        return result
+        if kind in HARD_COPIES:
+            images = HARD_COPIES[kind](members, from_uint8(test[torch.arange(len(chosen)) % len(test)]))
+        else:
+            images = PLANTED_CHANGES[kind](members)
+        return self.detected(torch.from_numpy(to_uint8(images.clamp(-1.0, 1.0))))
 
     def _features(self) -> Tensors:
         return {role: self.measure_features(side.pixels) for role, side in self.real.items()}

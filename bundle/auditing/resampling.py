@@ -22,6 +22,7 @@ from torch import Tensor
 __all__ = [
     "DRAWS",
     "LEAST",
+    "LEAST_FOR_PERCENTILE",
     "LEVEL",
     "Estimate",
     "bootstrap",
@@ -30,11 +31,14 @@ __all__ = [
     "half_samples",
     "mean",
     "patient_draws",
+    "percentile_needs_more",
     "share",
 ]
 
 #: Fewest images for a published estimate; with fewer, it would disclose the distances of single images.
 LEAST = 20
+#: Fewest images for a 5th percentile; with fewer, it would nearly disclose the distance of a single image.
+LEAST_FOR_PERCENTILE = 50
 #: Level of the two-sided confidence intervals.
 LEVEL = 0.95
 #: Number of bootstrap draws for an interval.
@@ -168,3 +172,8 @@ def half_samples(patients: Tensor, size: int, random: np.random.Generator) -> tu
         middle += 1
     first, second = random.permutation(order[:middle]), random.permutation(order[middle:])
     return torch.from_numpy(first[:size]), torch.from_numpy(second[:size])
+
+
+def percentile_needs_more(n: int) -> str:
+    """Returns the reason why no percentile of n images is published."""
+    return f"a 5th percentile needs at least {LEAST_FOR_PERCENTILE} images; there are {n}"

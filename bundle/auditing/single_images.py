@@ -13,10 +13,9 @@ from torch import Tensor
 from bundle.auditing.distances import Distances
 from bundle.auditing.measures import exceeds
 from bundle.auditing.patches import COVERAGES
-from bundle.auditing.reference import ALIGNED, DETECTORS, Reference
+from bundle.auditing.reference import ALIGNED, COPY_KINDS, DETECTORS, Reference
 from bundle.auditing.resampling import DRAWS, LEAST, Estimate, exact_share, patient_draws, share
 from bundle.auditing.tail import Bar, bars_without, false_alarm_bar, odd_patients, tail_correlation
-from bundle.metrics.copies import HARD_COPIES, PLANTED_CHANGES
 
 __all__ = [
     "FALSE_ALARMS",
@@ -108,12 +107,12 @@ def single_images(distances: Distances) -> SingleImages:
 
 def copies_found(reference: Reference, bars: dict[str, Bar], seed: int) -> dict[str, Estimate]:
     """Returns for each of `HARD_COPIES` and of `PLANTED_CHANGES` the share that these bars would flag."""
-    kept = reference.read("hard")
-    patients = reference.real["train"].patients[reference.planted[: len(kept[f"{next(iter(HARD_COPIES))}, part"])]]
-    draws = patient_draws(patients, DRAWS, seed)
+    patients = reference.real["train"].patients[reference.planted]
+    draws = patient_draws(patients[: len(reference.copies(COPY_KINDS[0])[DETECTORS[0]])], DRAWS, seed)
     found = {}
-    for kind in (*HARD_COPIES, *PLANTED_CHANGES):
-        above = [exceeds(kept[f"{kind}, {name}"], bars[name].value) for name in DETECTORS]
+    for kind in COPY_KINDS:
+        kept = reference.copies(kind)
+        above = [exceeds(kept[name], bars[name].value) for name in DETECTORS]
         found[kind] = share(torch.stack(above).any(dim=0), draws)
     return found
 

@@ -93,16 +93,22 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int) -> Verd
         title = "THE FIGURES CANNOT BE USED: the instrument has not been tried on images like these"
         return Verdict(UNUSABLE, title, strange)
     nearness = found.placebo[SET_MEASURES[0]]
-    rates = f" (copy rate {nearness.members.value:.1%} against {nearness.placebo.value:.1%})"
-    told = "" if nearness.difference.withheld else rates
+    difference = nearness.difference
+    rates = (
+        f" (copy rate {nearness.members.value:.1%} towards training images, {nearness.placebo.value:.1%} towards as "
+        f"many held-out ones; more than {max(difference.high, 0.0):.1%} of difference would have been noticed)"
+    )
+    told = "" if difference.withheld else rates
     set_level = (
         "The cohort is too small to ask whether it resembles training patients more than others"
-        if nearness.difference.reason
+        if difference.reason
         else f"The cohort does not resemble training patients more than held-out ones, beyond chance{told}"
     )
+    undecided = sum(control.required != "" and control.passed is None for control in found.controls)
+    controls = f"{undecided} controls could not be decided" if undecided else "all controls were met"
     word = (
         f"{set_level}; no image is nearer to a training image, as a whole or in part, than chance allows; none is a "
-        "training image turned, mirrored or inverted; all controls were met."
+        f"training image turned, mirrored or inverted; {controls}."
     )
     return Verdict(PASSED, "NO SIGN OF COPIES by these measures", (word,))
 
@@ -139,7 +145,8 @@ def _findings(found: Assessment, copies: dict[str, int], n_cohort: int) -> list[
         words = (
             f"{flagged} of {n_cohort} images are nearer to a training image, as a whole or in part, than any image of "
             f"a cohort of {n_cohort} images of other people would be (false alarms in {FALSE_ALARMS:.1%} of cohorts). "
-            "private/nearest.csv names them: look at them, and take them out."
+            "private/nearest.csv names them: look at them. --remove_flagged True writes the cohort without them and "
+            "audits the rest by networks of another training."
         )
         findings.append(("NOT TO BE RELEASED AS IT IS: some images are copies, as a whole or in part", words))
     return findings

@@ -161,7 +161,8 @@ def summary(warnings: Sequence[Problem], listed: Path) -> list[str]:
     examples = "".join(f"\n  {warning.name} {warning.message}" for warning in warnings[:EXAMPLES])
     return [
         f"{len(warnings)} pairs of images of different patients show nearly the same picture, {across} of them across "
-        f"splits, where a held-out image was trained on:{examples}\nAll of them: {listed}. {warnings[0].cure}."
+        f"splits, so that a held-out image may have been trained on:{examples}\nAll of them: {listed}. "
+        f"{warnings[0].cure}. Networks trained before do not fit the data afterwards."
     ]
 
 

@@ -120,3 +120,12 @@ def test_too_few_held_out_images_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(SIZES, "test", 16)
     with pytest.raises(ValueError, match="too few for a placebo"):
         held_out_comparison(nearness(points(80, 9), people(few)), people(few), OWN, seed=0)
+
+
+def test_no_percentile_of_few_images_is_published(reference: Any) -> None:
+    found = placebo_comparisons(nearness(points(40, 9), reference), reference, OWN, seed=0)
+    assert found.keys() == PLACEBO_MEASURES.keys()
+    for key, value in found.items():
+        is_percentile = key in ("dcr_p5", "lpips_p5")
+        assert bool(value.members.reason) == bool(value.difference.reason) == is_percentile
+    assert found["dcr_p5"].members.reason == "a 5th percentile needs at least 50 images; there are 40"

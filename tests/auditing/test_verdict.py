@@ -50,7 +50,10 @@ def test_nothing_found_is_no_sign_and_no_proof() -> None:
     verdict = verdict_of(GOOD, NONE, 100)
     assert verdict.code == PASSED == 0
     assert verdict.title == "NO SIGN OF COPIES by these measures"
-    assert "more than held-out ones, beyond chance (copy rate 6.0% against 5.0%)" in verdict.reasons[0]
+    assert (
+        "more than held-out ones, beyond chance (copy rate 6.0% towards training images, 5.0% towards"
+        in verdict.reasons[0]
+    )
 
 
 def test_a_cohort_too_small_for_a_placebo_says_so() -> None:
