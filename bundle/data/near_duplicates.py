@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from bundle.alignment import SIDE, Views, aligned_correlation
 from bundle.data.errors import Problem
@@ -94,7 +95,7 @@ def near_duplicates(thumbnails: Sequence[NDArray[np.uint8]], patients: Sequence[
     numbers = {name: number for number, name in enumerate(dict.fromkeys(patients))}
     owners = torch.tensor([numbers[name] for name in patients])
     pairs: dict[tuple[int, int], float] = {}
-    for first, second in _candidates(views.coarse, owners):
+    for first, second in tqdm(_candidates(views.coarse, owners), "comparing similar images", unit="pair"):
         image, other = torch.tensor([first]), torch.tensor([second])
         (found,), _ = aligned_correlation(views[image], views[other], torch.zeros(1, 1, dtype=torch.int64))
         if found >= LEAST_CORRELATION:
@@ -178,7 +179,7 @@ def _candidates(coarse: Tensor, owners: Tensor) -> list[tuple[int, int]]:
     """Returns the pairs of indices, each ascending, that are similar enough to be aligned."""
     gallery = _unit(coarse)
     chosen = set()
-    for start in range(0, len(coarse), BLOCK):
+    for start in tqdm(range(0, len(coarse), BLOCK), "seeking near-duplicates", unit="block"):
         rows = torch.arange(start, min(start + BLOCK, len(coarse)))
         best = torch.full((len(rows), len(coarse)), -1.0)
         for images in (coarse[rows], coarse[rows].flip(-1)):
