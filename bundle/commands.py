@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field, ValidationInfo
 
 import bundle.options
-from bundle.auditing.images import PREPROCESSING
+from bundle.auditing.preprocessing import PREPROCESSING
 from bundle.auditing.resampling import LEAST
 from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.data.patients import pattern_problem

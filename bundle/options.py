@@ -188,8 +188,9 @@ def _message(error: Mapping[str, Any]) -> str:
     kinds = {"int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "True or False"}
     if error["type"] in words:
         word, key = words[error["type"]]
-        nearest = f" The nearest is {bounds[key]:g}." if key in ("ge", "le") else ""
-        return f"must be {word} {bounds[key]:g}, not {value!r}.{nearest}"
+        bound = str(bounds[key]) if isinstance(bounds[key], int) else f"{bounds[key]:g}"
+        nearest = f" The nearest is {bound}." if key in ("ge", "le") else ""
+        return f"must be {word} {bound}, not {value!r}.{nearest}"
     kind = kinds.get(str(error["type"]).partition("_")[0])
     return f"must be {kind}, not {value!r}." if kind else str(error["msg"])
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -55,12 +55,28 @@ def _has_mlflow() -> bool:
     return find_spec("mlflow") is not None
 
 
-def _opening(tracking_uri: str) -> AbstractContextManager[Any]:
-    # MLflow creates a SQLite store table by table: of several processes that open it at once, all but one would fail.
+@contextmanager
+def _opening(tracking_uri: str) -> Iterator[None]:
+    """Context in which a store may be opened by one process at a time, and is complete if it is a SQLite file.
+
+    MLflow creates a SQLite store table by table: of several processes that open it at once, all but one would fail, and
+    a process that is killed meanwhile would leave a store that can never be opened. So a new store is created under a
+    temporary name.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri
     if not uri.startswith("sqlite:///"):
-        return nullcontext()
-    return FileLock(unquote(uri.removeprefix("sqlite:///")) + ".lock")
+        yield
+        return
+    path = Path(unquote(uri.removeprefix("sqlite:///")))
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            from mlflow import MlflowClient
+
+            new = path.with_name(f"{path.name}.new")
+            new.unlink(missing_ok=True)
+            MlflowClient(path_to_sqlite_uri(new)).search_experiments(max_results=1)
+            new.replace(path)
+        yield
 
 
 class Tracking(MLFlowHandler):

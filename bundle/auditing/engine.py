@@ -21,8 +21,9 @@ from bundle.auditing.catalogue import FIDELITY, MEASURES, PRIVACY, Measure, with
 from bundle.auditing.deep.audit import DeepAudit
 from bundle.auditing.deep.settings import DeepSettings
 from bundle.auditing.distances import Distances
-from bundle.auditing.images import Cohort, RealData, choose_preprocessing, read_pixels
+from bundle.auditing.images import Cohort, RealData, read_pixels
 from bundle.auditing.orientations import AS_IT_LIES, Disguises, seek_disguises
+from bundle.auditing.preprocessing import choose_preprocessing
 from bundle.auditing.reference import VERIFIER, Reference, reference_key
 from bundle.auditing.report import write_private, write_report
 from bundle.auditing.resampling import rounded
@@ -77,7 +78,7 @@ class AuditEngine(StepEngine):
         infos: content of the JSON file of each network, by name.
         output_dir: folder for ``report.html``, ``results.json``, ``tables.md`` and ``private/``.
         seed: seed of all random choices and bootstrap draws.
-        cohort_preprocessing: one of `bundle.auditing.images.PREPROCESSING`.
+        cohort_preprocessing: one of `bundle.auditing.preprocessing.PREPROCESSING`.
         squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
         changed: changes of the configuration to be listed in the report, from `bundle.options.check_options`.
         device: device of the computation.
@@ -202,13 +203,18 @@ class AuditEngine(StepEngine):
         found = assess(self.distances, self.real.own, self.cohort.labels, names, self.seed, self._disguises())
         identical = identical_images(self.pixels, self.real.sides)
         copies = {role: int(is_copy.sum()) for role, is_copy in identical.items()}
-        self.copies = torch.stack([found.single.flagged, found.disguises.is_copy, *identical.values()]).any(dim=0)
+        rules = {
+            "identical": torch.stack(list(identical.values())).any(dim=0),
+            "transformed": found.disguises.is_copy,
+            "single image": found.single.flagged,
+        }
+        self.copies = torch.stack(list(rules.values())).any(dim=0)
         self.verdict = verdict_of(found, copies, len(self.pixels))
         self.results = self._content(found, copies, self.verdict)
         if self.deep:
             self.results["deep"] = self.deep.content()
             self.deep.write_private(private_folder(self.output_dir / "private"))
-        write_private(self.output_dir / "private", self.distances, self.cohort, found.single)
+        write_private(self.output_dir / "private", self.distances, self.cohort, found.single, rules)
         write_json(self.output_dir / "results.json", self.results)
         write_report(self.output_dir / "report.html", self.results)
         write_text(self.output_dir / "tables.md", markdown_tables(self.results))
@@ -267,6 +273,7 @@ class AuditEngine(StepEngine):
             "cohort": {
                 "images": len(self.pixels),
                 "sha256": self.cohort.sha256,
+                "releases": [{"images": n, "sha256": sha256} for _, n, sha256 in self.cohort.releases],
                 "labels": None
                 if labels is None
                 else {name: int((labels == label).sum()) for label, name in enumerate(names)},

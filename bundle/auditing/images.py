@@ -8,9 +8,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.cohort.ledger import CohortError
-from bundle.cohort.writer import CURE, FILTERED, MANIFEST, verify_cohort
+from bundle.cohort.writer import CURE, MANIFEST, read_filtered, verify_cohort
 from bundle.data import DatasetDir, ImageData, Modality, image_transform
 from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.dataset import IDENTITY_SPLITS
@@ -30,15 +30,13 @@ from bundle.data.listing import FolderListing, list_folder
 from bundle.data.readers import SUPPORTED_FORMATS, ReadError, decode, pixel_sha256
 from bundle.data.records import Record
 from bundle.data.tables import Table, read_tables
-from bundle.figures import from_uint8, to_uint8
+from bundle.figures import to_uint8
 
 __all__ = [
     "LEAST_SIDE",
-    "PREPROCESSING",
     "Cohort",
     "RealData",
     "RealImages",
-    "choose_preprocessing",
     "open_cohort",
     "read_pixels",
 ]
@@ -48,19 +46,12 @@ logger = logging.getLogger(__name__)
 #: Smallest longer side of an image, in pixels; smaller images do not show a recognisable person.
 LEAST_SIDE = 32
 
-#: State of the cohort's images. "applied": they are already preprocessed like the real images that networks see, as
-#: cohorts of this bundle are; "none": they look like the files in dataset_dir and are preprocessed like these; "auto":
-#: see `choose_preprocessing`.
-PREPROCESSING = ("auto", "applied", "none")
-
 #: Splits of each role: training images, images that calibrate thresholds, images that no network was trained on.
 ROLES = {"train": IDENTITY_SPLITS, "val": ("val",), "test": ("test",)}
 
 #: The overview of images in a cohort of this bundle.
 CONTACT_SHEET = "contact_sheet.png"
 
-# Images of each side that are compared to determine the preprocessing.
-SAMPLE = 200
 # Limits the memory: each thread holds a decoded radiograph, some hundred megabytes at full size.
 THREADS = 8
 
@@ -78,7 +69,8 @@ class Cohort:
         manifest: content of the cohort's manifest if it matches the files; otherwise empty.
         holds: whether the manifest matches the files; None if there is none.
         not_judged: names of the files that are not audited: tables, texts and the contact sheet.
-        filtered: removals of images by earlier audits, as the manifest lists them.
+        filtered: removals of images by earlier audits, see `bundle.cohort.writer.read_filtered`.
+        releases: folder, number of images and SHA-256 of each release, if several are audited as one.
     """
 
     folder: Path
@@ -90,6 +82,7 @@ class Cohort:
     holds: bool | None = None
     not_judged: tuple[str, ...] = ()
     filtered: tuple[dict[str, Any], ...] = ()
+    releases: tuple[tuple[Path, int, str], ...] = ()
 
     @property
     def labels(self) -> Tensor | None:
@@ -100,7 +93,8 @@ class Cohort:
     @property
     def sha256(self) -> str:
         """Hash of the images' pixels and labels, which does not depend on the names of the files."""
-        content = sorted([digest, record.label] for digest, record in zip(self.digests, self.records, strict=True))
+        pairs = zip(self.digests, self.records, strict=True)
+        content = sorted(([digest, record.label] for digest, record in pairs), key=str)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -235,7 +229,7 @@ def open_cohort(
         manifest,
         holds,
         tuple(not_judged),
-        tuple(manifest.get(FILTERED, ())),
+        read_filtered(listing.folder, manifest),
     )
 
 
@@ -286,43 +280,6 @@ def read_pixels(paths: Sequence[Path], modality: Modality, resolution: int, what
         for _ in tqdm(pool.map(read, range(len(paths))), f"loading {what}", len(paths), unit="image"):
             pass
     return pixels
-
-
-def choose_preprocessing(
-    cohort: Cohort,
-    data: ImageData,
-    chosen: str,
-    distance: Callable[[Tensor, Tensor], float],
-) -> tuple[Modality, str]:
-    """Determines how the images of a cohort have to be preprocessed.
-
-    Args:
-        cohort: synthetic images, possibly with a manifest.
-        data: real images, at the resolution of the audit.
-        chosen: one of `PREPROCESSING`. "auto" relies on the manifest if it names the modality's preprocessing, and
-            otherwise tests whether the images are closer to preprocessed or to unprocessed training images.
-        distance: function that returns the distance between two sets of images [N, C, H, W] in [-1, 1].
-
-    Returns:
-        The preset for reading the cohort's images, and the reason for this choice, in words.
-    """
-    modality = data.modality
-    plain = replace(modality, preprocessing="plain")
-    if modality.preprocessing == "plain":
-        return modality, "since this modality has none"
-    if chosen != "auto":
-        return (plain if chosen == "applied" else modality), "as the option cohort_preprocessing says"
-    if cohort.manifest.get("preprocessing") == modality.preprocessing:
-        return plain, "as the cohort's manifest says"
-
-    def read(records: Sequence[Record], preset: Modality) -> Tensor:
-        paths = [record.image for record in records[:: max(1, len(records) // SAMPLE)]][:SAMPLE]
-        return from_uint8(read_pixels(paths, preset, data.resolution, "a sample"))
-
-    images, train = read(cohort.records, plain), data.records("train")
-    as_seen, as_filed = (distance(images, read(train, preset)) for preset in (modality, plain))
-    best = plain if as_seen <= as_filed else modality
-    return best, "by whether its images look more like preprocessed training images or like their files"
 
 
 def _other_files(listing: FolderListing, has_sheet: bool) -> tuple[list[str], list[Problem]]:

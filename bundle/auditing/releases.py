@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,14 +15,11 @@ import numpy as np
 
 from bundle.auditing.images import Cohort, open_cohort
 from bundle.data import DataError, DatasetDir, Modality
+from bundle.data.records import Record
 
 __all__ = ["joined", "open_cohorts"]
 
-# Entries of the manifests that must be equal in all releases of one audit, and what a difference means.
-COMMON = {
-    "split_sha256": "were made by networks that were trained with different splits of the data",
-    "preprocessing": "were preprocessed in different ways",
-}
+logger = logging.getLogger(__name__)
 
 
 def open_cohorts(
@@ -46,38 +44,62 @@ def open_cohorts(
     for number, place in enumerate(places):
         if any(other == place or other in place.parents for other in places[:number] + places[number + 1 :]):
             raise DataError(f"cohort_dir names {place} twice, or a folder in it as well. Name each release once.")
-    cohorts = [open_cohort(folder, dataset_dir, modality, layout) for folder in folders]
-    return cohorts[0] if len(cohorts) == 1 else joined(cohorts)
+    if len(folders) == 1:
+        return open_cohort(folders[0], dataset_dir, modality, layout)
+    cohorts = []
+    for number, folder in enumerate(folders, start=1):
+        try:
+            cohorts.append(open_cohort(folder, dataset_dir, modality, layout))
+        except DataError as error:
+            raise DataError(f"Release {number}, {folder}: {error}") from error
+    return joined(cohorts)
 
 
 def joined(cohorts: Sequence[Cohort]) -> Cohort:
     """Joins releases into one cohort, in which the number of the release, from 1, precedes the names of its files.
 
-    The manifest of the result has the entries that all manifests share.
+    An image that an earlier release holds as well, pixel for pixel, is judged once. The manifest of the result has the
+    split of the releases and the entries that all manifests share; ``preprocessing`` is None if they differ in it.
 
     Args:
         cohorts: two or more cohorts.
 
     Raises:
-        DataError: the manifests name different splits or preprocessings.
+        DataError: the manifests name different splits.
     """
-    for key, difference in COMMON.items():
-        if len({cohort.manifest[key] for cohort in cohorts if key in cohort.manifest}) > 1:
-            raise DataError(f"The releases in cohort_dir {difference}, say their manifests. Audit them separately.")
-    same_side = len({cohort.side for cohort in cohorts}) == 1
+    if len({cohort.manifest["split_sha256"] for cohort in cohorts if "split_sha256" in cohort.manifest}) > 1:
+        raise DataError(
+            "The releases in cohort_dir were made by networks that were trained with different splits of the data, say "
+            "their manifests. Audit them separately."
+        )
     first, states = cohorts[0].manifest, {cohort.holds for cohort in cohorts}
+    manifest = {key: value for key, value in first.items() if all(c.manifest.get(key) == value for c in cohorts)}
+    manifest |= {key: c.manifest[key] for c in cohorts for key in ("split_sha256",) if key in c.manifest}
+    if len({c.manifest.get("preprocessing") for c in cohorts}) > 1:
+        manifest["preprocessing"] = None
+    images: list[tuple[str, Record]] = []
+    repeated = 0
+    for number, cohort in enumerate(cohorts, start=1):
+        known = {digest for digest, _ in images}
+        new = [
+            (digest, replace(record, name=f"{number}/{record.name}"))
+            for digest, record in zip(cohort.digests, cohort.records, strict=True)
+            if digest not in known
+        ]
+        repeated += len(cohort.records) - len(new)
+        images += new
+    if repeated:
+        logger.warning("%d images are, pixel for pixel, in several releases; each is judged once.", repeated)
+    sides = [cohort.side for cohort in cohorts]
     return Cohort(
         Path(os.path.commonpath([cohort.folder for cohort in cohorts])),
-        tuple(
-            replace(record, name=f"{number}/{record.name}")
-            for number, cohort in enumerate(cohorts, start=1)
-            for record in cohort.records
-        ),
-        int(np.median(np.repeat([cohort.side for cohort in cohorts], [len(cohort.records) for cohort in cohorts]))),
-        max(cohort.sides for cohort in cohorts) if same_side else sum(cohort.sides for cohort in cohorts),
-        tuple(digest for cohort in cohorts for digest in cohort.digests),
-        {key: value for key, value in first.items() if all(cohort.manifest.get(key) == value for cohort in cohorts)},
+        tuple(record for _, record in images),
+        int(np.median(np.repeat(sides, [len(cohort.records) for cohort in cohorts]))),
+        (max if len(set(sides)) == 1 else sum)(cohort.sides for cohort in cohorts),
+        tuple(digest for digest, _ in images),
+        manifest,
         False if False in states else True if states == {True} else None,
         tuple(f"{number}/{name}" for number, cohort in enumerate(cohorts, start=1) for name in cohort.not_judged),
         tuple(entry for cohort in cohorts for entry in cohort.filtered),
+        tuple((cohort.folder, len(cohort.records), cohort.sha256) for cohort in cohorts),
     )

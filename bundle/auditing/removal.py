@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from bundle.auditing.engine import AuditEngine
 from bundle.auditing.images import Cohort, open_cohort
 from bundle.auditing.verdict import COPIES
-from bundle.cohort.writer import COLUMNS, FILTERED, read_labels, write_cohort
+from bundle.cohort.writer import COLUMNS, FILTERED, FILTERED_FILE, read_labels, write_cohort
 from bundle.data import DataError, DatasetDir
-from bundle.files import atomic_folder
+from bundle.files import atomic_folder, write_json
 from bundle.markup import csv_text
 
 __all__ = ["AUDIT_DIR", "COHORT_DIR", "LARGEST_SHARE", "audit_without_flagged", "write_without"]
@@ -34,6 +34,9 @@ __all__ = ["AUDIT_DIR", "COHORT_DIR", "LARGEST_SHARE", "audit_without_flagged", 
 LARGEST_SHARE = 0.1
 #: Folders in the output folder of the first audit: the new cohort, and its audit.
 COHORT_DIR, AUDIT_DIR = "cohort_without_flagged", "audit_without_flagged"
+
+# Number of seeds that the networks' training takes.
+SEEDS = 2**32
 
 #: Returns networks and the content of their JSON files, by name, given the seed of their training.
 NetworkMaker = Callable[[int], tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]]
@@ -67,7 +70,7 @@ def audit_without_flagged(
         return None
     removed, total = int(first.copies.sum()), len(first.copies)
     # The seed of another training than the one that produced the networks which chose the images.
-    seed = 1 + max(first.seed, *(int(info.get("seed", 0)) for info in first.infos.values()))
+    seed = (1 + max(first.seed, *(int(info.get("seed", 0)) for info in first.infos.values()))) % SEEDS
     folder = first.output_dir / COHORT_DIR
     filtered = {
         "removed": removed,
@@ -141,7 +144,8 @@ def write_without(kept: Cohort, target: Path, class_names: Sequence[str]) -> Non
             path = folder / record.name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(record.image, path)
-        if (kept.folder / "labels.csv").is_file():
+        write_json(folder / FILTERED_FILE, list(kept.filtered))
+        if kept.labels is not None:  # folders of classes may have lost a class
             rows = [(record.name, record.label, class_names[record.label or 0]) for record in kept.records]
             (folder / "labels.csv").write_text(csv_text([COLUMNS, *rows]), encoding="utf-8")
         (folder / sheet.name).write_text(datasheet, encoding="utf-8")

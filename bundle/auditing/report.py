@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from markupsafe import Markup
+from torch import Tensor
 
 from bundle.auditing.assessment import HALVES
 from bundle.auditing.distances import Distances
@@ -47,33 +49,38 @@ def write_report(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
     )
 
 
-def write_private(folder: Path, distances: Distances, cohort: Cohort, single: SingleImages) -> None:
+def write_private(
+    folder: Path, distances: Distances, cohort: Cohort, single: SingleImages, rules: Mapping[str, Tensor]
+) -> None:
     """Writes the nearest training image of every synthetic image as a table, and the nearest pairs as a contact sheet.
 
     Args:
         folder: private folder for both files.
         distances: distances between the cohort and the real images; all of its steps must have been run.
         cohort: synthetic images with their names.
-        single: the images that were flagged come first.
+        single: bars and findings of the rule of the single image.
+        rules: which images each rule of the verdict stops, bool [N], by name; these images come first.
     """
     points, found, aligned = distances.reference.points[EMBEDDING], distances.rows, distances.aligned
     records = distances.real["train"].records
     correlation, index = found["correlation"], found["index"]
     threshold = copy_threshold(points["val_correlation"])
     lpips = distances.lpips_to_train()
-    order = (correlation + 2.0 * single.flagged).argsort(descending=True, stable=True).tolist()
+    stopped = torch.stack(list(rules.values())).any(dim=0)
+    order = (correlation + 2.0 * stopped).argsort(descending=True, stable=True).tolist()
     rows: list[list[object]] = [
         [
-            "image", "flagged", "nearest_real_image", "patient_id", "correlation", "copy",
+            "image", "stopped_as", "nearest_real_image", "patient_id", "correlation", "copy",
             "verifier_names_the_same_patient", "lpips_to_nearest", "nearest_in_part", "correlation_in_part",
             "nearest_as_blend", "correlation_as_blend", "nearest_after_alignment", "correlation_after_alignment",
         ]
     ]  # fmt: skip
     for number in order:
+        reasons = "; ".join(rule for rule, found_by in rules.items() if found_by[number])
         real, other = records[int(index[number])], records[int(found["verified_index"][number])]
         rows.append(
             [
-                cohort.records[number].name, int(single.flagged[number]), real.name, real.patient_id,
+                cohort.records[number].name, reasons, real.name, real.patient_id,
                 f"{correlation[number]:.4f}", int(correlation[number] > threshold),
                 int(real.patient_id == other.patient_id), f"{lpips[number]:.4f}",
                 records[int(found["part_index"][number])].name, f"{found['part'][number]:.4f}",
@@ -85,6 +92,8 @@ def write_private(folder: Path, distances: Distances, cohort: Cohort, single: Si
     odd = [held_out[number].name for number in single.odd.nonzero()[:, 0].tolist()]
     bars = {name: asdict(bar) for name, bar in single.bars.items()}
     write_json(private_folder(folder) / "bars.json", {**bars, "odd_held_out_images": odd})
+    if cohort.releases:
+        write_json(folder / "releases.json", {n: str(path) for n, (path, *_) in enumerate(cohort.releases, start=1)})
     with atomic_write(folder / "nearest.csv") as temporary:
         temporary.write_bytes(csv_text(rows).encode())
     shown = order[:PICTURED]

@@ -11,7 +11,7 @@ import os
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +27,16 @@ from bundle.figures import from_uint8, image_grid, png_bytes
 from bundle.files import atomic_folder, content_digest, json_text, sha256_file
 from bundle.markup import csv_text, csv_value, printable
 
-__all__ = ["COLUMNS", "FILTERED", "MANIFEST", "read_labels", "verify_cohort", "write_cohort"]
+__all__ = [
+    "COLUMNS",
+    "FILTERED",
+    "FILTERED_FILE",
+    "MANIFEST",
+    "read_filtered",
+    "read_labels",
+    "verify_cohort",
+    "write_cohort",
+]
 
 MANIFEST = "manifest.json"
 #: Version of the manifest's format; version 1 lacked the manifest's own hash.
@@ -35,6 +44,8 @@ FORMAT = 2
 MANIFEST_SHA256 = "manifest_sha256"
 #: Entry of the manifest that lists removals of images by audits, each with the number ``removed``.
 FILTERED = "filtered"
+#: File with the same list in folders without a manifest.
+FILTERED_FILE = "filtered.json"
 #: Columns of labels.csv.
 COLUMNS = ["image", "label", "label_name"]
 # Largest size of the contact sheet, for each class.
@@ -282,3 +293,30 @@ def _contact_sheet(sheet: list[list[Tensor]], class_names: tuple[str, ...]) -> I
     pixels = torch.stack([image for images in shown for image in images[: rows * columns]])
     labels = [printable(name) for name, images in zip(class_names, sheet, strict=True) if images for _ in range(rows)]
     return image_grid(from_uint8(pixels), columns, labels)
+
+
+def read_filtered(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Returns the removals of images by audits, from the manifest of a cohort or, without one, from a file in it.
+
+    A file that was not written by an audit counts as none.
+
+    Args:
+        folder: folder of the cohort.
+        manifest: content of its manifest; empty if there is none or it does not match the files.
+    """
+    if FILTERED in manifest:
+        return tuple(manifest[FILTERED])
+    try:
+        content = json.loads((folder / FILTERED_FILE).read_text(encoding="utf-8"))
+        entries = tuple(
+            {
+                "removed": int(entry["removed"]),
+                "images": int(entry["images"]),
+                "cohort_sha256": str(entry["cohort_sha256"]),
+                "networks": {str(name): str(value) for name, value in entry["networks"].items()},
+            }
+            for entry in content
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    return entries

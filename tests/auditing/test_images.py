@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.auditing.images import RealData, RealImages, choose_preprocessing, open_cohort, read_pixels
+from bundle.auditing.images import RealData, RealImages, open_cohort, read_pixels
+from bundle.auditing.preprocessing import choose_preprocessing
 from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality, open_dataset
 from tests.hospital import CohortMaker, blobs

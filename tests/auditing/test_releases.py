@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bundle.auditing.images import open_cohort
+from bundle.auditing.preprocessing import choose_preprocessing
 from bundle.auditing.releases import open_cohorts
 from bundle.cohort.writer import write_cohort
 from bundle.commands import Audit
-from bundle.data import DataError, get_modality
+from bundle.data import DataError, ImageData, get_modality
 from bundle.options import validate
 from tests.hospital import CohortMaker, blobs
 
@@ -61,7 +62,7 @@ def test_manifests_are_verified_one_by_one(hospital: Path, tmp_path: Path) -> No
     assert cohort.holds is True and cohort.manifest["split_sha256"] == "a" and "seed" not in cohort.manifest
     (other / "contact_sheet.png").unlink()
     altered = open_cohorts([one, other], hospital, XRAY)
-    assert altered.holds is False and altered.manifest == {}
+    assert altered.holds is False and altered.manifest == {"split_sha256": "a", "preprocessing": None}
 
 
 def test_releases_that_do_not_belong_together_are_refused(hospital: Path, tmp_path: Path) -> None:
@@ -71,6 +72,39 @@ def test_releases_that_do_not_belong_together_are_refused(hospital: Path, tmp_pa
     for twice in ([one, one], [one, one / "images"]):
         with pytest.raises(DataError, match="Name each release once"):
             open_cohorts(twice, hospital, XRAY)
+
+
+def test_image_of_two_releases_is_judged_once(
+    new_cohort: CohortMaker, hospital: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labelled, plain = new_cohort("a", grey(0)), new_cohort("b", grey(2))
+    (labelled / "labels.csv").write_text("image,label\n0000.png,1\n0001.png,1\n0002.png,0\n", encoding="utf-8")
+    cohort = open_cohorts([labelled, plain], hospital, XRAY)
+    assert [record.name for record in cohort.records][-2:] == ["2/0001.png", "2/0002.png"]
+    assert "1 images are, pixel for pixel, in several releases" in caplog.text
+    assert cohort.labels is None and len(cohort.sha256) == 64
+    assert [(n, sha256) for _, n, sha256 in cohort.releases] == [
+        (3, open_cohort(folder, hospital, XRAY).sha256) for folder in (labelled, plain)
+    ]
+
+
+def test_split_and_preprocessing_of_each_release_count(
+    new_cohort: CohortMaker, hospital: Path, hospital_data: ImageData, tmp_path: Path
+) -> None:
+    one, other = sealed(tmp_path / "one", preprocessing="crop_histogram", split_sha256="a"), new_cohort("b", grey(3))
+    for folders in ([one, other], [other, one]):
+        cohort = open_cohorts(folders, hospital, XRAY)
+        assert cohort.manifest["split_sha256"] == "a" and cohort.manifest["preprocessing"] is None
+        with pytest.raises(DataError, match="Give --cohort_preprocessing"):
+            choose_preprocessing(cohort, hospital_data, "auto", lambda *_: 0.0)
+        assert choose_preprocessing(cohort, hospital_data, "none", lambda *_: 0.0)[0].preprocessing == "crop_histogram"
+
+
+def test_errors_name_the_release(new_cohort: CohortMaker, hospital: Path) -> None:
+    folders = [new_cohort("a", grey(0)), new_cohort("b", grey(3))]
+    (folders[1] / "0000.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"Release 2, .*b: 0000\.png"):
+        open_cohorts(folders, hospital, XRAY)
 
 
 def test_images_are_removed_from_one_release_only(new_cohort: CohortMaker) -> None:

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from bundle.auditing.engine import AuditEngine
+from bundle.auditing.images import open_cohort
 from bundle.auditing.removal import AUDIT_DIR, COHORT_DIR, audit_without_flagged
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.cohort.writer import read_labels, verify_cohort, write_cohort
-from bundle.data import DataError
+from bundle.data import DataError, get_modality
 from bundle.files import sha256_file
 from tests.auditing.test_engine import Audit, strangers
 from tests.auditing.test_engine import few_draws as few_draws
@@ -113,7 +114,10 @@ def test_a_plain_folder_keeps_its_files_and_their_names(
     assert second.results["cohort"]["images"] == 48
     assert contents(folder) == before
     after = contents(tmp_path / "audit" / COHORT_DIR)
-    assert after.keys() == {*(names[n] for n in kept), "labels.csv", "datasheet.md"}
+    assert after.keys() == {*(names[n] for n in kept), "labels.csv", "datasheet.md", "filtered.json"}
+    assert (
+        open_cohort(tmp_path / "audit" / COHORT_DIR, hospital, get_modality("xray")).filtered == second.cohort.filtered
+    )
     assert all(after[names[n]] == before[names[n]] for n in kept)
     labels = {name: label for name, label, _ in read_labels(tmp_path / "audit" / COHORT_DIR)}
     assert labels == {names[n]: n % 2 for n in kept}
@@ -124,6 +128,21 @@ def test_a_plain_folder_keeps_its_files_and_their_names(
     Image.fromarray(strangers(60)[-1]).save(tmp_path / "audit" / COHORT_DIR / names[0])
     with pytest.raises(DataError, match="holds another cohort than this audit leaves"):
         audit_without_flagged(first, retrained, hospital)
+
+
+def test_labels_of_class_folders_survive_a_class_without_images(
+    new_audit: Audit, new_cohort: CohortMaker, retrained: Any, hospital: Path, tmp_path: Path
+) -> None:
+    folder = new_cohort("classes", images_with_copies())
+    for number in range(50):
+        home = folder / ("tuberculosis" if number in COPIED else "normal")
+        home.mkdir(exist_ok=True)
+        (folder / f"{number:04d}.png").rename(home / f"{number:04d}.png")
+    first = after_run(new_audit(folder))
+    second = audit_without_flagged(first, retrained, hospital)
+    assert second is not None
+    assert second.cohort.labels is not None
+    assert second.cohort.labels.tolist() == [0] * 48
 
 
 def test_an_audit_by_the_networks_that_filtered_says_so(

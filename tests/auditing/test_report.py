@@ -38,11 +38,17 @@ def test_names_in_the_private_table_are_no_formulas_and_break_no_picture(tmp_pat
         cohort=torch.zeros(2, 32, 32, dtype=torch.uint8),
         lpips_to_train=lambda: torch.rand(2),
     )
-    cohort: Any = SimpleNamespace(records=synthetic)
+    cohort: Any = SimpleNamespace(records=synthetic, releases=((Path("/a"), 2, ""),))
     single = SingleImages({}, torch.tensor([False, True]), {})
-    write_private(tmp_path / "private", distances, cohort, single)
+    rules = {"transformed": torch.tensor([False, True]), "single image": torch.tensor([False, True])}
+    write_private(tmp_path / "private", distances, cohort, single, rules)
+    assert (tmp_path / "private" / "releases.json").read_text(encoding="utf-8").split() == ["{", '"1":', '"/a"', "}"]
     with (tmp_path / "private" / "nearest.csv").open(newline="", encoding="utf-8") as stream:
         second, first = csv.DictReader(stream)  # the flagged image comes first
     assert (first["image"], first["nearest_real_image"], first["patient_id"]) == ("'=1+1.png", "'@y.png", "'-1+2")
-    assert (second["image"], second["correlation"], second["flagged"]) == ("a\nb.png", "-0.2500", "1")
+    assert (second["image"], second["correlation"], second["stopped_as"]) == (
+        "a\nb.png",
+        "-0.2500",
+        "transformed; single image",
+    )
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "private").iterdir()} == {0o600}
