@@ -22,9 +22,12 @@ from bundle.evaluation.classifiers import SeedClassifiers
 from bundle.evaluation.seed_pools import SeedPools
 from bundle.evaluation.setting import DRAW_SEED, Setting
 from bundle.evaluation.utility import accuracy_estimates
-from bundle.markup import markdown_table
+from bundle.markup import markdown_table, markdown_text
 
 __all__ = ["CRITERIA", "Choice", "Criterion", "choice_tables", "choose", "measure_candidate"]
+
+#: Reasons other than a criterion to drop a candidate: too few images for a seed, or a measure that is not a number.
+GATE, MISSING = "gate", "missing"
 
 #: The arm that is measured: what `generate` writes.
 ARM = "plan_gate"
@@ -58,8 +61,8 @@ class Choice:
 
     Attributes:
         chosen: name of the candidate that was chosen.
-        dropped: criterion by which each other candidate was dropped; empty for candidates that were named later than
-            an equal one.
+        dropped: criterion by which each other candidate was dropped; `GATE` or `MISSING` for candidates that could not
+            be compared, empty for those that were named later than an equal one.
     """
 
     chosen: str
@@ -102,15 +105,18 @@ def choose(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Choice:
             same seeds for all.
 
     Raises:
-        ValueError: no candidate has enough images that pass the gate, or there are fewer than two seeds, so that no
-            standard error can be computed.
+        ValueError: no candidate has enough images that pass the gate and all measures, or there are fewer than two
+            seeds, so that no standard error can be computed.
     """
     if min(map(len, measured.values())) < 2:
         raise ValueError("The rule compares candidates over seeds: give at least two seeds.")
-    left = [name for name, seeds in measured.items() if all(seeds)]
-    dropped = {name: "gate" for name in measured if name not in left}
+    dropped = {name: GATE for name, seeds in measured.items() if not all(seeds)}
+    for name, seeds in measured.items():
+        if name not in dropped and any(math.isnan(value) for seed in seeds for value in seed.values()):
+            dropped[name] = MISSING
+    left = [name for name in measured if name not in dropped]
     if not left:
-        raise ValueError("No candidate has enough images that pass the gate.")
+        raise ValueError("No candidate has enough images that pass the gate, and every measure.")
     for key, criterion in CRITERIA.items():
         sign = 1.0 if criterion.higher_is_better else -1.0
         values = {name: sign * np.array([seed[key] for seed in measured[name]]) for name in left}
@@ -126,18 +132,19 @@ def choose(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Choice:
 
 def choice_tables(measured: Mapping[str, Sequence[Mapping[str, float]]], choice: Choice) -> str:
     """Returns the candidates with mean and standard deviation of each measure, as a Markdown table."""
+    reasons = {GATE: "too few images pass the gate", MISSING: "a measure could not be taken"}
     rows = [["candidate", *(criterion.title for criterion in CRITERIA.values()), "decision"]]
     for name, seeds in measured.items():
         if name == choice.chosen:
             decision = "**chosen**"
-        elif choice.dropped[name] == "gate":
-            decision = "too few images pass the gate"
+        elif choice.dropped[name] in reasons:
+            decision = reasons[choice.dropped[name]]
         else:
             decision = f"dropped by {choice.dropped[name]}" if choice.dropped[name] else "equal, named later"
         cells = []
         for key in CRITERIA:
-            values = [seed[key] for seed in seeds if seed]
+            values = [seed[key] for seed in seeds if seed and not math.isnan(seed[key])]
             spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.4f}{spread}" if values else "-")
-        rows.append([name, *cells, decision])
+        rows.append([markdown_text(name), *cells, decision])
     return markdown_table(rows)

@@ -22,6 +22,7 @@ __all__ = [
     "CHANCE",
     "LEAST_PATIENTS",
     "MOST_IMAGES",
+    "different_images",
     "is_proven",
     "proof_images",
     "recognition_of_others",
@@ -189,7 +190,29 @@ def same_images(images: Tensor, others: Tensor) -> Tensor:
         images: [N, C, H, W].
         others: [M, C, H, W], with the same preprocessing.
     """
-    found = [standardised(resized(side, _SIDE)).flatten(1) for side in (images, others)]
-    found = [points / points.norm(dim=1, keepdim=True).clamp_min(1e-6) for points in found]
-    blocks = [(block @ found[1].T > _SAME).any(dim=1) for block in found[0].split(500)]
-    return torch.cat(blocks)
+    known = _compared(others)
+    return torch.cat([(block @ known.T > _SAME).any(dim=1) for block in _compared(images).split(500)])
+
+
+def different_images(images: Tensor, patients: Sequence[str]) -> list[int]:
+    """Leaves out each image that is the same, in the sense of `same_images`, as an earlier one of its patient.
+
+    Args:
+        images: [N, C, H, W].
+        patients: patient of each image.
+
+    Returns:
+        Ascending indices of the images that remain.
+    """
+    points = _compared(images)
+    kept: dict[str, list[int]] = {}
+    for index, patient in enumerate(patients):
+        earlier = kept.setdefault(patient, [])
+        if not (points[earlier] @ points[index] > _SAME).any():
+            earlier.append(index)
+    return sorted(index for indices in kept.values() for index in indices)
+
+
+def _compared(images: Tensor) -> Tensor:
+    points = standardised(resized(images, _SIDE)).flatten(1)
+    return points / points.norm(dim=1, keepdim=True).clamp_min(1e-6)

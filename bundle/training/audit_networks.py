@@ -20,7 +20,7 @@ from bundle.data import ImageData
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.metrics.copies import PLANTED_CHANGES, copy_threshold
 from bundle.metrics.recognition import predict
-from bundle.metrics.reidentification import proof_images, recognition_of_others
+from bundle.metrics.reidentification import different_images, proof_images, recognition_of_others
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 from bundle.networks.standardise import resized
 from bundle.networks.weights import load_weights
@@ -100,6 +100,8 @@ def prove(
 ) -> dict[str, Any]:
     """Measures how well a network recognises patients in other images, on the images of a data set.
 
+    Two versions of one image are no other images: of those of one patient, only the first is used.
+
     Args:
         network: trained network in evaluation mode.
         data: data set, none of whose patients in ``splits`` the network has seen.
@@ -109,11 +111,14 @@ def prove(
     Returns:
         See `bundle.metrics.reidentification.recognition_of_others`.
     """
-    records = data.records(splits)
+    contents = zip(data.records(splits), data.digests(splits), strict=True)
+    records = list({(record.patient_id, digest): record for record, digest in contents}.values())
     records = [records[index] for index in proof_images([record.patient_id for record in records], seed)]
-    points = predict(network, data.load(records))
+    images, patients = data.load(records), [record.patient_id for record in records]
+    used = different_images(images, patients)
+    points = predict(network, images[used])
     similarity = torch.cat(list(network.similarity(points, points)))
-    return recognition_of_others(similarity, [record.patient_id for record in records], seed)
+    return recognition_of_others(similarity, [patients[index] for index in used], seed)
 
 
 class AuditTrainer(NetworkTrainer):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset
 
-from bundle.data import DatasetDir, ImageData, open_dataset
+from bundle.data import DataError, DatasetDir, ImageData, open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
 from bundle.data.records import SPLITS
 from bundle.metrics.reidentification import same_images
@@ -40,13 +40,20 @@ def open_pairs(
         The images without the patients of `without_shared_patients`; None without pairs_dir.
 
     Raises:
-        DataError: the images cannot be used.
+        DataError: the images cannot be used, or no patients to train on or none that are held out are left.
     """
     if not pairs_dir:
         return None
     home = Path(output_dir) / "pairs"
     pairs = open_dataset(pairs_dir, home, data.modality, data.resolution, seed, layout)
-    return without_shared_patients(pairs, data)
+    pairs = without_shared_patients(pairs, data)
+    for splits, use in ((IDENTITY_SPLITS, "to train on"), (("val", "test"), "that are held out")):
+        if not pairs.records(splits):
+            raise DataError(
+                f"--pairs_dir: no patients {use} ({' and '.join(splits)}) are left besides those of --dataset_dir. "
+                "Name images of other people, or leave --pairs_dir out."
+            )
+    return pairs
 
 
 def without_shared_patients(pairs: ImageData, data: ImageData) -> ImageData:

@@ -41,7 +41,7 @@ def prove_networks(
 
     Raises:
         WeightsError: a network is missing, or is for another kind of image.
-        DataError: there are no two images of a person whom the networks have not seen.
+        DataError: there are no two different images of a person whom the networks have not seen.
     """
     loaded = {name: load_weights(models_dir / f"{name}.pt", required=("modality", "seen")) for name in AUDIT_NETWORKS}
     proofs = {}
@@ -55,14 +55,25 @@ def prove_networks(
             if digest[:DIGEST] in seen
         }
         unseen = data.without_patients(known)
-        patients = [record.patient_id for record in unseen.records(splits)]
-        if len(set(patients)) == len(patients):
-            raise DataError(f"There are no images of people whom {name} has not seen, two of one of them.")
-        proofs[name] = prove(network, unseen, seed, splits)
+        proofs[name] = prove(network, unseen, seed, splits) if unseen.records(splits) else {"pairs": 0}
+        if not proofs[name]["pairs"]:
+            raise DataError(f"There are no images of people whom {name} has not seen, two different ones of one.")
         if record:
             info = {**info, "scores": {**info.get("scores", {}), "other_images": proofs[name]}}
             write_info(models_dir / f"{name}.pt", info)
     return proofs
+
+
+def _layout(text: str) -> Any:
+    if not text.startswith("{"):
+        return text
+    try:
+        return dict(ast.literal_eval(text))
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise DataError(
+            f"--layout {text!r} cannot be read. Write the columns of a table as in "
+            "{'image': 'id_code', 'label': 'diagnosis'}."
+        ) from error
 
 
 def _shown(value: Any) -> str:
@@ -89,9 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", default=0, type=int, help="of splits and bootstrap (default: %(default)s)")
     parser.add_argument("--record", action="store_true", help="keep the result in the networks' JSON files")
     options = parser.parse_args(arguments)
-    layout = ast.literal_eval(options.layout) if options.layout.startswith("{") else options.layout
     opened = (options.modality, options.resolution, options.seed)
     with plain_errors():
+        layout = _layout(options.layout)
         data = open_dataset(options.dataset_dir, options.output_dir, *opened, layout=layout)
         if options.trained_on:
             trained_on = open_dataset(options.trained_on, options.output_dir / "trained_on", *opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image, ImageOps
 
 import bundle.data.near_duplicates
 from bundle.data.check_data import check_data
-from bundle.data.near_duplicates import near_duplicates, thumbnail
+from bundle.data.modality import get_modality
+from bundle.data.near_duplicates import near_duplicates, summary, thumbnail, warnings_of
+from bundle.data.records import Record
 
 
 def picture(seed: int) -> Image.Image:
@@ -43,6 +46,40 @@ def test_pictures_saved_anew_cropped_or_mirrored_are_found_unless_one_patient_ow
     found = near_duplicates([seen(image) for image in images], patients)
     assert [(pair.first, pair.second) for pair in found] == [(0, 20), (1, 21), (2, 22), (3, 23)]
     assert near_duplicates([seen(images[0])], ["p0"]) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.crop((10, 10, 190, 190)),
+        lambda image: image.crop((20, 20, 180, 180)),
+        lambda image: ImageOps.mirror(image).crop((16, 16, 184, 184)),
+        lambda image: image.rotate(5, Image.Resampling.BICUBIC),
+        lambda image: image.rotate(-5, Image.Resampling.BICUBIC),
+    ],
+)
+def test_crops_and_rotations_are_found(change: Callable[[Image.Image], Image.Image]) -> None:
+    images = [*map(picture, range(8)), *(change(picture(number)) for number in range(4))]
+    found = near_duplicates([seen(image) for image in images], [f"p{number}" for number in range(12)])
+    assert [(pair.first, pair.second) for pair in found] == [(0, 8), (1, 9), (2, 10), (3, 11)]
+
+
+def test_only_a_pair_of_training_and_held_out_image_is_said_to_have_been_trained_on(tmp_path: Path) -> None:
+    records = [Record(tmp_path / f"{n}.png", f"{n}.png", 0, f"p{n}") for n in range(6)]
+    for number, record in enumerate(records):
+        picture(number % 3).resize((200 - number // 3,) * 2).save(record.image)
+    digests = {record.name: record.name for record in records}
+    splits = ["val", "extra", "train", "test", "val", "extra"]
+    split_of = {record.name: split for record, split in zip(records, splits, strict=True)}
+    warnings = warnings_of(records, digests, split_of, {}, get_modality("xray"), tmp_path / "problems.csv")
+    told = "so that a held-out image may have been trained on"
+    assert [(warning.name, told in warning.message) for warning in warnings] == [
+        ("4.png", True),
+        ("3.png", False),
+        ("5.png", False),
+    ]
+    (note,) = summary(warnings[1:], tmp_path / "problems.csv")
+    assert "trained on" not in note and "they are in test and val" in note
 
 
 def test_thumbnails_keep_the_shape_and_pad_with_black() -> None:

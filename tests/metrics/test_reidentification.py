@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from bundle.metrics import reidentification
-from bundle.metrics.reidentification import is_proven, proof_images, recognition_of_others, same_images
+from bundle.metrics.reidentification import (
+    different_images,
+    is_proven,
+    proof_images,
+    recognition_of_others,
+    same_images,
+)
 
 PATIENTS = [str(number // 2) for number in range(60)]
 
@@ -84,3 +90,9 @@ def test_the_same_image_at_another_size_is_found() -> None:
     images = torch.nn.functional.interpolate(torch.rand(3, 1, 8, 8), 64, mode="bilinear")
     smaller = torch.nn.functional.interpolate(images[1:2], 48, mode="bilinear", antialias=True) * 0.5 + 0.1
     assert same_images(images, torch.cat([smaller, torch.rand(2, 1, 48, 48)])).tolist() == [False, True, False]
+
+
+def test_versions_of_an_image_of_one_patient_are_left_out() -> None:
+    first, second = torch.rand(2, 1, 1, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.cat([first, second, 0.8 * first, 0.8 * second, first])
+    assert different_images(images, list("aaaab")) == [0, 1, 4]

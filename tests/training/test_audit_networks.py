@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.data import ImageData, open_dataset
+from bundle.data import DataError, ImageData, open_dataset
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 from bundle.networks.weights import load_weights
 from bundle.training.audit_networks import (
@@ -53,7 +53,8 @@ def other_people(folder: Path, known: Image.Image) -> Path:
     for number in range(60):
         coarse = np.random.default_rng(number // 2).integers(0, 256, (5, 5), dtype=np.uint8)
         image = Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC)
-        image.point(lambda value, darker=number % 2: value // (1 + darker)).save(folder / f"{number}.png")
+        image.paste(128, (0, 0, 20 * (number % 2), 20))
+        image.save(folder / f"{number}.png")
         rows.append(f"{number}.png,{number % 4 // 2},{number // 2}")
     known.point(lambda value: value * 0.8).save(folder / "known.png")
     (folder / "labels.csv").write_text("\n".join([*rows, "known.png,0,0"]), encoding="utf-8")
@@ -104,6 +105,19 @@ def test_other_people_are_learnt_from_and_prove_it(
     assert "low" in info["scores"]["other_images"]["auc"]
     with pytest.raises(TrainingError, match="pairs_sha256"):
         make_trainer("audit_embedding", data, tmp_path)
+
+
+def test_pairs_of_the_same_patients_as_the_data_set_are_refused(
+    data: ImageData, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"--pairs_dir: no patients to train on \(train and extra\)"):
+        open_pairs(str(tiny_dataset), tmp_path, data, "auto", 0)
+    folder = other_people(tmp_path / "others", Image.open(tiny_dataset / "normal" / "003.png"))
+    known = open_dataset(folder, tmp_path / "known", resolution=32)
+    held_out = {record.patient_id for record in known.records(("val", "test"))}
+    shared = known.without_patients({record.patient_id for record in known.records("train")} - held_out)
+    with pytest.raises(DataError, match=r"no patients that are held out \(val and test\)"):
+        open_pairs(str(folder), tmp_path / "known", shared, "auto", 0)
 
 
 def test_training_starts_from_networks_that_have_not_seen_the_held_out_images(
