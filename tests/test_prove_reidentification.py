@@ -23,7 +23,7 @@ def models_dir(networks: Networks, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def revisited(hospital: Path, tmp_path: Path) -> Path:
-    """The hospital, whose second images of held-out patients differ from the first by a grey square."""
+    """The hospital, whose second images of held-out patients differ from the first by a white and a black mark."""
     folder = tmp_path / "revisited"
     shutil.copytree(hospital, folder)
     known = set()
@@ -31,7 +31,8 @@ def revisited(hospital: Path, tmp_path: Path) -> Path:
         for row in csv.DictReader(stream):
             if row["split"] != "train" and row["patient_id"] in known:
                 image = Image.open(folder / row["image"])
-                image.paste(128, (0, 0, 10, 10))
+                image.paste(255, (0, 0, 5, 10))
+                image.paste(0, (5, 0, 10, 10))
                 image.save(folder / row["image"])
             known.add(row["patient_id"])
     return folder

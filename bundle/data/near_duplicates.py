@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds images of different patients that show nearly the same picture: saved anew, resized, cropped or mirrored.
 
-Crops of up to 10 % at each side and rotations of up to 5 degrees are found. Such a pair is one patient under two names,
-as a rule. If one image is in train or extra and the other in val or test, a held-out image was trained on.
+Nearly all crops of up to 10 % at each side and rotations of up to 5 degrees are found. Such a pair is one patient under
+two names, as a rule. If one image is in train or extra and the other in val or test, a held-out image was trained on.
 """
 
 from __future__ import annotations
