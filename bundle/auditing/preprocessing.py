@@ -52,7 +52,7 @@ def choose_preprocessing(
         return modality, "since this modality has none"
     if chosen != "auto":
         return (plain if chosen == "applied" else modality), "as the option cohort_preprocessing says"
-    if cohort.manifest.get("preprocessing", "") is None:
+    if cohort.releases and cohort.manifest.get("preprocessing", "") is None:
         raise DataError(
             "Some releases say in their manifests how they were preprocessed, others do not or differ. Give "
             "--cohort_preprocessing applied or none if it is the same for all, or audit them separately."
