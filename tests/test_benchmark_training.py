@@ -10,21 +10,23 @@ from torch import Tensor
 
 from bundle.networks.stylegan2 import Generator, ModulatedConv2d
 from bundle.networks.stylegan2.grouped import GroupedModulatedConv2d, with_grouped_convolutions
+from bundle.training import speed as benchmark
 from bundle.training.losses import r1_penalty
-from scripts.tools import benchmark_training as benchmark
-from scripts.tools.benchmark_training import Speed, main, table
+from bundle.training.speed import Speed, table
+from scripts.tools import benchmark_training
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of a few feature maps."""
     for name in ("Generator", "Discriminator"):
-        network = getattr(benchmark, name)
+        network = getattr(benchmark_training, name)
 
         def build(*arguments: int, network: type = network, **options: int) -> torch.nn.Module:
             return network(*arguments, channel_base=128, channel_max=4, **options)
 
-        monkeypatch.setattr(benchmark, name, build)
+        for module in (benchmark, benchmark_training):
+            monkeypatch.setattr(module, name, build)
 
 
 def test_grouped_convolutions_compute_the_same() -> None:
@@ -71,7 +73,7 @@ def test_table() -> None:
 
 
 def test_command(small: None, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--rounds", "1", "--resolution", "32", "--batch_size", "2"])
+    benchmark_training.main(["--rounds", "1", "--resolution", "32", "--batch_size", "2"])
     shown = capsys.readouterr().out
     for words in ("32 px, batches of 2, 1 rounds", f"PyTorch {torch.__version__}", "threads", "grouped convolutions"):
         assert words in shown
@@ -80,6 +82,6 @@ def test_command(small: None, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--resolution", "63"], ["--batchsize", "2"]])
 def test_impossible_options_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
-        main(arguments)
+        benchmark_training.main(arguments)
     assert refused.value.code == 2
     assert arguments[0] in capsys.readouterr().err

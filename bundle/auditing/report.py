@@ -89,9 +89,8 @@ def write_private(
             ]
         )  # fmt: skip
     held_out = (*distances.real["val"].records, *distances.real["test"].records)
-    odd = [held_out[number].name for number in single.odd.nonzero()[:, 0].tolist()]
-    bars = {name: asdict(bar) for name, bar in single.bars.items()}
-    write_json(private_folder(folder) / "bars.json", {**bars, "odd_held_out_images": odd})
+    odd = {"odd_held_out_images": [held_out[number].name for number in single.odd.nonzero()[:, 0].tolist()]}
+    write_json(private_folder(folder) / "bars.json", {name: asdict(bar) for name, bar in single.bars.items()} | odd)
     if cohort.releases:
         write_json(folder / "releases.json", {n: str(path) for n, (path, *_) in enumerate(cohort.releases, start=1)})
     with atomic_write(folder / "nearest.csv") as temporary:

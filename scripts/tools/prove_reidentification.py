@@ -14,54 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from bundle.command_line import plain_errors
-from bundle.data import DataError, ImageData, open_dataset
+from bundle.data import DataError, open_dataset
 from bundle.data.records import SPLITS
-from bundle.networks.weights import WeightsError, load_weights, write_info
-from bundle.training.audit_networks import AUDIT_NETWORKS, DIGEST, prove
 from bundle.training.audit_pairs import without_shared_patients
+from bundle.training.audit_proof import prove_networks
 
-__all__ = ["main", "prove_networks"]
-
-
-def prove_networks(
-    models_dir: Path, data: ImageData, splits: Sequence[str], seed: int, record: bool
-) -> dict[str, dict[str, Any]]:
-    """Measures both audit networks.
-
-    Args:
-        models_dir: folder of the networks.
-        data: images of people of whom several have several images; those with an image that a network was trained on
-            are left out.
-        splits: splits whose images are used.
-        seed: seed of the choice of images, if there are too many, and of the bootstrap.
-        record: whether the result replaces ``scores.other_images`` in the networks' JSON files.
-
-    Returns:
-        Result of `bundle.metrics.reidentification.recognition_of_others` by network.
-
-    Raises:
-        WeightsError: a network is missing, or is for another kind of image.
-        DataError: there are no two different images of a person whom the networks have not seen.
-    """
-    loaded = {name: load_weights(models_dir / f"{name}.pt", required=("modality", "seen")) for name in AUDIT_NETWORKS}
-    proofs = {}
-    for name, (network, info) in loaded.items():
-        if not isinstance(network, AUDIT_NETWORKS[name]) or info["modality"] != data.modality.name:
-            raise WeightsError(f"{models_dir / name}.pt is for {info['modality']}. Name its --modality.")
-        seen = set(info["seen"])
-        known = {
-            record.patient_id
-            for record, digest in zip(data.records(SPLITS), data.digests(SPLITS), strict=True)
-            if digest[:DIGEST] in seen
-        }
-        unseen = data.without_patients(known)
-        proofs[name] = prove(network, unseen, seed, splits) if unseen.records(splits) else {"pairs": 0}
-        if not proofs[name]["pairs"]:
-            raise DataError(f"There are no images of people whom {name} has not seen, two different ones of one.")
-        if record:
-            info = {**info, "scores": {**info.get("scores", {}), "other_images": proofs[name]}}
-            write_info(models_dir / f"{name}.pt", info)
-    return proofs
+__all__ = ["main"]
 
 
 def _layout(text: str) -> Any:

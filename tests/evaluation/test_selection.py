@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bundle.candidates import overrides
 from bundle.evaluation.selection import choice_tables, choose
 from scripts.tools import select_settings
 
@@ -79,7 +80,7 @@ def test_candidate_without_a_measure_is_dropped() -> None:
     ],
 )
 def test_spaces_and_capitals_do_not_matter(candidate: str, options: dict[str, Any]) -> None:
-    assert select_settings.overrides(candidate) == options
+    assert overrides(candidate) == options
 
 
 @pytest.mark.parametrize(
