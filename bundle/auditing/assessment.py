@@ -50,7 +50,7 @@ from bundle.auditing.thresholds import Threshold, calibrated_thresholds, share_a
 from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.metrics.distribution import frechet_distance, kid
 
-__all__ = ["COLUMNS", "HALVES", "Assessment", "Estimates", "assess", "measure"]
+__all__ = ["COLUMNS", "HALVES", "Assessment", "Estimates", "assess", "fidelity", "measure"]
 
 #: Sets that are measured: the cohort, and test or training images in its place.
 COLUMNS = ("cohort", "test", "training")
@@ -109,9 +109,9 @@ def assess(
         seed: seed of the bootstrap draws and half-samples.
         disguises: result of the search for rotated, mirrored and inverted copies.
     """
-    threshold = calibrated_thresholds(distances.reference)[EMBEDDING]
-    sides = distances.sides(seed)
-    figures = measure(distances, sides, seed)
+    thresholds = calibrated_thresholds(distances.reference)
+    threshold, sides = thresholds[EMBEDDING], distances.sides(seed)
+    figures = measure(distances, sides, thresholds, seed)
     per_class = {}
     if labels is not None and len(class_names) > 1:
         for label, name in enumerate(class_names):
@@ -135,22 +135,22 @@ def assess(
     )
 
 
-def measure(distances: Distances, sides: dict[str, Side], seed: int) -> Estimates:
+def measure(distances: Distances, sides: dict[str, Side], thresholds: dict[str, Threshold], seed: int) -> Estimates:
     """Computes every measure of `bundle.auditing.catalogue` in every column.
 
     Args:
         distances: distances between the cohort and the real images; all of its steps must have been run.
         sides: distances of the images of each column, from `Distances.sides`.
+        thresholds: thresholds of both networks, from `calibrated_thresholds`.
         seed: seed of the bootstrap draws and half-samples.
     """
-    thresholds = calibrated_thresholds(distances.reference)
     return {
         **_of_images(sides, thresholds[EMBEDDING]),
         **_authenticity(distances, sides),
         **_reidentification(distances, sides, thresholds[VERIFIER]),
         **_of_sets(distances, seed),
         **_whole_attack(distances, seed),
-        **_fidelity(distances, thresholds[EMBEDDING].value, {}, seed),
+        **fidelity(distances, thresholds[EMBEDDING].value, {}, seed),
         "variety": _variety(distances, seed),
     }
 
@@ -292,8 +292,15 @@ def _whole_attack(distances: Distances, seed: int) -> Estimates:
     return figures
 
 
-def _fidelity(distances: Distances, threshold: float, members: dict[str, Tensor], seed: int) -> Estimates:
-    """Computes fidelity measures on half-samples of equal size; ``members`` are the indices of one class, by role."""
+def fidelity(distances: Distances, threshold: float, members: dict[str, Tensor], seed: int) -> Estimates:
+    """Computes the fidelity measures except variety, on half-samples of equal size.
+
+    Args:
+        distances: distances between the cohort and the real images; all of its steps must have been run.
+        threshold: correlation above which two images are near-duplicates.
+        members: indices of the images that are compared, by role; all of a role that is not named.
+        seed: seed of the half-samples.
+    """
     names = tuple(name for name in FIDELITY if name != "variety")
     features = distances.reference.features | {"cohort": distances.rows["features"]}
     points = distances.reference.points[EMBEDDING] | {"cohort": distances.rows["point"]}
@@ -354,7 +361,7 @@ def _class_estimates(
 ) -> Estimates:
     whose = {"cohort": torch.arange(len(distances.cohort)), "test": distances.real["test"].patients}
     of_class = {column: sides[column].of(members[column], patients, seed) for column, patients in whose.items()}
-    return {**_of_images(of_class, threshold), **_fidelity(distances, threshold.value, members, seed)}
+    return {**_of_images(of_class, threshold), **fidelity(distances, threshold.value, members, seed)}
 
 
 def _farthest(distances: Distances) -> tuple[str, float]:

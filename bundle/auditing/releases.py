@@ -73,7 +73,8 @@ def joined(cohorts: Sequence[Cohort]) -> Cohort:
             "their manifests. Audit them separately."
         )
     first, states = cohorts[0].manifest, {cohort.holds for cohort in cohorts}
-    manifest = {key: value for key, value in first.items() if all(c.manifest.get(key) == value for c in cohorts)}
+    shared = {key: value for key, value in first.items() if all(c.manifest.get(key) == value for c in cohorts)}
+    manifest = {key: value for key, value in shared.items() if value is not None}
     manifest |= {key: c.manifest[key] for c in cohorts for key in ("split_sha256",) if key in c.manifest}
     if len({c.manifest.get("preprocessing") for c in cohorts}) > 1:
         manifest["preprocessing"] = None

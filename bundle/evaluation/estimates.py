@@ -119,7 +119,7 @@ class SeedEstimates:
     def _of_cohort(self, arm: str) -> dict[str, Estimate]:
         part, pool, chosen = self.pools.cohort(arm), self.pools.arm_pool(arm), self.pools.chosen(arm)
         sides = part.sides(DRAW_SEED)
-        found = measure(part, sides, DRAW_SEED)
+        found = measure(part, sides, self.thresholds, DRAW_SEED)
         estimates = {key: columns["cohort"] for key, columns in found.items() if key in AUDIT_MEASURES}
         groups, n_groups = part.groups, part.n_groups
         estimates["distinct"] = distinct_estimate(
@@ -143,7 +143,7 @@ class SeedEstimates:
     def _strangers(self) -> Any:
         part, reference = self.pools.cohort("linear"), self.setting.reference
         sides = part.sides(DRAW_SEED)
-        found = measure(part, sides, DRAW_SEED)
+        found = measure(part, sides, self.thresholds, DRAW_SEED)
         estimates: dict[str, Estimate] = {}
         for column, role in (("test", "test"), ("training", "train")):
             points, patients = reference.points[EMBEDDING][role], reference.real[role].patients

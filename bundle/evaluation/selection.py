@@ -16,13 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bundle.auditing.assessment import measure
+from bundle.auditing.assessment import fidelity
 from bundle.auditing.placebo import cohort_nearness, held_out_comparison
+from bundle.auditing.reference import EMBEDDING
 from bundle.evaluation.classifiers import SeedClassifiers
 from bundle.evaluation.seed_pools import SeedPools
 from bundle.evaluation.setting import DRAW_SEED, Setting
 from bundle.evaluation.utility import accuracy_estimates
 from bundle.markup import markdown_table, markdown_text
+from bundle.metrics.copies import copy_threshold
 
 __all__ = ["CRITERIA", "Choice", "Criterion", "choice_tables", "choose", "measure_candidate"]
 
@@ -88,10 +90,11 @@ def measure_candidate(setting: Setting, seed: int) -> dict[str, float]:
     ordered = setting.data.modality.ordered
     accuracy = accuracy_estimates(logits, setting.test.labels, setting.test_draws, ordered)
     part = pools.cohort(ARM)
+    threshold = copy_threshold(setting.reference.points[EMBEDDING]["val_correlation"])
     found = {
         "utility": accuracy["kappa" if ordered else "auc"].value,
         "leak": held_out_comparison(cohort_nearness(part), setting.reference, setting.real.own, seed)["copy_rate"],
-        "precision": measure(part, part.sides(DRAW_SEED), DRAW_SEED)["precision"]["cohort"].value,
+        "precision": fidelity(part, threshold, {}, DRAW_SEED)["precision"]["cohort"].value,
     }
     pools.release()
     return found

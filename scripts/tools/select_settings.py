@@ -19,7 +19,7 @@ from bundle.allocator import keep_freed_memory
 from bundle.candidates import CONFIG, check_request, open_setting
 from bundle.command_line import plain_errors
 from bundle.evaluation.selection import choice_tables, choose, measure_candidate
-from bundle.files import atomic_write, write_json
+from bundle.files import write_json, write_text
 
 __all__ = ["main"]
 
@@ -76,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         decision = choose(measured)
     tables = choice_tables(measured, decision)
     write_json(chosen.output_dir / "selection.json", {"measured": measured, **asdict(decision), "seeds": chosen.seeds})
-    with atomic_write(chosen.output_dir / "tables.md") as temporary:
-        temporary.write_text(tables + "\n", encoding="utf-8")
+    write_text(chosen.output_dir / "tables.md", tables + "\n")
     print(f"\n{tables}\n\nChosen: {decision.chosen}")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle.auditing.assessment import COLUMNS, _fidelity
+from bundle.auditing.assessment import COLUMNS, fidelity
 from bundle.auditing.distances import EMBEDDING
 
 
@@ -33,7 +33,7 @@ def test_all_draws_and_columns_of_fidelity_have_as_many_images(monkeypatch: pyte
 
     monkeypatch.setattr("bundle.auditing.assessment.kid", kid)
     family = torch.arange(60).clamp_min(7)  # eight images of one patient, who makes a half smaller where it is cut
-    found = _fidelity(distances_of(family), 0.9, {}, seed=3)  # type: ignore[arg-type]
+    found = fidelity(distances_of(family), 0.9, {}, seed=3)  # type: ignore[arg-type]
     assert len(sizes) == 20 * 3 * 2
     assert len(set(sizes)) == 1
     assert {found["kid"][column].n for column in COLUMNS} == set(sizes)
@@ -42,6 +42,6 @@ def test_all_draws_and_columns_of_fidelity_have_as_many_images(monkeypatch: pyte
 
 def test_halves_that_a_family_makes_too_small_are_no_estimate() -> None:
     family = torch.arange(60).clamp_min(45)  # 46 images of one patient: a half has 14 at most
-    found = _fidelity(distances_of(family), 0.9, {}, seed=0)  # type: ignore[arg-type]
+    found = fidelity(distances_of(family), 0.9, {}, seed=0)  # type: ignore[arg-type]
     for column in COLUMNS:
         assert "at least 20 images are compared" in found["kid"][column].reason
