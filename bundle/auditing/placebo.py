@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle.auditing.distances import Distances
+from bundle.auditing.measures import exceeds
 from bundle.auditing.reference import EMBEDDING, VERIFIER, Reference
 from bundle.auditing.resampling import (
     DRAWS,
@@ -29,7 +30,7 @@ from bundle.auditing.resampling import (
     patient_draws,
     percentile_needs_more,
 )
-from bundle.metrics.copies import PERCENTILE
+from bundle.metrics.copies import copy_threshold
 
 __all__ = [
     "HALVES",
@@ -94,7 +95,7 @@ class PlaceboComparison:
 
 def _share_above(nearest: Tensor, calibration: Tensor) -> float:
     """Share of images nearer than the 95th percentile of the validation images."""
-    return float((nearest.double() > calibration.double().quantile(PERCENTILE / 100.0)).double().mean())
+    return float(exceeds(nearest, copy_threshold(calibration)).double().mean())
 
 
 def _mean_distance(nearest: Tensor, calibration: Tensor) -> float:
@@ -117,8 +118,6 @@ PLACEBO_MEASURES: dict[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {
     "lpips_p5": (LPIPS, _low_distance),
     "mml": (LPIPS, _mean_distance),
 }
-
-
 #: Those that are percentiles.
 PERCENTILES = ("dcr_p5", "lpips_p5")
 
