@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,16 @@ class Control:
     estimate: Estimate
     required: str
     passed: bool | None
+
+    def content(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {
+            "key": self.key,
+            "title": self.title,
+            "required": self.required,
+            "passed": self.passed,
+            **self.estimate.content(),
+        }
 
 
 def try_instrument(

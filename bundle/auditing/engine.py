@@ -243,16 +243,7 @@ class AuditEngine(StepEngine):
             "format": FORMAT,
             "audit_id": self.audit_id,
             "verdict": {"exit_code": verdict.code, "title": verdict.title, "reasons": list(verdict.reasons)},
-            "controls": [
-                {
-                    "key": control.key,
-                    "title": control.title,
-                    "required": control.required,
-                    "passed": control.passed,
-                    **control.estimate.content(),
-                }
-                for control in found.controls
-            ],
+            "controls": [control.content() for control in found.controls],
             "not_found": [
                 control.title
                 for control in found.controls

@@ -16,7 +16,7 @@ from bundle.auditing.controls import Control
 from bundle.auditing.measures import area_under_curve, true_positive_rate
 from bundle.auditing.resampling import DRAWS, LEAST, Estimate, estimate, patient_draws
 
-__all__ = ["RATES", "Attack", "Row", "control_content", "mean_estimate", "roc_estimates", "roc_rows"]
+__all__ = ["RATES", "Attack", "Row", "mean_estimate", "roc_estimates", "roc_rows"]
 
 #: False positive rates at which the share of members found is reported, by key.
 RATES = {"tpr_1": 0.01, "tpr_5": 0.05}
@@ -86,19 +86,8 @@ class Attack:
             "usable": self.usable,
             "reason": self.reason,
             "rows": rows,
-            "controls": [control_content(control) for control in self.controls],
+            "controls": [control.content() for control in self.controls],
         }
-
-
-def control_content(control: Control) -> dict[str, Any]:
-    """Returns a control as plain values for JSON."""
-    return {
-        "key": control.key,
-        "title": control.title,
-        "required": control.required,
-        "passed": control.passed,
-        **control.estimate.content(),
-    }
 
 
 def roc_estimates(scores: Tensor, member: Tensor, patients: Tensor, seed: int) -> dict[str, Estimate]:
