@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bundle.auditing.images import RealImages
 from bundle.auditing.measures import nearest_two
-from bundle.auditing.patches import local_correlation
 from bundle.auditing.reference import (
     ALIGNED_MS,
     BLOCK,
@@ -124,18 +123,18 @@ class Distances(Steps):
         """Yields the steps that compare the synthetic images with the real ones, block by block."""
         n_real = sum(len(self.real[role].pixels) for role in ("train", "test"))
         for number, block in enumerate(self.cohort.split(BLOCK)):
-            cost = (2 * EMBED_MS + SQUEEZENET_MS + LOCAL_MS) * len(block) + LPIPS_MS * (len(block) + n_real)
+            cost = (2 * EMBED_MS + SQUEEZENET_MS) * len(block) + LPIPS_MS * (len(block) + n_real)
             yield self.step(f"cohort_{number:04d}", cost, lambda block=block: self._block(block))  # type: ignore[misc]
 
-    def aligned_step(self) -> Step:
-        """Returns the step that aligns training images with the synthetic images, which only an audit asks for."""
-        cost = ALIGNED_MS * len(self.cohort)
-        return self.step("aligned", cost, lambda: self.reference.aligned(self.cohort, self.rows["point"]))
+    def search_step(self) -> Step:
+        """Returns the step that seeks training images in the synthetic images, in part and aligned, for audits only."""
+        cost = (LOCAL_MS + ALIGNED_MS) * len(self.cohort)
+        return self.step("search", cost, lambda: self.reference.search(self.cohort, self.rows["point"]))
 
     @cached_property
-    def aligned(self) -> Tensors:
-        """What `aligned_step` found for all N images."""
-        return self.read("aligned")
+    def found(self) -> Tensors:
+        """What `search_step` found for all N images, see `Reference.search`."""
+        return self.read("search")
 
     def within_step(self) -> Step:
         """Returns the step that computes the distances within ``sample``."""
@@ -146,9 +145,9 @@ class Distances(Steps):
         """The results of the block steps for all N synthetic images.
 
         ``point`` [N, D] is the embedding; ``correlation`` and ``index`` [N] belong to the most similar training image,
-        ``verified`` and ``verified_index`` to that of the verifier, whose features are ``seen`` [N, D]; ``part``,
-        ``whole`` and their indices come from `bundle.auditing.patches`; ``others`` is that of `Side`; ``features``
-        [N, F] are SqueezeNet features; ``lpips`` [N, train + test] are the distances to every training and test image.
+        ``verified`` and ``verified_index`` to that of the verifier, whose features are ``seen`` [N, D]; ``others`` is
+        that of `Side`; ``features`` [N, F] are SqueezeNet features; ``lpips`` [N, train + test] are the distances to
+        every training and test image.
         """
         blocks = [self.read(f"cohort_{number:04d}") for number in range(len(self.cohort.split(BLOCK)))]
         return {key: torch.cat([block[key] for block in blocks]) for key in blocks[0]}
@@ -236,7 +235,6 @@ class Distances(Steps):
             "verified_index": verified_index,
             "others": reference.others(seen, index),
             "seen": seen,
-            **local_correlation(block, self.real["train"].pixels),
             "features": reference.measure_features(block),
             "lpips": reference.measure_lpips(block, real),
         }

@@ -41,7 +41,7 @@ from bundle.steps import Step, StepEngine, Tensors
 __all__ = ["AuditEngine"]
 
 # Format version of the kept results; to be increased whenever their content changes.
-FORMAT = 8
+FORMAT = 9
 # Share of copies of a kind from which they count as found reliably.
 RELIABLE = 0.9
 # CPU-milliseconds of the last step, for the progress bar.
@@ -144,10 +144,10 @@ class AuditEngine(StepEngine):
         self.steps = [
             *reference.steps(),
             reference.altered_step(),
-            reference.aligned_step(),
+            reference.search_step(),
             *reference.copies_steps(),
             *self.distances.steps(),
-            self.distances.aligned_step(),
+            self.distances.search_step(),
             *(self.deep.steps() if self.deep else ()),
             conclusion,
         ]

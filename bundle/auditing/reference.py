@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bundle.alignment import Views, aligned_correlation
 from bundle.auditing.images import RealData, RealImages
 from bundle.auditing.measures import other_images_auc
-from bundle.auditing.patches import COVERAGES, local_correlation
+from bundle.auditing.patches import LOCAL, local_correlation
 from bundle.figures import from_uint8, to_uint8
 from bundle.files import sha256_file
 from bundle.metrics.copies import HARD_COPIES, PLANTED_CHANGES
@@ -46,7 +46,7 @@ EMBEDDING, VERIFIER = "audit_embedding", "audit_verifier"
 ALIGNED = "aligned"
 #: What seeks copies in single images: the embedding's correlation of whole images, local correlation, and correlation
 #: after alignment.
-DETECTORS = ("embedding", *COVERAGES, ALIGNED)
+DETECTORS = ("embedding", *LOCAL, ALIGNED)
 # Training images nearest in the embedding that are aligned with an image. The original of a copy that was shifted,
 # cropped, rotated, mirrored or bent is among them in at least 99 of 100 cases.
 CANDIDATES = 4
@@ -128,7 +128,6 @@ class Reference(Steps):
             yield self.step(name, EMBED_MS * n_real, lambda name=name: self._points(name))  # type: ignore[misc]
             cost = (EMBED_MS + 1.0) * len(self.planted) * (1 + len(PLANTED_CHANGES))
             yield self.step(f"{name}_planted", cost, lambda name=name: self._planted(name))  # type: ignore[misc]
-        yield self.step("local", LOCAL_MS * n_real, self._local)
         yield self.step("features", SQUEEZENET_MS * n_real, self._features)
         yield self.step("lpips", LPIPS_MS * n_real * (1 + n_real / KEPT / 2), self._among)
 
@@ -142,10 +141,10 @@ class Reference(Steps):
         """Returns what the detectors find in copies of a kind, see `detected`."""
         return self.read(f"copies_{COPY_KINDS.index(kind):02d}")
 
-    def aligned_step(self) -> Step:
-        """Returns the step that aligns held-out images with training images, which only an audit asks for."""
+    def search_step(self) -> Step:
+        """Returns the step that seeks training images in held-out images, in part and aligned, for audits only."""
         n_held_out = sum(len(self.real[role].pixels) for role in ("val", "test"))
-        return self.step(ALIGNED, ALIGNED_MS * n_held_out, self._aligned)
+        return self.step("search", (LOCAL_MS + ALIGNED_MS) * n_held_out, self._search)
 
     def altered_step(self) -> Step:
         """Returns the step that computes features of planted copies under each alteration, for audits only."""
@@ -249,42 +248,39 @@ class Reference(Steps):
         """
         points = self.predict(EMBEDDING, pixels)
         value, index = self.network(EMBEDDING).nearest(points, self.points[EMBEDDING]["train"])
-        local = local_correlation(pixels, self.real["train"].pixels)
-        return {"embedding": value, "embedding_index": index, **local, **self.aligned(pixels, points)}
+        return {"embedding": value, "embedding_index": index, **self.search(pixels, points)}
 
-    def aligned(self, pixels: Tensor, points: Tensor) -> Tensors:
-        """Aligns the nearest training images with images and correlates their detail, see `bundle.alignment`.
+    def search(self, pixels: Tensor, points: Tensor) -> Tensors:
+        """Seeks training images in images: in part, mixed with others (`bundle.auditing.patches`), and aligned.
+
+        The nearest training images are aligned with the images, and their detail is correlated, see `bundle.alignment`.
 
         Args:
             pixels: uint8 images [N, H, W] or [N, H, W, 3].
             points: what the embedding makes of them, [N, D].
 
         Returns:
-            The correlation [N] and the index [N] of the best training image.
+            For each of these detectors the correlation [N] with the best training image and its index [N].
         """
         similar = torch.cat(list(self.network(EMBEDDING).similarity(points, self.points[EMBEDDING]["train"])))
         candidates = similar.topk(min(CANDIDATES, similar.shape[1]), dim=1).indices
         value, index = aligned_correlation(Views.of(pixels), self._train_views, candidates)
-        return {ALIGNED: value, f"{ALIGNED}_index": index}
+        return {
+            **local_correlation(pixels, self.real["train"].pixels),
+            ALIGNED: value,
+            f"{ALIGNED}_index": index,
+        }
 
     @cached_property
     def _train_views(self) -> Views:
         return Views.of(self.real["train"].pixels)
 
-    def _aligned(self) -> Tensors:
+    def _search(self) -> Tensors:
         points = self.points[EMBEDDING]
         return {
             f"{role}_{name}": value
             for role in ("val", "test")
-            for name, value in self.aligned(self.real[role].pixels, points[role]).items()
-        }
-
-    def _local(self) -> Tensors:
-        gallery = self.real["train"].pixels
-        return {
-            f"{role}_{name}": value
-            for role in ("val", "test")
-            for name, value in local_correlation(self.real[role].pixels, gallery).items()
+            for name, value in self.search(self.real[role].pixels, points[role]).items()
         }
 
     def held_out(self, detector: str) -> tuple[Tensor, Tensor]:
@@ -292,7 +288,7 @@ class Reference(Steps):
         if detector == "embedding":
             values = [self.points[EMBEDDING][f"{role}_correlation"] for role in ("val", "test")]
         else:
-            kept = self.read(ALIGNED if detector == ALIGNED else "local")
+            kept = self.read("search")
             values = [kept[f"{role}_{detector}"] for role in ("val", "test")]
         patients = [self.real[role].patients for role in ("val", "test")]
         return torch.cat(values), torch.cat([patients[0], patients[1] + int(patients[0].max()) + 1])

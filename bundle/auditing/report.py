@@ -61,9 +61,9 @@ def write_private(
         single: bars and findings of the rule of the single image.
         rules: which images each rule of the verdict stops, bool [N], by name; these images come first.
     """
-    points, found, aligned = distances.reference.points[EMBEDDING], distances.rows, distances.aligned
+    points, nearest, found = distances.reference.points[EMBEDDING], distances.rows, distances.found
     records = distances.real["train"].records
-    correlation, index = found["correlation"], found["index"]
+    correlation, index = nearest["correlation"], nearest["index"]
     threshold = copy_threshold(points["val_correlation"])
     lpips = distances.lpips_to_train()
     stopped = torch.stack(list(rules.values())).any(dim=0)
@@ -77,7 +77,7 @@ def write_private(
     ]  # fmt: skip
     for number in order:
         reasons = "; ".join(rule for rule, found_by in rules.items() if found_by[number])
-        real, other = records[int(index[number])], records[int(found["verified_index"][number])]
+        real, other = records[int(index[number])], records[int(nearest["verified_index"][number])]
         rows.append(
             [
                 cohort.records[number].name, reasons, real.name, real.patient_id,
@@ -85,7 +85,7 @@ def write_private(
                 int(real.patient_id == other.patient_id), f"{lpips[number]:.4f}",
                 records[int(found["part_index"][number])].name, f"{found['part'][number]:.4f}",
                 records[int(found["whole_index"][number])].name, f"{found['whole'][number]:.4f}",
-                records[int(aligned[f"{ALIGNED}_index"][number])].name, f"{aligned[ALIGNED][number]:.4f}",
+                records[int(found[f"{ALIGNED}_index"][number])].name, f"{found[ALIGNED][number]:.4f}",
             ]
         )  # fmt: skip
     held_out = (*distances.real["val"].records, *distances.real["test"].records)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from bundle.auditing.distances import Distances
 from bundle.auditing.measures import exceeds
-from bundle.auditing.patches import COVERAGES
-from bundle.auditing.reference import ALIGNED, COPY_KINDS, DETECTORS, Reference
+from bundle.auditing.reference import COPY_KINDS, DETECTORS, Reference
 from bundle.auditing.resampling import DRAWS, LEAST, Estimate, exact_share, patient_draws, share
 from bundle.auditing.tail import Bar, bars_without, false_alarm_bar, odd_patients, tail_correlation
 
@@ -89,11 +88,7 @@ def held_out_people(reference: Reference) -> HeldOut:
 def single_images(distances: Distances) -> SingleImages:
     """Applies the rule to a cohort whose steps have been run."""
     held_out, n = held_out_people(distances.reference), len(distances.cohort)
-    found = {
-        **{name: distances.rows[name] for name in COVERAGES},
-        DETECTORS[0]: distances.rows["correlation"],
-        ALIGNED: distances.aligned[ALIGNED],
-    }
+    found = {**distances.found, DETECTORS[0]: distances.rows["correlation"]}
     bars, above, without = {}, {}, []
     for name, values in held_out.values.items():
         bars[name] = false_alarm_bar(values, held_out.patients, n, LEVEL)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.auditing.patches import COVERAGES, local_correlation
+from bundle.auditing.patches import LOCAL, local_correlation
 
 
 def images(n: int, seed: int, side: int = 64, channels: int = 1) -> Tensor:
@@ -37,7 +37,7 @@ def test_brightness_and_contrast_do_not_matter() -> None:
     gallery = images(5, 2)
     changed = (0.6 * gallery.double() + 40.0).to(torch.uint8)
     found = local_correlation(changed, gallery)
-    for name in COVERAGES:
+    for name in LOCAL:
         assert torch.equal(found[f"{name}_index"], torch.arange(5))
         assert float(found[name].min()) > 0.95
 
@@ -45,7 +45,7 @@ def test_brightness_and_contrast_do_not_matter() -> None:
 def test_flat_images_correlate_with_nothing() -> None:
     flat = torch.full((2, 64, 64), 90, dtype=torch.uint8)
     found = local_correlation(flat, images(3, 3))
-    for name in COVERAGES:
+    for name in LOCAL:
         assert bool((found[name] == 0.0).all())
 
 
@@ -55,6 +55,6 @@ def test_a_gallery_in_several_parts_is_one_gallery(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("bundle.auditing.patches.COLUMNS", 4)
     monkeypatch.setattr("bundle.auditing.patches.ROWS", 3)
     parts = local_correlation(pixels, gallery)
-    for name in COVERAGES:
+    for name in LOCAL:
         torch.testing.assert_close(parts[name], whole[name])
         assert torch.equal(parts[f"{name}_index"], whole[f"{name}_index"])

@@ -26,10 +26,11 @@ def test_names_in_the_private_table_are_no_formulas_and_break_no_picture(tmp_pat
             "correlation": torch.tensor([0.5, -0.25]),
             "index": torch.zeros(2, dtype=torch.int64),
             "verified_index": torch.zeros(2, dtype=torch.int64),
-            **{name: torch.tensor([0.5, 0.25]) for name in ("part", "whole")},
-            **{f"{name}_index": torch.zeros(2, dtype=torch.int64) for name in ("part", "whole")},
         },
-        aligned={"aligned": torch.tensor([0.5, 0.25]), "aligned_index": torch.zeros(2, dtype=torch.int64)},
+        found={
+            **{name: torch.tensor([0.5, 0.25]) for name in ("part", "whole", "aligned")},
+            **{f"{name}_index": torch.zeros(2, dtype=torch.int64) for name in ("part", "whole", "aligned")},
+        },
         real={
             "val": SimpleNamespace(records=[]),
             "test": SimpleNamespace(records=[]),
