@@ -153,7 +153,7 @@ def test_one_command_trains_judges_and_records(
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     assert results["verdict"]["exit_code"] == UNUSABLE
     assert results["cohort"]["images"] == 20
-    assert "THE FIGURES CANNOT BE USED" in (output_dir / "report.html").read_text(encoding="utf-8")
+    assert "THE RESULTS CANNOT BE USED" in (output_dir / "report.html").read_text(encoding="utf-8")
     client = mlflow.MlflowClient(tracking_uri(output_dir))
     experiment = client.get_experiment_by_name("audit")
     assert experiment is not None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bundle.auditing.catalogue import FIDELITY
-from bundle.auditing.controls import Control, try_instrument
+from bundle.auditing.controls import Control, run_controls
 from bundle.auditing.distances import Distances, Side
 from bundle.auditing.measures import (
     adversarial_accuracy,
@@ -29,7 +29,7 @@ from bundle.auditing.measures import (
     true_positive_rate,
     variety,
 )
-from bundle.auditing.orientations import Disguises
+from bundle.auditing.orientations import TransformedCopies
 from bundle.auditing.placebo import PlaceboComparison, cohort_nearness, placebo_comparisons
 from bundle.auditing.reference import EMBEDDING, VERIFIER
 from bundle.auditing.resampling import (
@@ -74,7 +74,7 @@ class Assessment:
         placebo: measures of nearness with their placebo, by name; see `bundle.auditing.placebo`.
         single: images that are nearer to a training image than chance allows.
         threshold: correlation above which an image counts as a copy.
-        disguises: result of the search for rotated, mirrored and inverted copies.
+        transformed: result of the search for rotated, mirrored and inverted copies.
         farthest: name of the alteration of planted copies whose KID to the training images is the largest, and this
             KID; the audit's networks have not been tested on images beyond it.
         quantiles: 5, 25, 50, 75 and 95 % quantiles of the correlation with the nearest training image, by set.
@@ -86,7 +86,7 @@ class Assessment:
     placebo: dict[str, PlaceboComparison]
     single: SingleImages
     threshold: float
-    disguises: Disguises
+    transformed: TransformedCopies
     farthest: tuple[str, float]
     quantiles: dict[str, list[float]]
 
@@ -97,7 +97,7 @@ def assess(
     labels: Tensor | None,
     class_names: Sequence[str],
     seed: int,
-    disguises: Disguises,
+    transformed: TransformedCopies,
 ) -> Assessment:
     """Computes all controls and all measures.
 
@@ -107,7 +107,7 @@ def assess(
         labels: labels [N] of the cohort's images; None if they are unknown.
         class_names: names of the classes, in the order of the labels.
         seed: seed of the bootstrap draws and half-samples.
-        disguises: result of the search for rotated, mirrored and inverted copies.
+        transformed: result of the search for rotated, mirrored and inverted copies.
     """
     thresholds = calibrated_thresholds(distances.reference)
     threshold, sides = thresholds[EMBEDDING], distances.sides(seed)
@@ -121,15 +121,13 @@ def assess(
                 per_class[name] = _class_estimates(distances, sides, members, threshold, seed)
     single = single_images(distances)
     return Assessment(
-        controls=try_instrument(
-            distances, own, sides["test"], figures["copy_rate"], threshold.value, single.bars, seed
-        ),
+        controls=run_controls(distances, own, sides["test"], figures["copy_rate"], threshold.value, single.bars, seed),
         figures=figures,
         per_class=per_class,
         placebo=placebo_comparisons(cohort_nearness(distances), distances.reference, own, seed),
         single=single,
         threshold=threshold.value,
-        disguises=disguises,
+        transformed=transformed,
         farthest=_farthest(distances),
         quantiles=_quantiles(distances, sides),
     )

@@ -22,7 +22,7 @@ from bundle.auditing.tail import Bar
 from bundle.metrics.copies import HARD_COPIES, PERCENTILE, PLANTED_CHANGES, copy_threshold
 from bundle.steps import Tensors
 
-__all__ = ["ALTERED_FOUND", "Control", "try_instrument"]
+__all__ = ["ALTERED_FOUND", "Control", "run_controls"]
 
 #: Share of the planted copies that must be found.
 ALTERED_FOUND = 0.90
@@ -61,7 +61,7 @@ class Control:
         }
 
 
-def try_instrument(
+def run_controls(
     distances: Distances,
     own: Tensor,
     test: Side,

@@ -22,7 +22,7 @@ from bundle.auditing.deep.audit import DeepAudit
 from bundle.auditing.deep.settings import DeepSettings
 from bundle.auditing.distances import Distances
 from bundle.auditing.images import Cohort, RealData, read_pixels
-from bundle.auditing.orientations import AS_IT_LIES, Disguises, seek_disguises
+from bundle.auditing.orientations import UPRIGHT, TransformedCopies, find_transformed_copies
 from bundle.auditing.preprocessing import choose_preprocessing
 from bundle.auditing.reference import VERIFIER, Reference, reference_key
 from bundle.auditing.report import write_private, write_report
@@ -205,7 +205,7 @@ class AuditEngine(StepEngine):
         copies = {role: int(is_copy.sum()) for role, is_copy in identical.items()}
         rules = {
             "identical": torch.stack(list(identical.values())).any(dim=0),
-            "transformed": found.disguises.is_copy,
+            "transformed": found.transformed.is_copy,
             "single image": found.single.flagged,
         }
         self.copies = torch.stack(list(rules.values())).any(dim=0)
@@ -221,7 +221,7 @@ class AuditEngine(StepEngine):
         self.state.metrics.update(_metrics(found, self.verdict))
         return {}
 
-    def _disguises(self) -> Disguises:
+    def _disguises(self) -> TransformedCopies:
         sides = self.real.sides
         forms = [{role: side.pixels for role, side in sides.items()}]
         cohort, plain = self.pixels, replace(self.data.modality, preprocessing="plain")
@@ -234,7 +234,7 @@ class AuditEngine(StepEngine):
         if self.preprocessing != plain.preprocessing:
             cohort = untreated(self.cohort.records, "the cohort, untreated")
         real = [(pixels["train"], torch.cat([pixels["val"], pixels["test"]])) for pixels in forms]
-        return seek_disguises(cohort, real)
+        return find_transformed_copies(cohort, real)
 
     def _content(self, found: Assessment, copies: dict[str, int], verdict: Verdict) -> dict[str, Any]:
         labels = self.cohort.labels
@@ -256,8 +256,8 @@ class AuditEngine(StepEngine):
             "placebo": _placebo_rows(found, with_proof(MEASURES, self.infos[VERIFIER])),
             "single_images": _single_images(found),
             "pixel_copies": copies,
-            "copies_in_other_orientations": found.disguises.copies,
-            "lying": found.disguises.lying or AS_IT_LIES[0],
+            "copies_in_other_orientations": found.transformed.copies,
+            "orientation": found.transformed.orientation or UPRIGHT[0],
             "farthest_change": {"name": found.farthest[0], "kid": rounded(found.farthest[1])},
             "correlation_quantiles": {name: [round(v, 3) for v in values] for name, values in found.quantiles.items()},
             "threshold": round(float(found.threshold), 3),

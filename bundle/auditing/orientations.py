@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from bundle.figures import from_uint8
 
-__all__ = ["AS_IT_LIES", "ORIENTATIONS", "Disguises", "seek_disguises"]
+__all__ = ["ORIENTATIONS", "UPRIGHT", "TransformedCopies", "find_transformed_copies"]
 
 #: Names of the orientations that the audit's networks are trained on: the original and its mirror image.
-AS_IT_LIES = ("as it lies", "mirrored")
+UPRIGHT = ("upright", "mirrored")
 # Side in pixels at which images are correlated; it is small, so that noise and compression have little effect.
 SIDE = 32
 # Number of images that are correlated at a time.
@@ -32,16 +32,16 @@ AMBIGUOUS = 0.05
 
 def _orientation(quarters: int, mirrored: bool, inverted: bool) -> Callable[[Tensor], Tensor]:
     def apply(images: Tensor) -> Tensor:
-        turned = torch.rot90(images, quarters, (-2, -1))
-        turned = turned.flip(-1) if mirrored else turned
-        return -turned if inverted else turned
+        rotated = torch.rot90(images, quarters, (-2, -1))
+        rotated = rotated.flip(-1) if mirrored else rotated
+        return -rotated if inverted else rotated
 
     return apply
 
 
 def _name(quarters: int, mirrored: bool, inverted: bool) -> str:
-    words = ["inverted"] * inverted + [f"turned by {90 * quarters} degrees"] * (quarters > 0) + ["mirrored"] * mirrored
-    return ", ".join(words) or AS_IT_LIES[0]
+    words = ["inverted"] * inverted + [f"rotated by {90 * quarters} degrees"] * (quarters > 0) + ["mirrored"] * mirrored
+    return ", ".join(words) or UPRIGHT[0]
 
 
 #: The eight symmetries of a square and their negatives, as functions of images [N, C, H, W] in [-1, 1].
@@ -52,21 +52,21 @@ ORIENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Disguises:
+class TransformedCopies:
     """The result of the search.
 
     Attributes:
-        copies: number of images that are a training image in an orientation other than `AS_IT_LIES`.
-        lying: orientation other than the cohort's own in which most of it matches real images best; empty if none.
+        copies: number of images that are a training image in an orientation other than `UPRIGHT`.
+        orientation: orientation other than its own in which most of the cohort matches real images best; empty if none.
         is_copy: which images these copies are, bool [N].
     """
 
     copies: int
-    lying: str
+    orientation: str
     is_copy: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool), compare=False)
 
 
-def seek_disguises(cohort: Tensor, real: Sequence[tuple[Tensor, Tensor]]) -> Disguises:
+def find_transformed_copies(cohort: Tensor, real: Sequence[tuple[Tensor, Tensor]]) -> TransformedCopies:
     """Correlates each image, in every orientation, with every training image.
 
     An image is a copy if its highest correlation is nearer to 1, that of an exact copy, than to the highest correlation
@@ -78,22 +78,22 @@ def seek_disguises(cohort: Tensor, real: Sequence[tuple[Tensor, Tensor]]) -> Dis
             copied: preprocessed and not preprocessed.
     """
     is_copy = torch.zeros(len(cohort), dtype=torch.bool)
-    lying = []
+    orientations = []
     for train, strangers in real:
         gallery = _descriptors(from_uint8(train))
-        found = {name: _highest(cohort, gallery, turn) for name, turn in ORIENTATIONS.items()}
-        known = {name: _highest(strangers, gallery, turn) for name, turn in ORIENTATIONS.items()}
+        found = {name: _highest(cohort, gallery, change) for name, change in ORIENTATIONS.items()}
+        known = {name: _highest(strangers, gallery, change) for name, change in ORIENTATIONS.items()}
         midway = (1.0 + max(float(values.max()) for values in known.values())) / 2
-        for name in ORIENTATIONS.keys() - set(AS_IT_LIES):
+        for name in ORIENTATIONS.keys() - set(UPRIGHT):
             is_copy |= found[name] > midway
-        lying.append(_lying(found, known))
-    return Disguises(int(is_copy.sum()), lying[0] if all(lying) else "", is_copy)
+        orientations.append(_cohort_orientation(found, known))
+    return TransformedCopies(int(is_copy.sum()), orientations[0] if all(orientations) else "", is_copy)
 
 
-def _lying(cohort: dict[str, Tensor], strangers: dict[str, Tensor]) -> str:
-    upright = [torch.maximum(*(side[name] for name in AS_IT_LIES)) for side in (cohort, strangers)]
+def _cohort_orientation(cohort: dict[str, Tensor], strangers: dict[str, Tensor]) -> str:
+    upright = [torch.maximum(*(side[name] for name in UPRIGHT)) for side in (cohort, strangers)]
     shares = {}
-    for name in ORIENTATIONS.keys() - set(AS_IT_LIES):
+    for name in ORIENTATIONS.keys() - set(UPRIGHT):
         mine, theirs = (
             float((side[name] > best).double().mean()) for side, best in zip((cohort, strangers), upright, strict=True)
         )
@@ -103,9 +103,9 @@ def _lying(cohort: dict[str, Tensor], strangers: dict[str, Tensor]) -> str:
     return most if shares.get(most, 0.0) > 0.5 else ""
 
 
-def _highest(pixels: Tensor, gallery: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns the highest correlation [N] of images, transformed by ``turn``, with any descriptor of the gallery."""
-    blocks = (_descriptors(turn(from_uint8(block))) for block in pixels.split(BLOCK))
+def _highest(pixels: Tensor, gallery: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns the highest correlation [N] of images, transformed by ``change``, with any descriptor of the gallery."""
+    blocks = (_descriptors(change(from_uint8(block))) for block in pixels.split(BLOCK))
     return torch.cat([(block @ gallery.T).amax(dim=1) for block in blocks])
 
 

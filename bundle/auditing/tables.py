@@ -44,6 +44,7 @@ def markdown_tables(results: Mapping[str, Any]) -> str:
                 ),
             ]
         ),
+        *_not_found(results["not_found"]),
         "## Nearness to members, and to people whom no network has seen",
         "Only the difference can come from what the generator has learnt of its patients.",
         markdown_table(
@@ -68,6 +69,15 @@ def markdown_tables(results: Mapping[str, Any]) -> str:
     for name, rows in results["per_class"].items():
         parts += [f"## Class {markdown_text(name)}", "The same measures within the class.", _measures(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _not_found(kinds: Sequence[str]) -> list[str]:
+    if not kinds:
+        return []
+    return [
+        f"**Not found reliably** (fewer than 9 in 10): {markdown_text('; '.join(kinds))}. The cohort may contain such "
+        "copies although none is flagged."
+    ]
 
 
 def _heading(results: Mapping[str, Any]) -> list[str]:

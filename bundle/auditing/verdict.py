@@ -84,13 +84,13 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int) -> Verd
             f"Control failed: {control.title}: {control.estimate.value:.1%}, required {control.required}."
             for control in failed
         ]
-        title = "THE FIGURES CANNOT BE USED: the instrument failed its own trial"
+        title = "THE RESULTS CANNOT BE USED: the audit failed its controls"
         return Verdict(UNUSABLE, title, (*failures, *reasons))
     strange = _strange(found)
     if reasons:
         return Verdict(COPIES, findings[0][0], (*reasons, *strange))
     if strange:
-        title = "THE FIGURES CANNOT BE USED: the instrument has not been tried on images like these"
+        title = "THE RESULTS CANNOT BE USED: the controls do not cover images like these"
         return Verdict(UNUSABLE, title, strange)
     nearness = found.placebo[SET_MEASURES[0]]
     difference = nearness.difference
@@ -108,7 +108,7 @@ def verdict_of(found: Assessment, copies: dict[str, int], n_cohort: int) -> Verd
     controls = f"{undecided} controls could not be decided" if undecided else "all controls were met"
     word = (
         f"{set_level}; no image is nearer to a training image, as a whole or in part, than chance allows; none is a "
-        f"training image turned, mirrored or inverted; {controls}."
+        f"training image rotated, mirrored or inverted; {controls}."
     )
     return Verdict(PASSED, "NO SIGN OF COPIES by these measures", (word,))
 
@@ -125,11 +125,12 @@ def _findings(found: Assessment, copies: dict[str, int], n_cohort: int) -> list[
             f"{given} the cohort."
         )
         findings.append(("NOT TO BE RELEASED: the cohort holds real images", words))
-    if found.disguises.copies:
+    if found.transformed.copies:
         words = (
-            f"{found.disguises.copies} of {n_cohort} images are training images that were turned, mirrored or inverted."
+            f"{found.transformed.copies} of {n_cohort} images are training images that were rotated, mirrored or "
+            "inverted."
         )
-        findings.append(("NOT TO BE RELEASED: the cohort holds real images in disguise", words))
+        findings.append(("NOT TO BE RELEASED: the cohort contains transformed real images", words))
     for key in SET_MEASURES:
         difference = found.placebo[key].difference
         if not difference.withheld and is_above_zero(difference):
@@ -155,9 +156,9 @@ def _findings(found: Assessment, copies: dict[str, int], n_cohort: int) -> list[
 def _strange(found: Assessment) -> tuple[str, ...]:
     """Returns the reasons why a cohort is too unlike the real images for the audit's networks to detect copies."""
     reasons = []
-    if found.disguises.lying:
+    if found.transformed.orientation:
         reasons.append(
-            f"Most images are more like real ones when they are {found.disguises.lying}. Bring them into the "
+            f"Most images are more like real ones when they are {found.transformed.orientation}. Bring them into the "
             "orientation and the grey scale of the real images, and audit them then."
         )
     distance = found.figures["kid"]["cohort"]
@@ -165,7 +166,7 @@ def _strange(found: Assessment) -> tuple[str, ...]:
     if not distance.withheld and distance.low > farthest:
         reasons.append(
             f"The KID to training images, {distance.value:.0f} [{distance.low:.0f}, {distance.high:.0f}], is beyond "
-            f"that of every change under which the trial finds copies (the farthest, {name}: {farthest:.0f}). Audit "
+            f"that of every change under which the controls find copies (the farthest, {name}: {farthest:.0f}). Audit "
             "images that look like those of dataset_dir; if they do, set cohort_preprocessing."
         )
     return tuple(reasons)

@@ -103,8 +103,8 @@ def test_copies_in_disguise_stop_a_release(new_audit: Audit, new_cohort: CohortM
     engine.run()
     assert engine.verdict is not None
     assert engine.verdict.code == COPIES
-    assert engine.verdict.title == "NOT TO BE RELEASED: the cohort holds real images in disguise"
-    assert "4 of 25 images are training images that were turned" in engine.verdict.reasons[0]
+    assert engine.verdict.title == "NOT TO BE RELEASED: the cohort contains transformed real images"
+    assert "4 of 25 images are training images that were rotated" in engine.verdict.reasons[0]
 
 
 def test_a_cohort_beyond_the_reach_of_the_trial_cannot_be_judged(new_audit: Audit, new_cohort: CohortMaker) -> None:

@@ -11,7 +11,7 @@ import torch
 from bundle.auditing.assessment import Assessment
 from bundle.auditing.controls import Control
 from bundle.auditing.images import RealImages
-from bundle.auditing.orientations import Disguises
+from bundle.auditing.orientations import TransformedCopies
 from bundle.auditing.placebo import PlaceboComparison
 from bundle.auditing.resampling import Estimate
 from bundle.auditing.single_images import SingleImages
@@ -39,7 +39,7 @@ GOOD = Assessment(
     placebo={"copy_rate": nearness(0.06, 0.05), "reidentified": nearness(0.01, 0.02)},
     single=flags(0),
     threshold=0.9,
-    disguises=Disguises(copies=0, lying=""),
+    transformed=TransformedCopies(copies=0, orientation=""),
     farthest=("noise of 0.1", 500.0),
     quantiles={},
 )
