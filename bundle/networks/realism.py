@@ -1,0 +1,109 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The gate's judge of realism: how far an image is from the real images of its class."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bundle.networks.efficientnet import CHANNELS, EfficientNetStages
+from bundle.networks.weights import register_network
+
+__all__ = ["RealismJudge"]
+
+# Length of the features: mean and standard deviation of each channel of the feature maps at 1/8 and 1/16.
+FEATURES = 2 * sum(CHANNELS[1:])
+# Lower bound of a feature's standard deviation, as a share of the mean one.
+FLOOR = 1e-3
+# Images whose features are computed at once.
+BLOCK = 32
+
+
+@register_network
+class RealismJudge(nn.Module):
+    """Distance of images from the real images of a class, in the features of an ImageNet network.
+
+    The features are modelled as in probabilistic principal component analysis (Tipping and Bishop, J. R. Stat. Soc. B
+    61, 1999): a Gaussian within a few principal components and isotropic noise outside of them. The distance is the
+    mean of two squared distances, that within the components and that from their subspace, each relative to its median
+    over the training images. Images of a generator that has left its distribution lie far from the subspace.
+
+    Of the real images, the network keeps their mean and principal components only, no image's own features.
+
+    Args:
+        num_classes: number of labels.
+        components: number of principal components of each class.
+        side: side in pixels to which images are resized for the ImageNet network.
+    """
+
+    if TYPE_CHECKING:
+        mean: Tensor
+        deviation: Tensor
+        directions: Tensor
+        variances: Tensor
+        typical: Tensor
+
+    def __init__(self, num_classes: int, components: int = 16, side: int = 192) -> None:
+        super().__init__()
+        self.arguments = {"num_classes": num_classes, "components": components, "side": side}
+        self.side = side
+        self.trunk = EfficientNetStages()
+        self.register_buffer("mean", torch.zeros(num_classes, FEATURES))
+        self.register_buffer("deviation", torch.ones(FEATURES))
+        self.register_buffer("directions", torch.zeros(num_classes, components, FEATURES))
+        self.register_buffer("variances", torch.ones(num_classes, components))
+        self.register_buffer("typical", torch.ones(num_classes, 2))
+
+    def load_imagenet(self, file: str | os.PathLike[str] | None = None) -> None:
+        """See `EfficientNetStages.load_imagenet`."""
+        self.trunk.load_imagenet(file)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Maps images [N, C, H, W] in [-1, 1] to features [N, 304], in blocks."""
+        return torch.cat([self._features(block) for block in images.split(BLOCK)])
+
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        """Sets means, components and typical distances from real images.
+
+        Args:
+            features: features of the training images, [N, 304].
+            labels: their labels, [N]; every class must have more images than there are components.
+        """
+        deviation = features.std(dim=0)
+        self.deviation.copy_(deviation.clamp_min(FLOOR * float(deviation.mean())))
+        for label in range(len(self.mean)):
+            own = features[labels == label] / self.deviation
+            self.mean[label] = own.mean(dim=0)
+            _, values, directions = torch.linalg.svd((own - self.mean[label]).double(), full_matrices=False)
+            count = self.directions.shape[1]
+            self.directions[label] = directions[:count].float()
+            self.variances[label] = (values[:count].square() / len(own)).float()
+            self.typical[label] = torch.stack(self._distances(own * self.deviation, label), dim=1).median(dim=0).values
+
+    def distance(self, features: Tensor, label: int) -> Tensor:
+        """Returns the distance [N] of features [N, 304] from the real images of a class; 1 is typical of these."""
+        return (torch.stack(self._distances(features, label), dim=1) / self.typical[label]).mean(dim=1)
+
+    def forward(self, images: Tensor, label: int) -> Tensor:
+        """Returns the distance [N] of images [N, C, H, W] in [-1, 1] from the real images of a class."""
+        return self.distance(self.features(images), label)
+
+    def _features(self, images: Tensor) -> Tensor:
+        if images.shape[-1] != self.side:
+            size, smaller = (self.side, self.side), images.shape[-1] > self.side
+            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=smaller)
+        maps = [x.float().flatten(2) for x in self.trunk(images)[1:]]
+        return torch.cat([part for x in maps for part in (x.mean(dim=2), x.std(dim=2))], dim=1)
+
+    def _distances(self, features: Tensor, label: int) -> tuple[Tensor, Tensor]:
+        """Returns squared distances [N], within the principal components and from their subspace."""
+        centred = features / self.deviation - self.mean[label]
+        within = centred @ self.directions[label].T
+        outside = centred - within @ self.directions[label]
+        return (within.square() / self.variances[label]).mean(dim=1), outside.square().mean(dim=1)
