@@ -9,15 +9,16 @@ neither. The networks of the audit compare whole images and miss both.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import gaussian_blur
 
+from bundle.alignment import blurred, inside_picture
 from bundle.figures import from_uint8
 from bundle.steps import Tensors
 
-__all__ = ["LOCAL", "local_correlation"]
+__all__ = ["LOCAL", "describe_cells", "local_correlation"]
 
 #: What is sought: a part of an image, by the mean over a square of cells, and a whole image mixed with another one,
 #: by the correlation that most cells reach.
@@ -26,34 +27,37 @@ LOCAL = ("part", "whole")
 CELLS, SQUARE, MOST = 8, 3, 0.8
 # Standard deviations, in pixels of an image of 128 px, of the Gaussians whose difference is the band. Coarser detail is
 # more alike in different people, and the host's would reach further into what was pasted.
-BAND = (0.7, 2.0)
+BAND = (0.5, 1.5)
+# Channel of colour images: green, in which the vessels of a retina stand out most.
+GREEN = 1
 # Root mean square of a cell's content below which the cell is flat; grey values reach from -1 to 1.
 FLAT = 1e-3
-# Images that are compared at once, and images of the gallery that they are compared with.
-ROWS, COLUMNS = 16, 1000
+# Images that are described at once, that are compared at once, and of the gallery that they are compared with.
+BLOCK, ROWS, COLUMNS = 100, 16, 1000
 
 
-def _descriptors(pixels: Tensor) -> Tensor:
-    """Describes the cells of images.
+def describe_cells(pixels: Tensor) -> Tensor:
+    """Describes the cells of images, large black areas and their rims left out.
 
     Args:
         pixels: uint8 [N, H, W] or [N, H, W, 3]; the side is a multiple of 8.
 
     Returns:
-        Unit vectors [cells, N, H W / cells]; zero where a cell is flat.
+        Unit vectors [cells, N, H W / cells], fp16; zero where a cell is flat.
     """
-    images = from_uint8(pixels).mean(dim=1, keepdim=True)
-    low, high = (_blurred(images, sigma * images.shape[-1] / 128.0) for sigma in BAND)
+    return torch.cat([_described(block) for block in pixels.split(BLOCK)], dim=1)
+
+
+def _described(pixels: Tensor) -> Tensor:
+    images = from_uint8(pixels)
+    channel = images[:, GREEN : GREEN + 1] if images.shape[1] > 1 else images
+    low, high = (blurred(channel, sigma * images.shape[-1] / 128.0) for sigma in BAND)
+    detail = (low - high) * inside_picture(images.mean(dim=1, keepdim=True))
     size = images.shape[-1] // CELLS
-    cells = F.unfold(low - high, size, stride=size).permute(2, 0, 1)
+    cells = F.unfold(detail, size, stride=size).permute(2, 0, 1)
     cells = cells - cells.mean(dim=2, keepdim=True)
     norm = cells.norm(dim=2, keepdim=True)
-    return torch.where(norm > FLAT * size, cells / norm.clamp_min(FLAT * size), 0.0)
-
-
-def _blurred(images: Tensor, sigma: float) -> Tensor:
-    width = 2 * round(3.0 * sigma) + 1
-    return gaussian_blur(images, [width, width], [sigma, sigma])
+    return torch.where(norm > FLAT * size, cells / norm.clamp_min(FLAT * size), 0.0).half()
 
 
 def local_correlation(pixels: Tensor, gallery: Tensor) -> Tensors:
@@ -61,32 +65,47 @@ def local_correlation(pixels: Tensor, gallery: Tensor) -> Tensors:
 
     Args:
         pixels: uint8 images [N, H, W] or [N, H, W, 3].
-        gallery: uint8 images of the same size, [M, ...].
+        gallery: cells of M images of the same size, from `describe_cells`.
 
     Returns:
         For each of `LOCAL`, under its name, the correlation [N] with the best gallery image, and under ``<name>_index``
         the index [N] of that image.
     """
-    found: Tensors = {}
-    for name in LOCAL:
-        found[name] = torch.full((len(pixels),), -2.0)
-        found[f"{name}_index"] = torch.zeros(len(pixels), dtype=torch.int64)
-    for start in range(0, len(gallery), COLUMNS):
-        columns = _descriptors(gallery[start : start + COLUMNS]).transpose(1, 2)
-        for first in range(0, len(pixels), ROWS):
-            rows = slice(first, first + ROWS)
-            cells = torch.bmm(_descriptors(pixels[rows]), columns)
-            squares = F.avg_pool2d(cells.unflatten(0, (CELLS, CELLS)).permute(2, 3, 0, 1), SQUARE, 1)
-            correlations = (
-                squares.amax(dim=(2, 3)),
-                cells.kthvalue(len(cells) + 1 - int(MOST * len(cells)), dim=0).values,
-            )
-            for name, correlation in zip(LOCAL, correlations, strict=True):
+    found: dict[str, list[Tensor]] = {key: [] for name in LOCAL for key in (name, f"{name}_index")}
+    for block in pixels.split(ROWS):
+        own = describe_cells(block).float()
+        n_cells = own.any(dim=2).sum(dim=0)
+        best: Tensors = {}
+        for number, columns in enumerate(gallery.split(COLUMNS, dim=1)):
+            cells = torch.bmm(own, columns.float().transpose(1, 2))
+            for name, correlation in zip(LOCAL, (_of_squares(cells), _reached(cells, n_cells)), strict=True):
                 value, index = correlation.max(dim=1)
-                best, where = found[name], found[f"{name}_index"]
-                is_better = value > best[rows]
-                best[rows], where[rows] = (
-                    torch.where(is_better, value, best[rows]),
-                    torch.where(is_better, index + start, where[rows]),
-                )
-    return found
+                is_better = value > best.get(name, torch.full_like(value, -2.0))
+                best[name] = torch.where(is_better, value, best.get(name, value))
+                where = f"{name}_index"
+                best[where] = torch.where(is_better, index + number * COLUMNS, best.get(where, index))
+        for key, values in best.items():
+            found[key].append(values)
+    return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+def _of_squares(cells: Tensor) -> Tensor:
+    """Returns the highest mean [N, M] over a square of cells, from correlations [cells, N, M]."""
+    sums = cells.unflatten(0, (CELLS, CELLS))
+    for dim in (0, 1):
+        sums = torch.stack([sums.narrow(dim, start, CELLS - SQUARE + 1) for start in range(SQUARE)]).sum(dim=0)
+    return sums.amax(dim=(0, 1)) / SQUARE**2
+
+
+def _reached(cells: Tensor, n_cells: Tensor) -> Tensor:
+    """Returns the correlation [N, M] that `MOST` of each image's cells with content reach.
+
+    Args:
+        cells: correlations [cells, N, M].
+        n_cells: number of cells of each image that are not flat, [N].
+    """
+    rank = len(cells) - (MOST * n_cells).long().clamp_min(1)
+    values = cells.permute(1, 2, 0).contiguous().numpy()
+    # NumPy's partition, because PyTorch's sort takes longer than everything else here together.
+    ordered = torch.from_numpy(np.partition(values, rank.unique().tolist(), axis=2))
+    return ordered.gather(2, rank.view(-1, 1, 1).expand(-1, ordered.shape[1], 1))[..., 0]

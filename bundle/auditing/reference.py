@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bundle.alignment import Views, aligned_correlation
 from bundle.auditing.images import RealData, RealImages
 from bundle.auditing.measures import other_images_auc
-from bundle.auditing.patches import LOCAL, local_correlation
+from bundle.auditing.patches import LOCAL, describe_cells, local_correlation
 from bundle.figures import from_uint8, to_uint8
 from bundle.files import sha256_file
 from bundle.metrics.copies import HARD_COPIES, PLANTED_CHANGES
@@ -266,10 +266,14 @@ class Reference(Steps):
         candidates = similar.topk(min(CANDIDATES, similar.shape[1]), dim=1).indices
         value, index = aligned_correlation(Views.of(pixels), self._train_views, candidates)
         return {
-            **local_correlation(pixels, self.real["train"].pixels),
+            **local_correlation(pixels, self._train_cells),
             ALIGNED: value,
             f"{ALIGNED}_index": index,
         }
+
+    @cached_property
+    def _train_cells(self) -> Tensor:
+        return describe_cells(self.real["train"].pixels)
 
     @cached_property
     def _train_views(self) -> Views:
