@@ -142,6 +142,7 @@ class TrainGuides(Tracked, RealImagesOptions):
     class_learning_rate: Positive
     resnet18_file: File
     squeezenet_file: File
+    efficientnet_file: File
     nobody: Annotated[float, Field(ge=0, le=1)]
 
 

@@ -19,6 +19,7 @@ from bundle.data import open_dataset
 from bundle.files import sha256_file
 from bundle.networks.classifiers import GateClassifier, Guide
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
+from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import save_weights, write_info
 from tests.hospital import hospital as hospital
@@ -116,10 +117,15 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "class_guide": Guide(1, 2, width=0.125),
             "gate_identity": GateClassifier(1, 12, identity=True, growth=4, layers=(1, 1)),
             "gate_class": GateClassifier(1, 2, growth=4, layers=(1, 1)),
+            "gate_realism": RealismJudge(2, components=2, side=32),
         }
         generator = networks["generator"]
         assert isinstance(generator, Generator)
         label = torch.arange(64) % 2
+        judge = networks["gate_realism"]
+        assert isinstance(judge, RealismJudge)
+        with torch.no_grad():
+            judge.fit(judge.features(generator.synthesis(generator.mapping(torch.randn(64, 8), label))), label)
         for name in ("class_guide", "gate_class"):
             optimizer = torch.optim.Adam(networks[name].parameters(), lr=0.01)
             for _ in range(30):
@@ -131,8 +137,9 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         students = {
             name: toy_student(name, generator, networks[teacher]) for name, (teacher, _) in LATENT_GUIDES.items()
         }
+    thresholds = {"gate_identity": 0.999, "gate_realism": 100.0}
     for name, network in networks.items():
-        scores = {"threshold": 0.999} if name == "gate_identity" else {}
+        scores = {"threshold": thresholds[name]} if name in thresholds else {}
         save_weights(network, folder / f"{name}.pt", {**info, "scores": scores})
     for name, student in students.items():
         origin = {

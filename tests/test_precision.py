@@ -99,16 +99,28 @@ class Watcher(torch.nn.Module):
         return self
 
 
+class WatchedDistance(torch.nn.Module):
+    """A judge of realism that calls a watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()
+        self.watcher = watcher
+
+    def forward(self, images: torch.Tensor, label: int) -> torch.Tensor:
+        found: torch.Tensor = self.watcher(images)
+        return found[:, 0]
+
+
 def test_what_leaves_and_what_judges_it_is_computed_in_full_fp32() -> None:
     watcher = Watcher()
     images = torch.zeros(2, 3, 8, 8)
-    Gate(watcher, watcher, 0.9)(images, 0)
-    assert len(watcher.seen) == 2
+    Gate(watcher, watcher, WatchedDistance(watcher), 0.9, 1.0)(images, 0)
+    assert len(watcher.seen) == 3
     synthesise(watcher, torch.zeros(2, 4))  # type: ignore[arg-type]
     sample_images(watcher, torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))  # type: ignore[arg-type]
     step = Step("audit", 1.0, lambda: {"flags": watcher(images)})
     step.run()
-    assert watcher.seen == [["ieee"] * 3] * 5
+    assert watcher.seen == [["ieee"] * 3] * 6
 
 
 def test_features_and_lpips_are_computed_in_full_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,9 @@ def compare_paths(
 
     Returns:
         For each of `KINDS`, means over inner points or paths: ``identity_divergence`` of the closed set, in nats, and
-        ``highest_probability`` (both of phi_id), ``recognised`` and ``mislabelled`` (shares, by the gate), and, if
-        requested, ``variety`` (mean pairwise LPIPS within a path) and ``nearest`` (LPIPS to the nearest training
-        image).
+        ``highest_probability`` (both of phi_id), ``recognised``, ``mislabelled`` and ``unrealistic`` (shares, by the
+        gate), and, if requested, ``variety`` (mean pairwise LPIPS within a path) and ``nearest`` (LPIPS to the nearest
+        training image).
     """
     assert isinstance(identity_guide, Classifier)
     sums: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
@@ -56,6 +56,7 @@ def compare_paths(
                 "highest_probability": identity_guide(inner).softmax(dim=1).amax(dim=1).mean(),
                 "recognised": verdict.recognised.float().mean(),
                 "mislabelled": verdict.mislabelled.float().mean(),
+                "unrealistic": verdict.unrealistic.float().mean(),
             }
             if distance is not None:
                 values["variety"] = mean_pairwise(images, distance)

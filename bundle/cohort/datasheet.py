@@ -23,15 +23,16 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
         Markdown text.
     """
     options, side = manifest["configuration"], manifest["resolution"]
-    head = ["class", "images here", "judged by the gate", "dropped: recognised", "dropped: other class"]
-    keys = ("images", "judged", "recognised", "mislabelled")
+    dropped = [f"dropped: {reason}" for reason in ("recognised", "other class", "unrealistic")]
+    head = ["class", "images here", "judged by the gate", *dropped]
+    keys = ("images", "judged", "recognised", "mislabelled", "unrealistic")
     table = markdown_table(
         [
             head,
             *([markdown_text(name), *(str(counts[key]) for key in keys)] for name, counts in manifest["gate"].items()),
         ]
     )
-    warning, bound, limit = _changes(options.get("changed_configuration", {}))
+    warning, bound, reach, limit = _changes(options.get("changed_configuration", {}))
     return f"""# Datasheet of a synthetic cohort
 
 {options["n_images"]} synthetic {markdown_text(str(manifest["modality"]))} images of {side} x {side} pixels, \
@@ -42,13 +43,14 @@ A generative adversarial network was trained on real images. PLAN (Pennisi et al
 walked between pairs of points of its latent space, {options["n_points"]} points on each path, away from places where \
 a classifier of the training patients recognises one (objective `{options["objective"]}`, seed {options["seed"]}). \
 The two ends of a path are random samples that were not walked. \
-A gate of two other networks, which the walk never saw, then dropped every image in which it recognised a training \
+A gate of three other networks, which the walk never saw, then dropped every image in which it recognised a training \
 patient more surely than {bound} (a probability above \
-{options["threshold"]:.4g}), or whose class it saw otherwise than the label says.
+{options["threshold"]:.4g}), whose class it saw otherwise than the label says, or which is farther from real images of \
+its class than {reach} (a distance above {options["farthest"]:.4g}).
 {warning}
 {table}
 
-An image can be dropped for both reasons, and images beyond the number asked for were left out: \
+An image can be dropped for several reasons, and images beyond the number asked for were left out: \
 the cohort holds the images of the first paths.
 
 ## What it is for
@@ -71,8 +73,8 @@ of every file, `contact_sheet.png` shows some of the images.
 """
 
 
-def _changes(changed: dict[str, Any]) -> tuple[str, str, str]:
-    """Returns a warning about changes besides the options, the gate's bound, and the limit of that bound."""
+def _changes(changed: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Returns a warning about changes besides the options, the gate's two bounds, and the limit of the first."""
     warning = ""
     if changed:
         parts = ", ".join(f"{markdown_text(name)} = {markdown_text(str(value))}" for name, value in changed.items())
@@ -80,12 +82,12 @@ def _changes(changed: dict[str, Any]) -> tuple[str, str, str]:
 **The configuration was changed besides its options: {parts}.** What is said above of these parts may not hold.
 """
     if any(name.partition("#")[0] == "gate" for name in changed):
-        bound = "a threshold allows that was set by hand"
+        bound = reach = "a threshold allows that was set by hand"
         limit = "The gate was changed by hand: the share of held-out images that it stops is not known."
     else:
-        bound = "it does in 95 % of held-out real images"
+        bound, reach = "it does in 95 % of held-out real images", "75 % of held-out real images are"
         limit = (
             "The gate's threshold counts 5 % of held-out images as recognised; an image below it is not proven to "
             "resemble no patient."
         )
-    return warning, bound, limit
+    return warning, bound, reach, limit

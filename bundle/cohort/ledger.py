@@ -199,7 +199,7 @@ class WalkLedger:
             label: class of the pair.
             index: index of the pair within the class.
             record: ``image`` uint8 [N, H, W(, 3)], ``w`` and ``w_linear`` [N, w_dim], ``loss_history`` [steps], and the
-                gate's ``passed``, ``recognised`` and ``mislabelled``, bool [N].
+                decisions, see `GateDecision`, bool [N].
 
         Raises:
             CohortError: the folder was removed in the meantime, or the outcome does not have this form.

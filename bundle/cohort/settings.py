@@ -49,6 +49,7 @@ class CohortSettings:
         walk: step count, learning rate and stopping rule of the optimiser.
         weights: weights and other parameters of the objective.
         threshold: highest identity probability that passes the gate.
+        farthest: largest distance from real images that passes the gate.
         block_size: pairs that are walked together.
         device: type of the device that computes, ``cpu`` or ``cuda``.
         torch: version of PyTorch.
@@ -67,6 +68,7 @@ class CohortSettings:
     walk: WalkSettings
     weights: dict[str, float]
     threshold: float
+    farthest: float
     block_size: int
     device: str
     torch: str
@@ -118,6 +120,7 @@ def cohort_settings(
     weights: Mapping[str, float],
     guides: str,
     threshold: float,
+    farthest: float,
     device: str | torch.device,
     changed: Mapping[str, Any],
 ) -> CohortSettings:
@@ -135,6 +138,7 @@ def cohort_settings(
         weights: the options ``lambda_class`` and ``lambda_prior``, which the objective must have taken.
         guides: ``latent`` or ``image``.
         threshold: highest identity probability that passes the gate.
+        farthest: largest distance from real images that passes the gate.
         device: device that computes the walk.
         changed: result of `bundle.options.check_options`.
 
@@ -157,6 +161,7 @@ def cohort_settings(
         walk=walk_settings,
         weights=dataclasses.asdict(objective),
         threshold=threshold,
+        farthest=farthest,
         block_size=pairs_per_block(guides, n_points),
         device=torch.device(device).type,
         torch=torch.__version__,

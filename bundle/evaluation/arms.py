@@ -110,6 +110,7 @@ class Pool:
         passed: whether the image passes the gate, bool [M].
         recognised: whether the gate recognises a training patient, bool [M].
         mislabelled: whether the gate predicts another class than the label, bool [M].
+        unrealistic: whether the gate finds the image too far from real ones, bool [M].
         cpu_seconds: time [M] of walk, synthesis and gate for the image, on all cores of the machine that made it.
     """
 
@@ -119,6 +120,7 @@ class Pool:
     passed: Tensor
     recognised: Tensor
     mislabelled: Tensor
+    unrealistic: Tensor
     cpu_seconds: Tensor
 
 

@@ -55,6 +55,7 @@ GRADES = ("kappa", "statistics_kappa", "random_trunk_kappa", "label_kappa", "gra
 PATHS = {
     "recognised": Measure("Recognised by the gate", "gate_identity", "0 %", True),
     "mislabelled": Measure("Label lost, by the gate", "gate_class", "0 %", True),
+    "unrealistic": Measure("Unrealistic, by the gate", "gate_realism", "0 %", True),
     "smoothness": Measure("LPIPS between neighbours of a long path", LPIPS_TRUNK, "low"),
     "distinct": Measure(
         f"Distinct images among {DRAWN}",

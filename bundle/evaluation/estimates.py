@@ -129,6 +129,7 @@ class SeedEstimates:
         draws = patient_draws(groups, DRAWS, DRAW_SEED, n_groups)
         estimates["recognised"] = share(pool.recognised[chosen], draws)
         estimates["mislabelled"] = share(pool.mislabelled[chosen], draws)
+        estimates["unrealistic"] = share(pool.unrealistic[chosen], draws)
         found_placebo = placebo_comparisons(
             cohort_nearness(part), self.setting.reference, self.setting.real.own, DRAW_SEED
         )

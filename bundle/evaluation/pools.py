@@ -198,5 +198,6 @@ class PoolMaker:
             joined("passed"),
             joined("recognised"),
             joined("mislabelled"),
+            joined("unrealistic"),
             torch.full((len(pixels),), cpu / len(pixels), dtype=torch.float64),
         )

@@ -37,12 +37,14 @@ DIFFERENCES = (
     "duplicates",
     "distinct",
     "mislabelled",
+    "unrealistic",
     "label_accuracy",
 )
 #: Measures whose differences from test images are in the tables.
 AGAINST_TEST = ("copy_rate", "dcr_p5", "nndr_p5", "lpips_p5", "mml", "reidentified", "same_patient_named")
-#: Measures of long paths in the tables.
-LONG_KEYS = ("smoothness", "path_variety", "mml", "lpips_p5", "copy_rate", "kid_all", "frechet_all", "mislabelled")
+#: Reasons for which the gate drops images of long paths, and measures of these in the tables.
+LOST = ("mislabelled", "unrealistic")
+LONG_KEYS = ("smoothness", "path_variety", "mml", "lpips_p5", "copy_rate", "kid_all", "frechet_all", *LOST)
 
 # Number of characters of a hash.
 HASH = 12
@@ -156,7 +158,7 @@ def _arms(results: Mapping[str, Any]) -> list[str]:
         for arm in synthetic
     ]
     long_arms = [arm for arm in titles if arm in results["arms"] and arm not in ARMS]
-    audited = [*PRIVACY, *FIDELITY, "distinct", "recognised", "mislabelled"]
+    audited = [*PRIVACY, *FIDELITY, "distinct", "recognised", "mislabelled", "unrealistic"]
     return [
         "## The paper's measures",
         "Utility of the arm's images for training, attacks on the trained classifier, and distance to real images; the "

@@ -1,9 +1,10 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: two networks that the walk never differentiates decide which images may be released."""
+"""The gate: three networks that the walk never differentiates decide which images may be released."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from bundle.networks.model_set import ModelInfos, ModelSet
 from bundle.options import OptionError
 from bundle.precision import full_fp32
 
-__all__ = ["Gate", "GateDecision", "gate_threshold", "open_gate"]
+__all__ = ["Gate", "GateDecision", "gate_farthest", "gate_threshold", "open_gate"]
 
 
 @dataclass(frozen=True)
@@ -24,33 +25,47 @@ class GateDecision:
         passed: whether the image may be released.
         recognised: whether gate_identity's highest probability exceeds the threshold.
         mislabelled: whether gate_class predicts another class than the label.
+        unrealistic: whether gate_realism's distance from real images of the class exceeds its threshold.
     """
 
     passed: Tensor
     recognised: Tensor
     mislabelled: Tensor
+    unrealistic: Tensor
 
 
 class Gate:
-    """Evaluates images with gate_identity and gate_class.
+    """Evaluates images with gate_identity, gate_class and gate_realism.
 
     Args:
         gate_identity: identity classifier, trained separately from the identity guide.
         gate_class: diagnosis classifier, trained separately from the class guide.
+        gate_realism: distance of images from the real images of a class.
         threshold: highest identity probability that passes: the 95th percentile over the validation images.
+        farthest: largest distance from real images that passes: the 75th percentile over the validation images.
 
     Raises:
-        OptionError: the threshold is not in (0, 1].
+        OptionError: the threshold is not in (0, 1], or the distance is not above 0.
     """
 
-    def __init__(self, gate_identity: nn.Module, gate_class: nn.Module, threshold: float) -> None:
+    def __init__(
+        self,
+        gate_identity: nn.Module,
+        gate_class: nn.Module,
+        gate_realism: nn.Module,
+        threshold: float,
+        farthest: float,
+    ) -> None:
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 < threshold <= 1.0:
             raise OptionError(
                 [f"gate#threshold must be a probability in (0, 1], not {threshold!r}. Train the gate networks anew."]
             )
+        if isinstance(farthest, bool) or not isinstance(farthest, int | float) or not 0.0 < farthest < math.inf:
+            raise OptionError([f"gate#farthest must be a distance above 0, not {farthest!r}. Fit gate_realism anew."])
         self.gate_identity = gate_identity.to(memory_format=torch.channels_last)
         self.gate_class = gate_class.to(memory_format=torch.channels_last)
-        self.threshold = threshold
+        self.gate_realism = gate_realism.to(memory_format=torch.channels_last)
+        self.threshold, self.farthest = threshold, farthest
 
     @torch.no_grad()
     @full_fp32()
@@ -65,7 +80,8 @@ class Gate:
         # "not <=" instead of ">": comparisons with NaN are false, and NaN must not pass the gate.
         recognised = ~(self.gate_identity(images).softmax(dim=1).amax(dim=1) <= self.threshold)
         mislabelled = self.gate_class(images).argmax(dim=1) != label
-        return GateDecision(~recognised & ~mislabelled, recognised, mislabelled)
+        unrealistic = ~(self.gate_realism(images, label) <= self.farthest)
+        return GateDecision(~(recognised | mislabelled | unrealistic), recognised, mislabelled, unrealistic)
 
 
 def gate_threshold(models: ModelInfos) -> float:
@@ -73,13 +89,20 @@ def gate_threshold(models: ModelInfos) -> float:
     return float(models.infos["gate_identity"]["scores"]["threshold"])
 
 
-def open_gate(models: ModelSet, threshold: float | None = None) -> Gate:
+def gate_farthest(models: ModelInfos) -> float:
+    """Returns the largest distance from real images that passes the gate, as calibrated for gate_realism."""
+    return float(models.infos["gate_realism"]["scores"]["threshold"])
+
+
+def open_gate(models: ModelSet, threshold: float | None = None, farthest: float | None = None) -> Gate:
     """Builds the gate from a set of networks.
 
     Args:
-        models: networks that include ``gate_identity`` and ``gate_class``.
+        models: networks that include ``gate_identity``, ``gate_class`` and ``gate_realism``.
         threshold: highest identity probability that passes, see `Gate`; None for the calibrated one.
+        farthest: largest distance from real images that passes, see `Gate`; None for the calibrated one.
     """
     networks = models.networks
     chosen = gate_threshold(models) if threshold is None else threshold
-    return Gate(networks["gate_identity"], networks["gate_class"], chosen)
+    reach = gate_farthest(models) if farthest is None else farthest
+    return Gate(networks["gate_identity"], networks["gate_class"], networks["gate_realism"], chosen, reach)

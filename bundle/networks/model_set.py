@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
+from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import NETWORKS, WeightsError, load_weights, read_info
 
 __all__ = ["GENERATION_NETWORKS", "ModelInfos", "ModelSet", "load_models", "read_infos"]
 
-GENERATION_NETWORKS = ("generator", "identity_guide", "class_guide", "gate_identity", "gate_class")
+GENERATION_NETWORKS = ("generator", "identity_guide", "class_guide", "gate_identity", "gate_class", "gate_realism")
 # Entries that must be equal in all JSON files of a set, and the meaning of a difference.
 COMMON = {
     "modality": "another kind of image",
@@ -34,6 +35,7 @@ COMMON = {
 REQUIRED = ("modality", "resolution", "channels", "class_names", "split_sha256", "seed", "scores")
 REQUIRED_OF = {
     "gate_identity": ("scores.threshold",),
+    "gate_realism": ("scores.threshold",),
     "latent_identity": ("training.generator_sha256", "training.teacher_sha256", "cpu_seconds"),
     "latent_class": ("training.generator_sha256", "training.teacher_sha256"),
     "audit_embedding": ("seen",),
@@ -158,6 +160,8 @@ def _role_problem(name: str, info: dict[str, Any]) -> str | None:
     """Returns the reason why a network is unsuited to the role of its name; None if it is suited."""
     kind = NETWORKS[info["network"]]
     if (name == "generator") != issubclass(kind, Generator) or (name in LATENT_GUIDES) != issubclass(kind, LatentGuide):
+        return f"it is a {info['network']}"
+    if (name == "gate_realism") != issubclass(kind, RealismJudge):
         return f"it is a {info['network']}"
     if name.endswith(("identity_guide", "class_guide", "_identity", "_class")):
         wanted = "identity" in name

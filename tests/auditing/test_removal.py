@@ -63,7 +63,7 @@ def test_a_sealed_cohort_stays_sealed_and_says_what_was_removed(
     labelled = [
         (int(number >= 25), torch.from_numpy(image.copy())) for number, image in enumerate(images_with_copies())
     ]
-    counts = {name: {"images": 25, "judged": 30, "recognised": 5, "mislabelled": 0} for name in names}
+    counts = {name: {"images": 25, "judged": 30, "recognised": 5, "mislabelled": 0, "unrealistic": 0} for name in names}
     manifest = {"configuration": {"n_images": 50}, "class_names": list(names), "gate": counts}
     write_cohort(folder, labelled, names, manifest, "# The old datasheet\n")
     before = contents(folder)

@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 from bundle.cohort.datasheet import datasheet
+
+CONFIGURATION = {"n_images": 1, "n_points": 5, "objective": "balanced", "seed": 0, "threshold": 1.0, "farthest": 1.5}
 
 
 def test_names_and_licence_are_no_markup() -> None:
-    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0}
+    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0, "unrealistic": 0}
     manifest = {
-        "configuration": {"n_images": 1, "n_points": 5, "objective": "balanced", "seed": 0, "threshold": 0.25},
+        "configuration": CONFIGURATION | {"threshold": 0.25},
         "modality": "<b>xray</b>",
         "resolution": 32,
         "gate": {"a|<img src=x onerror=alert(1)>": counts},
@@ -16,17 +20,19 @@ def test_names_and_licence_are_no_markup() -> None:
     text = datasheet(manifest, "CC\n# Approved for diagnosis\n<script>x</script>")
     assert "<" not in text
     assert "\n# Approved" not in text
-    assert "| a\\|&lt;img src=x onerror=alert(1)&gt; | 1 | 2 | 1 | 0 |" in text
+    assert "| a\\|&lt;img src=x onerror=alert(1)&gt; | 1 | 2 | 1 | 0 | 0 |" in text
     assert "above 0.25" in text
+    assert "above 1.5" in text
 
 
 def test_a_changed_configuration_is_told() -> None:
-    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0}
-    configuration = {"n_images": 1, "n_points": 5, "objective": "balanced", "seed": 0, "threshold": 1.0}
+    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0, "unrealistic": 0}
+    configuration: dict[str, Any] = dict(CONFIGURATION)
     manifest = {"configuration": configuration, "modality": "xray", "resolution": 32, "gate": {"normal": counts}}
     assert "configuration was changed" not in datasheet(manifest, "CC")
     configuration["changed_configuration"] = {"gate#threshold": 1.0}
     text = datasheet(manifest, "CC").replace("\\", "")
     assert "changed besides its options: gate#threshold = 1.0.** What is said above" in text
     assert "95 %" not in text
+    assert "75 %" not in text
     assert "set by hand" in text

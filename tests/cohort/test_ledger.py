@@ -32,7 +32,8 @@ def record(passed: list[int], value: int = 0) -> dict[str, Tensor]:
     """A pair whose images are grey of the given value plus their number."""
     mask = torch.tensor(passed, dtype=torch.bool)
     image = (torch.arange(N) + value).byte().view(N, 1, 1).expand(N, 2, 2).clone()
-    return {"image": image, "passed": mask, "recognised": ~mask, "mislabelled": torch.zeros(N, dtype=torch.bool)}
+    other = torch.zeros(N, dtype=torch.bool)
+    return {"image": image, "passed": mask, "recognised": ~mask, "mislabelled": other, "unrealistic": other}
 
 
 def walk_on(book: WalkLedger, passed: list[int]) -> list[tuple[int, int]]:
@@ -65,8 +66,8 @@ def test_images_are_those_that_passed_in_the_order_of_pairs(tmp_path: Path) -> N
 def test_counts_are_of_the_blocks_that_the_images_come_from(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     walk_on(book, [1, 0, 0, 1])
-    assert book.counts(0) == {"judged": 16, "passed": 8, "recognised": 8, "mislabelled": 0}
-    assert book.counts(1) == {"judged": 8, "passed": 4, "recognised": 4, "mislabelled": 0}
+    assert book.counts(0) == {"judged": 16, "passed": 8, "recognised": 8, "mislabelled": 0, "unrealistic": 0}
+    assert book.counts(1) == {"judged": 8, "passed": 4, "recognised": 4, "mislabelled": 0, "unrealistic": 0}
 
 
 def test_broken_off_run_is_taken_up_where_it_was(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Fits the gate's judge of realism to the training images, in a minute and without gradients."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bundle.data import ImageData
+from bundle.files import sweep_temporary
+from bundle.networks.realism import RealismJudge
+from bundle.networks.weights import WeightsError, load_weights, save_weights
+from bundle.precision import full_fp32
+from bundle.training.errors import TrainingError
+from bundle.training.info import weights_info
+
+__all__ = ["NAME", "REFUSED", "fit_realism"]
+
+#: Name of the weight file.
+NAME = "gate_realism"
+#: Share of the validation images, those farthest from the training images, that the threshold refuses. Images of a
+#: generator are cheap, and ruined ones costly.
+REFUSED = 0.25
+
+
+@torch.no_grad()
+@full_fp32()
+def fit_realism(
+    data: ImageData,
+    output_dir: str | os.PathLike[str],
+    seed: int = 0,
+    efficientnet_file: str | os.PathLike[str] | None = None,
+) -> None:
+    """Fits a `RealismJudge`, calibrates its threshold and writes it, unless the folder has it already.
+
+    Args:
+        data: data set; labelled training images are fitted, val calibrates, test is only measured.
+        output_dir: folder that receives ``models/gate_realism.pt``.
+        seed: seed of the set of networks, which the JSON file records; nothing here is random.
+        efficientnet_file: weights of EfficientNet-Lite1; None for those of the installed package.
+
+    Raises:
+        TrainingError: a class has too few training images, or there are no validation images.
+        TrunkUnavailable: the weights cannot be read.
+        WeightsError: the folder holds a judge that was fitted to other images.
+    """
+    path = Path(output_dir) / "models" / f"{NAME}.pt"
+    info = weights_info(data, seed)
+    judge = RealismJudge(len(data.class_names))
+    if path.exists():
+        _check(path, info)
+        print(f"{path} is complete and as it was written. Nothing to fit.")
+        return
+    judge.load_imagenet(efficientnet_file)
+    judge.eval()
+    sides = {split: data.tensors(split)[:2] for split in ("train", "val", "test")}
+    _check_numbers(data, sides["train"][1], len(sides["val"][1]), judge.variances.shape[1])
+    features = {split: judge.features(images) for split, (images, _) in sides.items() if len(images)}
+    judge.fit(features["train"], sides["train"][1])
+    distances = {split: _distances(judge, found, sides[split][1]) for split, found in features.items()}
+    threshold = float(distances["val"].double().quantile(1.0 - REFUSED))
+    scores = {
+        "threshold": threshold,
+        **{
+            split: {"n": len(found), "refused": float((found > threshold).double().mean())}
+            for split, found in distances.items()
+        },
+    }
+    sweep_temporary(path.parent)
+    save_weights(judge, path, {**info, "scores": scores})
+    refused = f"those farther than {threshold:.3g} from real images, {REFUSED:.0%} of the validation images"
+    print(f"{path} is fitted. It refuses {refused}.")
+
+
+def _distances(judge: RealismJudge, features: Tensor, labels: Tensor) -> Tensor:
+    found = torch.zeros(len(labels))
+    for label in labels.unique().tolist():
+        found[labels == label] = judge.distance(features[labels == label], label)
+    return found
+
+
+def _check_numbers(data: ImageData, labels: Tensor, n_val: int, components: int) -> None:
+    for label, name in enumerate(data.class_names):
+        count = int((labels == label).sum())
+        if count <= components:
+            raise TrainingError(
+                f"{NAME} describes each class by {components} principal components and needs more training images than "
+                f"that; {name} has {count}."
+            )
+    if not n_val:
+        raise TrainingError(f"{NAME} is calibrated on val images, and the val split is empty. Give the dataset some.")
+
+
+def _check(path: Path, info: dict[str, object]) -> None:
+    _, found = load_weights(path)
+    differing = [key for key, value in info.items() if found.get(key) != value]
+    if differing:
+        raise WeightsError(
+            f"{path} was fitted to other images ({', '.join(differing)} differ) and is not overwritten. Name another "
+            "output_dir, or remove it."
+        )
