@@ -25,8 +25,8 @@ __all__ = ["LOCAL", "describe_cells", "local_correlation"]
 LOCAL = ("part", "whole")
 # Cells along each side of an image and of the square, and share of the cells that counts as most.
 CELLS, SQUARE, MOST = 8, 3, 0.8
-# Standard deviations, in pixels of an image of 128 px, of the Gaussians whose difference is the band. Coarser detail is
-# more alike in different people, and the host's would reach further into what was pasted.
+# Standard deviations, in pixels of an image of 128 px or less, of the Gaussians whose difference is the band. Coarser
+# detail is more alike in different people, and the host's would reach further into what was pasted.
 BAND = (0.5, 1.5)
 # Channel of colour images: green, in which the vessels of a retina stand out most.
 GREEN = 1
@@ -51,7 +51,7 @@ def describe_cells(pixels: Tensor) -> Tensor:
 def _described(pixels: Tensor) -> Tensor:
     images = from_uint8(pixels)
     channel = images[:, GREEN : GREEN + 1] if images.shape[1] > 1 else images
-    low, high = (blurred(channel, sigma * images.shape[-1] / 128.0) for sigma in BAND)
+    low, high = (blurred(channel, sigma * max(1.0, images.shape[-1] / 128.0)) for sigma in BAND)
     detail = (low - high) * inside_picture(images.mean(dim=1, keepdim=True))
     size = images.shape[-1] // CELLS
     cells = F.unfold(detail, size, stride=size).permute(2, 0, 1)
