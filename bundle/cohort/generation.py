@@ -168,7 +168,7 @@ def _announce(ledger: WalkLedger, models: ModelSet, output_dir: Path) -> None:
     done, wanted = ledger.done()
     info = models.infos["generator"]
     pixels = info["channels"] * info["resolution"] ** 2
-    block = ledger.block_size * ledger.n_points
+    block = ledger.block_size * ledger.released
     paths = sum(-(-ledger.missing(label) // block) * ledger.block_size for label in ledger.quotas)
     # private/ stores the pixels and two float32 latents of each point, cohort/ PNGs of about 70 % of their raw size.
     size = paths * ledger.n_points * (pixels + 8 * models.generator.w_dim) + 0.7 * wanted * pixels

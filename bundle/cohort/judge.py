@@ -11,7 +11,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from bundle.cohort.ledger import WalkLedger
-from bundle.gate.drawing import draw_and_judge
+from bundle.gate.drawing import draw_and_judge_path
 from bundle.gate.gate import GateDecision
 from bundle.networks.stylegan2 import Generator
 
@@ -19,7 +19,7 @@ __all__ = ["JudgePathd"]
 
 
 class JudgePathd(Transform):
-    """Synthesises the points of a walked path, ends included, evaluates the gate and records both in the ledger.
+    """Synthesises the points of a walked path, evaluates the gate and records both in the ledger; ends do not pass.
 
     Args:
         generator: G.
@@ -35,7 +35,7 @@ class JudgePathd(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Reads ``pred`` (see `PlanWalkInferer`), ``label`` and ``index``; adds ``passed`` [N]."""
         label, index, path = int(data["label"]), int(data["index"]), data["pred"]
-        pixels, verdict = draw_and_judge(self.generator, self.gate, path["w"], label)
+        pixels, verdict = draw_and_judge_path(self.generator, self.gate, path["w"], label)
         record = {
             "image": pixels,
             "w": path["w"],

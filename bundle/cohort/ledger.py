@@ -21,6 +21,7 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor
 
+from bundle.cohort.even import even_shares, spread_places
 from bundle.files import content_digest, private_folder, save_tensors, sweep_temporary, write_json
 from bundle.gate.gate import GateDecision
 
@@ -70,6 +71,8 @@ class WalkLedger:
         self.settings = settings
         self.quotas = quotas
         self.n_points = n_points
+        #: Points of a path that can be released: all but its two ends.
+        self.released = n_points - 2
         self.block_size = block_size
         self._claim = self.folder / "settings.json"
         self._settings_sha256 = content_digest(settings, 64)
@@ -188,7 +191,7 @@ class WalkLedger:
                     passed += number
                 else:
                     self._check_patience(label, quota, block, known)
-                    passed += self.n_points * self.block_size
+                    passed += self.released * self.block_size
                     yield label, block
                 block += 1
 
@@ -227,14 +230,11 @@ class WalkLedger:
             yield record
 
     def images(self, label: int) -> Iterator[Tensor]:
-        """Yields the released images of a class, uint8 [H, W] or [H, W, 3], as many as its quota."""
-        left = self.quotas[label]
-        for record in self.records(label):
-            for image in record["image"][record["passed"]][:left]:
-                yield image
-                left -= 1
-            if left == 0:
-                return
+        """Yields a class's images, uint8 [H, W] or [H, W, 3], as many as its quota, evenly from all paths."""
+        passed = [self._counts[label, index]["passed"] for index in self._taken(label)]
+        shares = even_shares(passed, self.quotas[label])
+        for record, number, wanted in zip(self.records(label), passed, shares, strict=True):
+            yield from record["image"][record["passed"]][spread_places(number, wanted)]
 
     def counts(self, label: int) -> dict[str, int]:
         """Returns the sums of the gate's decisions over the class's pairs."""
@@ -250,7 +250,7 @@ class WalkLedger:
         """Returns the expected number of images that the current block will add to `done`."""
         if self._current is None:
             return 0.0
-        share = sum(self._passed.values()) / self._judged if self._judged else 1.0
+        share = sum(self._passed.values()) / self._judged if self._judged else self.released / self.n_points
         return max(0.0, min(share * self.block_size * self.n_points, self.missing(self._current)))
 
     def missing(self, label: int) -> int:
@@ -258,13 +258,13 @@ class WalkLedger:
         return max(0, self.quotas[label] - self._passed[label])
 
     def _check_patience(self, label: int, quota: int, block: int, passed: int) -> None:
-        needed = -(-quota // (self.n_points * self.block_size))
+        needed = -(-quota // (self.released * self.block_size))
         if block >= PATIENCE * needed:
             share = passed / (block * self.block_size * self.n_points)
             raise CohortError(
                 f"After {block * self.block_size} paths only {passed} of {quota} images of class {label} have passed "
                 f"the gate ({share:.1%} of the points). The generator shows patients or the wrong class too often: see "
-                f"the counts of gate_identity and gate_class in {self.folder}, train longer or ask for fewer images."
+                f"the counts of the gate in {self.folder}, train longer or ask for fewer images."
             )
 
     def _taken(self, label: int) -> Iterator[int]:

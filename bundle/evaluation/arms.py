@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bundle.cohort.even import even_shares, spread_places
+
 __all__ = ["ARMS", "LONG_ARMS", "POOLS", "Arm", "Pool", "PoolKind", "select"]
 
 
@@ -144,5 +146,15 @@ def select(pool: Pool, arm: Arm, quotas: Mapping[int, int] | None, n_pairs: int 
         if n_pairs is not None:
             chosen &= pool.pairs < n_pairs
         places = chosen.nonzero()[:, 0]
-        parts.append(places if quotas is None else places[: quotas.get(label, 0)])
+        quota = len(places) if quotas is None else quotas.get(label, 0)
+        parts.append(_evenly(places, pool.pairs[places], quota) if arm.gated else places[:quota])
     return torch.cat(parts)
+
+
+def _evenly(places: Tensor, pairs: Tensor, quota: int) -> Tensor:
+    """Selects images of a class that passed the gate as `generate` does, evenly from all paths."""
+    passed = pairs.unique_consecutive(return_counts=True)[1].tolist()
+    paths, shares = places.split(passed), even_shares(passed, quota)
+    return torch.cat(
+        [places[:0], *(path[spread_places(len(path), wanted)] for path, wanted in zip(paths, shares, strict=True))]
+    )

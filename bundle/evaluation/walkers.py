@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from bundle.gate.drawing import draw_and_judge
+from bundle.gate.drawing import draw_and_judge, draw_and_judge_path
 from bundle.gate.gate import Gate, GateDecision
 from bundle.latent.pairs import pair_latents, pairs_per_block
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet
+from bundle.networks.stylegan2 import Generator
 from bundle.training.seeds import stream_seed
 from bundle.walk.guides import Guides, walk_guides
 from bundle.walk.inferer import PlanWalkInferer
@@ -142,16 +143,16 @@ class Walker:
         self.judged = Judged([[] for _ in classes], [[] for _ in classes], [[] for _ in classes], [[] for _ in classes])
 
     def walk(self, pairs: range, label: int) -> None:
-        """Walks between the pairs with the given numbers, block by block, and evaluates the gate at every point."""
+        """Walks between the pairs with the given numbers, block by block, and evaluates the gate; ends never pass."""
         for block, paths in self._paths(pairs, label):
             for pair, w in zip(block, paths, strict=True):
-                self._judge([pair], w, label)
+                self._judge([pair], w, label, draw_and_judge_path)
 
     def walk_to_inner_points(self, pairs: range, label: int) -> None:
         """Walks as `walk`, but synthesises and judges a single point of each path, that of `inner_point`."""
         for block, paths in self._paths(pairs, label):
             kept = [inner_point(self.seed, label, pair, self.n_points) for pair in block]
-            self._judge(block, paths[torch.arange(len(block)), torch.tensor(kept)], label)
+            self._judge(block, paths[torch.arange(len(block)), torch.tensor(kept)], label, draw_and_judge)
 
     def _paths(self, pairs: range, label: int) -> Iterator[tuple[range, Tensor]]:
         """Yields numbers and latent points [P, N, w_dim] of the paths of each block."""
@@ -164,9 +165,15 @@ class Walker:
             self.judged.steps += [path["loss_history"].shape[1]] * len(block)
             yield block, path["w"]
 
-    def _judge(self, pairs: Sequence[int], w: Tensor, label: int) -> None:
+    def _judge(
+        self,
+        pairs: Sequence[int],
+        w: Tensor,
+        label: int,
+        judge: Callable[[Generator, Gate, Tensor, int], tuple[Tensor, GateDecision]],
+    ) -> None:
         with self.judged.judging.running():
-            pixels, verdict = draw_and_judge(self.models.generator, self.gate, w, label)
+            pixels, verdict = judge(self.models.generator, self.gate, w, label)
         self.judged.pairs[label] += pairs
         self.judged.w[label].append(w)
         self.judged.pixels[label].append(pixels)

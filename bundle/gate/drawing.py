@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ from bundle.gate.gate import GateDecision
 from bundle.networks.stylegan2 import Generator
 from bundle.precision import full_fp32
 
-__all__ = ["draw_and_judge", "synthesise"]
+__all__ = ["draw_and_judge", "draw_and_judge_path", "synthesise"]
 
 # Points synthesised at once: few enough that the generator's activations fit into a core's cache.
 PART = 4
@@ -54,3 +55,26 @@ def draw_and_judge(
     """
     pixels = synthesise(generator, w)
     return pixels, gate(from_uint8(pixels).to(next(generator.parameters()).device), label)
+
+
+def draw_and_judge_path(
+    generator: Generator, gate: Callable[[Tensor, int], GateDecision], w: Tensor, label: int
+) -> tuple[Tensor, GateDecision]:
+    """Synthesises and judges the points of a path as `draw_and_judge`; its two ends never pass.
+
+    The ends are random samples that no walk has led away from patients, and nearly all images of a cohort that
+    resemble a patient are ends.
+
+    Args:
+        generator: see `draw_and_judge`.
+        gate: see `draw_and_judge`.
+        w: points of the path, both ends included, [N, w_dim].
+        label: class of the path.
+
+    Returns:
+        Pixels and decisions of all N points.
+    """
+    pixels, decision = draw_and_judge(generator, gate, w, label)
+    inner = torch.ones_like(decision.passed)
+    inner[0] = inner[-1] = False
+    return pixels, dataclasses.replace(decision, passed=decision.passed & inner)

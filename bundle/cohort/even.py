@@ -1,0 +1,33 @@
+# Copyright (c) the PLAN bundle contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Selection of a cohort's images: evenly from all walked paths, since the points of one path resemble each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["even_shares", "spread_places"]
+
+
+def even_shares(passed: Sequence[int], quota: int) -> list[int]:
+    """Divides a quota among paths: each supplies the same number of images, as far as enough of its points passed.
+
+    Args:
+        passed: number of points of each path that passed the gate.
+        quota: number of images wanted.
+
+    Returns:
+        Number of images of each path; their sum is the quota, or the sum of ``passed`` if that is less.
+    """
+    shares, left = [0] * len(passed), min(quota, sum(passed))
+    while left:
+        for path, most in enumerate(passed):
+            if left and shares[path] < most:
+                shares[path] += 1
+                left -= 1
+    return shares
+
+
+def spread_places(number: int, wanted: int) -> list[int]:
+    """Returns ``wanted`` places among ``number``, at equal distances."""
+    return [(2 * place + 1) * number // (2 * wanted) for place in range(wanted)]
