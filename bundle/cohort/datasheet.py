@@ -42,7 +42,7 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
 A generative adversarial network was trained on real images. PLAN (Pennisi et al., MICCAI 2023, arXiv 2307.02984) \
 walked between pairs of points of its latent space, {options["n_points"]} points on each path, away from places where \
 a classifier of the training patients recognises one (objective `{options["objective"]}`, seed {options["seed"]}). \
-The two ends of a path are random samples that were not walked. \
+The two ends of a path are random samples that were not walked; they are not among the images. \
 A gate of three other networks, which the walk never saw, then dropped every image in which it recognised a training \
 patient more surely than {bound} (a probability above \
 {options["threshold"]:.4g}), whose class it saw otherwise than the label says, or which is farther from real images of \
@@ -50,8 +50,8 @@ its class than {reach} (a distance above {options["farthest"]:.4g}).
 {warning}
 {table}
 
-An image can be dropped for several reasons, and images beyond the number asked for were left out: \
-the cohort holds the images of the first paths.
+An image can be dropped for several reasons. The images that passed were taken evenly from all paths, and those \
+beyond the number asked for were left out.
 
 ## What it is for
 Development, teaching and tests of software. It must not be used for diagnosis, and a model trained on it must be \
