@@ -25,6 +25,8 @@ NAME = "gate_realism"
 #: Share of the validation images, those farthest from the training images, that the threshold refuses. Images of a
 #: generator are cheap, and ruined ones costly.
 REFUSED = 0.25
+# Largest number of principal components of a class.
+MOST_COMPONENTS = 16
 
 
 @torch.no_grad()
@@ -50,15 +52,16 @@ def fit_realism(
     """
     path = Path(output_dir) / "models" / f"{NAME}.pt"
     info = weights_info(data, seed)
-    judge = RealismJudge(len(data.class_names))
     if path.exists():
         _check(path, info)
         print(f"{path} is complete and as it was written. Nothing to fit.")
         return
+    sides = {split: data.tensors(split)[:2] for split in ("train", "val", "test")}
+    judge = RealismJudge(len(data.class_names), _components(data, sides["train"][1]))
+    if not len(sides["val"][1]):
+        raise TrainingError(f"{NAME} is calibrated on val images, and the val split is empty. Give the dataset some.")
     judge.load_imagenet(efficientnet_file)
     judge.eval()
-    sides = {split: data.tensors(split)[:2] for split in ("train", "val", "test")}
-    _check_numbers(data, sides["train"][1], len(sides["val"][1]), judge.variances.shape[1])
     features = {split: judge.features(images) for split, (images, _) in sides.items() if len(images)}
     judge.fit(features["train"], sides["train"][1])
     distances = {split: _distances(judge, found, sides[split][1]) for split, found in features.items()}
@@ -83,16 +86,13 @@ def _distances(judge: RealismJudge, features: Tensor, labels: Tensor) -> Tensor:
     return found
 
 
-def _check_numbers(data: ImageData, labels: Tensor, n_val: int, components: int) -> None:
-    for label, name in enumerate(data.class_names):
-        count = int((labels == label).sum())
-        if count <= components:
-            raise TrainingError(
-                f"{NAME} describes each class by {components} principal components and needs more training images than "
-                f"that; {name} has {count}."
-            )
-    if not n_val:
-        raise TrainingError(f"{NAME} is calibrated on val images, and the val split is empty. Give the dataset some.")
+def _components(data: ImageData, labels: Tensor) -> int:
+    """Returns the number of principal components: half the images of the smallest class, at most `MOST_COMPONENTS`."""
+    counts = labels.bincount(minlength=len(data.class_names)).tolist()
+    number, name = min(zip(counts, data.class_names, strict=True))
+    if number < 2:
+        raise TrainingError(f"{NAME} needs at least 2 training images of each class; {name} has {number}.")
+    return int(min(MOST_COMPONENTS, number // 2))
 
 
 def _check(path: Path, info: dict[str, object]) -> None:

@@ -384,6 +384,10 @@ def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_fo
     assert {info["network"] for name, info in infos.items() if name.endswith("guide")} == {"Guide"}
     assert len({info["split_sha256"] for info in infos.values()}) == 1
     assert infos["gate_identity"]["scores"]["threshold"] > 0
+    realism = load_weights(tmp_path / "models" / "gate_realism.pt")[1]
+    assert realism["network"] == "RealismJudge"
+    assert realism["split_sha256"] == infos["gate_identity"]["split_sha256"]
+    infos["gate_realism"] = realism
     assert {"train", "val", "test"} == infos["class_guide"]["scores"].keys()
     text = json.dumps(infos)
     assert ".png" not in text
