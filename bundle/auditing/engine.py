@@ -200,7 +200,7 @@ class AuditEngine(StepEngine):
 
     def _conclude(self) -> Tensors:
         names = self.data.class_names
-        found = assess(self.distances, self.real.own, self.cohort.labels, names, self.seed, self._disguises())
+        found = assess(self.distances, self.real.own, self.cohort.labels, names, self.seed, self._transformed())
         identical = identical_images(self.pixels, self.real.sides)
         copies = {role: int(is_copy.sum()) for role, is_copy in identical.items()}
         rules = {
@@ -221,7 +221,7 @@ class AuditEngine(StepEngine):
         self.state.metrics.update(_metrics(found, self.verdict))
         return {}
 
-    def _disguises(self) -> TransformedCopies:
+    def _transformed(self) -> TransformedCopies:
         sides = self.real.sides
         forms = [{role: side.pixels for role, side in sides.items()}]
         cohort, plain = self.pixels, replace(self.data.modality, preprocessing="plain")
