@@ -112,6 +112,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     return down.T @ images @ across
 
 
+@lru_cache(maxsize=32)
 def _gaussian(side: int, sigma: float) -> Tensor:
     """Returns the matrix [side, side] whose rows are blurred unit impulses; edges are reflected."""
     reach = math.ceil(3.0 * sigma)

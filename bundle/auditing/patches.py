@@ -75,17 +75,15 @@ def local_correlation(pixels: Tensor, gallery: Tensor) -> Tensors:
     for block in pixels.split(ROWS):
         own = describe_cells(block).float()
         n_cells = own.any(dim=2).sum(dim=0)
-        best: Tensors = {}
-        for number, columns in enumerate(gallery.split(COLUMNS, dim=1)):
+        compared: dict[str, list[Tensor]] = {name: [] for name in LOCAL}
+        for columns in gallery.split(COLUMNS, dim=1):
             cells = torch.bmm(own, columns.float().transpose(1, 2))
             for name, correlation in zip(LOCAL, (_of_squares(cells), _reached(cells, n_cells)), strict=True):
-                value, index = correlation.max(dim=1)
-                is_better = value > best.get(name, torch.full_like(value, -2.0))
-                best[name] = torch.where(is_better, value, best.get(name, value))
-                where = f"{name}_index"
-                best[where] = torch.where(is_better, index + number * COLUMNS, best.get(where, index))
-        for key, values in best.items():
-            found[key].append(values)
+                compared[name].append(correlation)
+        for name, parts in compared.items():
+            value, index = torch.cat(parts, dim=1).max(dim=1)
+            found[name].append(value)
+            found[f"{name}_index"].append(index)
     return {key: torch.cat(parts) for key, parts in found.items()}
 
 

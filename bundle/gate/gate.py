@@ -14,7 +14,7 @@ from bundle.networks.model_set import ModelInfos, ModelSet
 from bundle.options import OptionError
 from bundle.precision import full_fp32
 
-__all__ = ["Gate", "GateDecision", "gate_farthest", "gate_threshold", "open_gate"]
+__all__ = ["Gate", "GateDecision", "gate_threshold", "open_gate"]
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,9 @@ class Gate:
         return GateDecision(~(recognised | mislabelled | unrealistic), recognised, mislabelled, unrealistic)
 
 
-def gate_threshold(models: ModelInfos) -> float:
-    """Returns the highest identity probability that passes the gate, as calibrated for gate_identity."""
-    return float(models.infos["gate_identity"]["scores"]["threshold"])
-
-
-def gate_farthest(models: ModelInfos) -> float:
-    """Returns the largest distance from real images that passes the gate, as calibrated for gate_realism."""
-    return float(models.infos["gate_realism"]["scores"]["threshold"])
+def gate_threshold(models: ModelInfos, name: str) -> float:
+    """Returns the highest value that passes the gate, as calibrated for gate_identity or gate_realism."""
+    return float(models.infos[name]["scores"]["threshold"])
 
 
 def open_gate(models: ModelSet, threshold: float | None = None, farthest: float | None = None) -> Gate:
@@ -103,6 +98,6 @@ def open_gate(models: ModelSet, threshold: float | None = None, farthest: float 
         farthest: largest distance from real images that passes, see `Gate`; None for the calibrated one.
     """
     networks = models.networks
-    chosen = gate_threshold(models) if threshold is None else threshold
-    reach = gate_farthest(models) if farthest is None else farthest
+    chosen = gate_threshold(models, "gate_identity") if threshold is None else threshold
+    reach = gate_threshold(models, "gate_realism") if farthest is None else farthest
     return Gate(networks["gate_identity"], networks["gate_class"], networks["gate_realism"], chosen, reach)

@@ -8,10 +8,10 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bundle.networks.efficientnet import CHANNELS, EfficientNetStages
+from bundle.networks.standardise import resized
 from bundle.networks.weights import register_network
 
 __all__ = ["RealismJudge"]
@@ -95,10 +95,7 @@ class RealismJudge(nn.Module):
         return self.distance(self.features(images), label)
 
     def _features(self, images: Tensor) -> Tensor:
-        if images.shape[-1] != self.side:
-            size, smaller = (self.side, self.side), images.shape[-1] > self.side
-            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=smaller)
-        maps = [x.float().flatten(2) for x in self.trunk(images)[1:]]
+        maps = [x.float().flatten(2) for x in self.trunk(resized(images, self.side))[1:]]
         return torch.cat([part for x in maps for part in (x.mean(dim=2), x.std(dim=2))], dim=1)
 
     def _distances(self, features: Tensor, label: int) -> tuple[Tensor, Tensor]:

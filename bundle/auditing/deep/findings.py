@@ -30,7 +30,7 @@ LIRA = (
 CANARIES = (
     "How often must an outlier be in the training set until the generator shows it? Exposure is the number of bits by "
     "which samples betray an outlier's rank among never-inserted ones of the same kind. Outliers are validation images "
-    "that were rotated upside down, bent and marked with random cells: patients who differ less from others may be "
+    "that were turned upside down, bent and marked with random cells: patients who differ less from others may be "
     "exposed less. One generator was trained on them, so the intervals do not hold for other trainings."
 )
 
