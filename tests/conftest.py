@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
 
@@ -22,8 +23,10 @@ from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
 from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import save_weights, write_info
+from tests.hospital import common_folder as common_folder
 from tests.hospital import hospital as hospital
 from tests.hospital import hospital_data as hospital_data
+from tests.hospital import kept_reference as kept_reference
 from tests.hospital import networks as networks
 from tests.hospital import new_cohort as new_cohort
 
@@ -53,12 +56,13 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def squeezenet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def squeezenet_file(common_folder: Path) -> Path:
     """SqueezeNet 1.1 weights as torchvision publishes them, but random: LPIPS and KID without a download."""
-    path = tmp_path_factory.mktemp("trunk") / "squeezenet1_1.pth"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(squeezenet1_1(weights=None).state_dict(), path)
+    path = common_folder / "squeezenet1_1.pth"
+    with FileLock(path.with_suffix(".lock")), torch.random.fork_rng(devices=[]):
+        if not path.exists():
+            torch.manual_seed(0)
+            torch.save(squeezenet1_1(weights=None).state_dict(), path)
     return path
 
 

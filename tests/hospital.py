@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
+from bundle.auditing.images import RealImages
+from bundle.auditing.reference import Reference
 from bundle.data import ImageData, open_dataset
 from bundle.networks.embeddings import ContrastiveEmbedding, SiameseVerifier
 from bundle.networks.weights import load_weights
@@ -65,8 +70,17 @@ def hospital_data(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="session")
-def networks(hospital_data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Networks:
-    folder = tmp_path_factory.mktemp("audit_networks")
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run share; what is written there is written under its lock."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def networks(hospital_data: ImageData, common_folder: Path) -> Networks:
+    folder = common_folder / "audit_networks"
     kinds: dict[str, type[ContrastiveEmbedding] | type[SiameseVerifier]] = {
         "audit_embedding": ContrastiveEmbedding,
         "audit_verifier": SiameseVerifier,
@@ -75,15 +89,36 @@ def networks(hospital_data: ImageData, tmp_path_factory: pytest.TempPathFactory)
     torch.set_num_threads(1)  # the same networks on machines of any number of cores
     try:
         for name, kind in kinds.items():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(role_seed(name, 0))
-                network = kind(1, side=32, widths=(16, 32, 48), dimension=32)
-            dataset = hospital_data.dataset("train")
-            AuditTrainer(name, hospital_data, dataset, network, folder, "cpu", 30, max_epochs=EPOCHS[name]).run()
+            with FileLock(common_folder / f"{name}.lock"):
+                if (folder / "models" / f"{name}.pt").exists():
+                    continue
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(role_seed(name, 0))
+                    network = kind(1, side=32, widths=(16, 32, 48), dimension=32)
+                dataset = hospital_data.dataset("train")
+                AuditTrainer(name, hospital_data, dataset, network, folder, "cpu", 30, max_epochs=EPOCHS[name]).run()
     finally:
         torch.set_num_threads(threads)
     pairs = {name: load_weights(folder / "models" / f"{name}.pt") for name in kinds}
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
+
+
+def keep_reference(monkeypatch: pytest.MonkeyPatch, common_folder: Path) -> None:
+    """Lets audits and evaluations compute once in a test run what concerns the same real images and networks alone."""
+
+    def build(real: dict[str, RealImages], networks: dict[str, torch.nn.Module], folder: Path, *rest: Any) -> Reference:
+        tensors = [tensor for side in real.values() for tensor in (side.pixels, side.patients)]
+        tensors += [tensor for network in networks.values() for tensor in network.state_dict().values()]
+        digest = sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors) + repr(rest).encode()).hexdigest()
+        return Reference(real, networks, common_folder / f"reference_{digest[:16]}", *rest)
+
+    for module in ("auditing.engine", "evaluation.setting"):
+        monkeypatch.setattr(f"bundle.{module}.Reference", build)
+
+
+@pytest.fixture
+def kept_reference(common_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_reference(monkeypatch, common_folder)
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ import mlflow
 import monai.bundle
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
+from bundle.auditing.reference import Reference
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import ARMS, LONG_ARMS
 from bundle.evaluation.pools import image_quotas
@@ -28,7 +30,7 @@ from bundle.steps import Step
 from bundle.tracking import tracking_uri
 from scripts.tools import select_settings
 from tests.conftest import ROOT, cause
-from tests.hospital import SURNAME, Networks
+from tests.hospital import SURNAME, Networks, keep_reference
 
 OPTIONS: dict[str, Any] = {
     "n_images": 40,
@@ -66,7 +68,7 @@ def do_little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def little_work(monkeypatch: pytest.MonkeyPatch, kept_reference: None) -> None:
     do_little(monkeypatch)
 
 
@@ -137,12 +139,18 @@ def run(
 
 @pytest.fixture(scope="module")
 def evaluated(
-    bundle_root: Path, hospital: Path, squeezenet_file: Path, tmp_path_factory: pytest.TempPathFactory
+    bundle_root: Path,
+    hospital: Path,
+    squeezenet_file: Path,
+    common_folder: Path,
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of a whole evaluation, and content of its results.json."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    folder = common_folder / "evaluated"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as monkeypatch:
+        if (folder / "results.json").exists():
+            return folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))
         do_little(monkeypatch)
-        folder = tmp_path_factory.mktemp("evaluated")
+        keep_reference(monkeypatch, common_folder)
         return folder, run(bundle_root, hospital, folder, squeezenet_file)
 
 
@@ -289,6 +297,7 @@ def test_killed_run_goes_on_and_says_the_same(
             computed.append(self.path.relative_to(tmp_path))
         original(self)
 
+    monkeypatch.setattr("bundle.evaluation.setting.Reference", Reference)  # nothing is kept from other evaluations
     monkeypatch.setattr(Step, "run", note)
     killer = "figures_plan seed 0"
     with pytest.raises(RuntimeError) as error:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from bundle.auditing.engine import AuditEngine
 from bundle.auditing.images import open_cohort
+from bundle.auditing.reference import Reference
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality
@@ -37,7 +38,12 @@ def strangers(n: int) -> list[np.ndarray]:
 
 @pytest.fixture
 def new_audit(
-    hospital: Path, hospital_data: ImageData, networks: Networks, squeezenet_file: Path, tmp_path: Path
+    hospital: Path,
+    hospital_data: ImageData,
+    networks: Networks,
+    squeezenet_file: Path,
+    tmp_path: Path,
+    kept_reference: None,
 ) -> Audit:
     def build(folder: Path, output_dir: Path = tmp_path / "audit", **options: Any) -> AuditEngine:
         cohort = open_cohort(folder, hospital, get_modality("xray"))
@@ -266,10 +272,10 @@ def test_instrument_that_finds_nothing_is_not_to_be_used(
 ) -> None:
     blind = networks[0]["audit_embedding"]
     weight = blind.projection.weight.detach().clone()  # type: ignore[union-attr,operator]
-    engine = new_audit(new_cohort("strangers", strangers(25)))
     torch.manual_seed(0)
     blind.projection.weight.copy_(torch.randn_like(weight) * 1e-3)  # type: ignore[union-attr,operator]
     try:
+        engine = new_audit(new_cohort("strangers", strangers(25)))
         engine.run()
     finally:
         blind.projection.weight.copy_(weight)  # type: ignore[union-attr,operator]
@@ -296,6 +302,7 @@ def test_killed_audit_goes_on_and_says_the_same(
         done.append(self.name)
         run(self)
 
+    monkeypatch.setattr("bundle.auditing.engine.Reference", Reference)  # nothing is kept from other audits
     monkeypatch.setattr(Step, "run", run_some)
     with pytest.raises(Killed):
         new_audit(planted, tmp_path / "killed").run()

@@ -84,7 +84,7 @@ def test_straight_path_is_even_and_holds_its_ends(ends: tuple[Tensor, Tensor]) -
 def test_ends_are_held_and_the_loss_falls(
     models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor], objective: Objective, cosine: bool
 ) -> None:
-    settings = WalkSettings(steps=15, learning_rate=0.005, cosine=cosine, tolerance=0.0)
+    settings = WalkSettings(steps=15, learning_rate=0.02, cosine=cosine, tolerance=0.0)
     path = walked(models, prior, ends, settings, objective, asked=guides(models, objective.clamped_gradient))
     assert path.w.shape == (3, 6, 8)
     assert path.loss_history.shape == (3, 15)
@@ -93,8 +93,8 @@ def test_ends_are_held_and_the_loss_falls(
     moved = (path.w - straight_path(*ends, 6))[:, 1:-1].norm(dim=2)
     assert float(moved.min()) > 0.0
     start, end = path.loss_history[:, 0], path.loss_history[:, -1]
-    assert bool((end < 1.05 * start).all())  # a path that starts at rest may tremble
-    assert float(end.sum()) < 0.95 * float(start.sum())
+    assert bool((end < start).all())
+    assert float(end.sum()) < 0.98 * float(start.sum())  # some paths start near their rest
     assert not path.w.requires_grad
     torch.testing.assert_close(path.terms["loss"], path.loss_history[:, -1])
 
