@@ -94,14 +94,14 @@ def test_shipped_networks_write_a_cohort(modality: str, tmp_path: Path) -> None:
     if missing:
         pytest.skip(f"needs {', '.join(missing)} in {models}, which this checkout does not have")
     overlay = [] if modality == "xray" else [str(ROOT / "configs" / f"{modality}.json")]
+    few: dict[str, Any] = {"n_images": 10, "n_points": 4, "walk_settings#steps": 20}
     monai.bundle.run(
         "generate",
         config_file=[str(ROOT / "configs" / "plan.json"), *overlay],
         bundle_root=str(ROOT),
         output_dir=str(tmp_path),
         device="cpu",
-        n_images=10,
-        n_points=4,
+        **few,
     )
     with open(tmp_path / "cohort" / "labels.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))

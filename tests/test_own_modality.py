@@ -63,6 +63,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     for module in ("assessment", "controls", "distances", "thresholds"):
         monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 40)
     monkeypatch.setattr("bundle.auditing.assessment.HALVES", 4)
+    monkeypatch.setattr("bundle.walk.distillation.HELD_OUT_LATENTS", 64)
     home = tmp_path / "cells"
     models = home / "models"
 
@@ -74,10 +75,11 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     trained: dict[str, Any] = {**real, "output_dir": str(home)}
     trunk: dict[str, Any] = {"squeezenet_file": str(squeezenet_file)}
     run("check_data", "check_data", trained)
-    kimg = {"total_kimg": 0.064, "epoch_kimg": 0.032, "measure_kimg": 0.032}
+    kimg = {"total_kimg": 0.064, "epoch_kimg": 0.032, "measure_kimg": 0.064}
     run("run", "train_gan", {**trained, **trunk, **kimg, "discriminator": "residual"})
     run("run", "train_guides", {**trained, "max_epochs": 2})
-    few = {"n_latents": 256, "n_visited": 64, "max_epochs": 1}
+    few_steps = {"walk_settings#steps": 10}
+    few = {"n_latents": 256, "n_visited": 64, "max_epochs": 1, **few_steps}
     run("run", "train_latent_guides", {"output_dir": str(home), **few})
     run("run", "train_audit", {**trained, "max_epochs": 2})
     assert json.loads((models / "generator.json").read_text(encoding="utf-8"))["modality"] == "cells"
@@ -89,7 +91,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     edit_info(models / "gate_realism.pt", scores={"threshold": 1e6})
     made: dict[str, Any] = {**real, "models_dir": str(models)}
     cohort = tmp_path / "cohort" / "cohort"
-    run("generate", "plan", {**made, "n_images": 24, "output_dir": str(cohort.parent)})
+    run("generate", "plan", {**made, **few_steps, "n_images": 24, "n_points": 5, "output_dir": str(cohort.parent)})
     manifest = json.loads((cohort / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["modality"], manifest["class_names"]) == ("cells", ["round", "square"])
     weights = manifest["configuration"]["weights"]

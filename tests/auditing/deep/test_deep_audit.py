@@ -34,7 +34,7 @@ ATTACKS = ["lira", "inversion", "canaries", "singling_out", "linkability", "infe
 
 
 @pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_draws(monkeypatch: pytest.MonkeyPatch, kept_reference: None) -> None:
     for module in ("assessment", "controls", "distances", "thresholds", "deep.attack", "deep.canaries"):
         monkeypatch.setattr(f"bundle.auditing.{module}.DRAWS", 50)
     monkeypatch.setattr("bundle.auditing.assessment.HALVES", 5)
