@@ -23,10 +23,10 @@ generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights: X-
 	  { echo "There is no configs/$(MODALITY).json. MODALITY is xray, fundus, or a file of yours there." >&2; exit 2; }
 	@$(PYTHON) -m monai.bundle run generate --config_file $(PLAN) $(ARGS)
 
-# One process for each core, each with one thread: threads that share cores wait for each other. Tests of one group run
+# One process for each core, each with one thread: threads that share cores wait for each other. Tests of one file run
 # in one process, because they share what takes minutes to make.
 test: lint  ## Check format, lint and types, then run the tests
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)  ## Check format, lint, the order of stages and types
 	$(PYTHON) -m ruff format --check

@@ -32,8 +32,6 @@ from scripts.tools import select_settings
 from tests.conftest import ROOT, cause
 from tests.hospital import SURNAME, Networks, keep_reference
 
-pytestmark = pytest.mark.xdist_group("evaluation")
-
 OPTIONS: dict[str, Any] = {
     "n_images": 40,
     "n_points": 4,

@@ -27,8 +27,6 @@ from bundle.data import DataError, ImageData, get_modality
 from bundle.steps import Step, StepProgress, Steps
 from tests.hospital import SURNAME, CohortMaker, Networks, real_image
 
-pytestmark = pytest.mark.xdist_group("hospital")
-
 Audit = Callable[..., AuditEngine]
 
 

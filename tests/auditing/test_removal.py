@@ -22,8 +22,6 @@ from tests.auditing.test_engine import few_draws as few_draws
 from tests.auditing.test_engine import new_audit as new_audit
 from tests.hospital import CohortMaker, Networks, real_image
 
-pytestmark = pytest.mark.xdist_group("hospital")
-
 COPIED = (3, 40)
 
 
