@@ -72,7 +72,7 @@ def hospital_data(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="session")
 def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this test run share; what is written there is written under its lock."""
+    """A folder that all processes of this test run share; what is written there is written under a lock or renamed."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "common"
     folder.mkdir(exist_ok=True)

@@ -14,7 +14,6 @@ import mlflow
 import monai.bundle
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 
 from bundle.auditing.reference import Reference
@@ -143,14 +142,13 @@ def evaluated(
     hospital: Path,
     squeezenet_file: Path,
     common_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of a whole evaluation, and content of its results.json."""
-    folder = common_folder / "evaluated"
-    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as monkeypatch:
-        if (folder / "results.json").exists():
-            return folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
         do_little(monkeypatch)
         keep_reference(monkeypatch, common_folder)
+        folder = tmp_path_factory.mktemp("evaluated")
         return folder, run(bundle_root, hospital, folder, squeezenet_file)
 
 
@@ -307,11 +305,10 @@ def test_killed_run_goes_on_and_says_the_same(
     first, killer = set(computed), ""
     computed.clear()
     # Another process has meanwhile done the other seed; the last one finds everything.
-    (other,) = (evaluated[0] / "private" / "evaluation").glob("*/1")
-    shutil.copytree(other, tmp_path / other.relative_to(evaluated[0]))
+    run(bundle_root, hospital, tmp_path, squeezenet_file, seeds=[1])
+    assert not first & set(computed)
     again = run(bundle_root, hospital, tmp_path, squeezenet_file)
     assert not first & set(computed)
-    assert "1" not in {path.parts[3] for path in computed}
     assert len(computed) == len(set(computed))
     assert without_times(again) == without_times(evaluated[1])
     client = mlflow.MlflowClient(tracking_uri(tmp_path))

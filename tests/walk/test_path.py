@@ -94,7 +94,7 @@ def test_ends_are_held_and_the_loss_falls(
     assert float(moved.min()) > 0.0
     start, end = path.loss_history[:, 0], path.loss_history[:, -1]
     assert bool((end < start).all())
-    assert float(end.sum()) < 0.98 * float(start.sum())  # some paths start near their rest
+    assert float(end.sum()) < 0.95 * float(start.sum())
     assert not path.w.requires_grad
     torch.testing.assert_close(path.terms["loss"], path.loss_history[:, -1])
 
