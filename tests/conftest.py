@@ -149,7 +149,9 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     thresholds = {"gate_identity": 0.999, "gate_realism": 100.0}
     for name, network in networks.items():
-        scores = {"threshold": thresholds[name]} if name in thresholds else {}
+        scores: dict[str, Any] = {"threshold": thresholds[name]} if name in thresholds else {}
+        if name == "gate_realism":
+            scores["apart"] = [0.0, 0.0]
         save_weights(network, folder / f"{name}.pt", {**info, "scores": scores})
     for name, student in students.items():
         origin = {

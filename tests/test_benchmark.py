@@ -41,7 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(passed: list[list[int]], walking: Clock, judging: Clock) -> Judged:
     """Paths of one class, with what passed of them."""
     masks = [torch.tensor(mask, dtype=torch.bool) for mask in passed]
-    verdicts = [GateDecision(mask, ~mask, *[torch.zeros_like(mask)] * 2) for mask in masks]
+    verdicts = [GateDecision(mask, ~mask, *[torch.zeros_like(mask)] * 3) for mask in masks]
     return Judged([[0]], [[]], [[]], [verdicts], steps=[3] * len(masks), walking=walking, judging=judging)
 
 

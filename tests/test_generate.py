@@ -476,7 +476,7 @@ def test_endless_cohort_says_what_it_takes_and_starts_at_once(
 
 
 def test_bar_moves_with_the_walk_and_is_full_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = WalkLedger(tmp_path, {"seed": 0}, {0: 64}, 10, 16)
+    ledger = WalkLedger(tmp_path, {"seed": 0}, {0: 64}, 10, 16, [0.0])
     ledger.open()
     assert ledger.next_block() == (0, 0)
     progress = GenerationProgress(ledger, steps=100)

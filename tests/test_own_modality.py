@@ -88,7 +88,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     assert (gate_class["epochs"], gate_class["training"]["learning_rate"]) == (2, 0.001)
 
     let_pass(models)  # networks of a few steps' training agree on hardly any class, and no image looks real
-    edit_info(models / "gate_realism.pt", scores={"threshold": 1e6})
+    edit_info(models / "gate_realism.pt", scores={"threshold": 1e6, "apart": [0.0, 0.0]})
     made: dict[str, Any] = {**real, "models_dir": str(models)}
     cohort = tmp_path / "cohort" / "cohort"
     run("generate", "plan", {**made, **few_steps, "n_images": 24, "n_points": 5, "output_dir": str(cohort.parent)})

@@ -12,6 +12,7 @@ from bundle.gate.drawing import synthesise
 from bundle.gate.gate import Gate
 from bundle.metrics.features import squeezenet_features
 from bundle.metrics.lpips import mean_pairwise, pairwise, pairwise_within
+from bundle.networks.realism import RealismJudge
 from bundle.networks.sampling import sample_images
 from bundle.precision import bf16_autocast, computes_in_bf16, full_fp32
 
@@ -99,16 +100,16 @@ class Watcher(torch.nn.Module):
         return self
 
 
-class WatchedDistance(torch.nn.Module):
+class WatchedDistance(RealismJudge):
     """A judge of realism that calls a watcher."""
 
     def __init__(self, watcher: Watcher) -> None:
-        super().__init__()
+        super().__init__(1, 1)
         self.watcher = watcher
 
-    def forward(self, images: torch.Tensor, label: int) -> torch.Tensor:
-        found: torch.Tensor = self.watcher(images)
-        return found[:, 0]
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns features of the right form that say nothing."""
+        return self.watcher(images)[:, :1].expand(-1, len(self.deviation))
 
 
 def test_what_leaves_and_what_judges_it_is_computed_in_full_fp32() -> None:

@@ -24,8 +24,8 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
     """
     options, side = manifest["configuration"], manifest["resolution"]
     dropped = [f"dropped: {reason}" for reason in ("recognised", "other class", "unrealistic")]
-    head = ["class", "images here", "judged by the gate", *dropped]
-    keys = ("images", "judged", "recognised", "mislabelled", "unrealistic")
+    head = ["class", "images here", "judged by the gate", *dropped, "passed, but near-duplicates"]
+    keys = ("images", "judged", "recognised", "mislabelled", "unrealistic", "near_duplicates")
     table = markdown_table(
         [
             head,
@@ -50,8 +50,9 @@ its class than {reach} (a distance above {options["farthest"]:.4g}).
 {warning}
 {table}
 
-An image can be dropped for several reasons. The images that passed were taken evenly from all paths, and those \
-beyond the number asked for were left out.
+An image can be dropped for several reasons. Of the images that passed, one was left out if it is nearer to another \
+image here than 19 of 20 real images are to their nearest neighbour of the same class, in features of the network that \
+judges realism. The rest were taken evenly from all paths, and those beyond the number asked for were left out.
 
 ## What it is for
 Development, teaching and tests of software. It must not be used for diagnosis, and a model trained on it must be \

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor
 
+from bundle.cohort.distinct import DistinctImages
 from bundle.cohort.even import even_shares, spread_places
 from bundle.files import content_digest, private_folder, save_tensors, sweep_temporary, write_json
 from bundle.gate.gate import GateDecision
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 # A run gives up on a class after this many times the blocks that it would take if every point passed.
 PATIENCE = 10
 # Names of the gate's decisions on each point.
-VERDICT = tuple(field.name for field in dataclasses.fields(GateDecision))
+VERDICT = tuple(field.name for field in dataclasses.fields(GateDecision) if field.name != "features")
 # Largest number of blocks assigned to a process between two synchronisations; bounds the memory of a long plan.
 DEALT = 64
 # Entry of a pair's file that binds its content to the run and to the pair.
@@ -57,6 +57,7 @@ class WalkLedger:
         quotas: number of images wanted of each class, by label.
         n_points: points per path, both ends included.
         block_size: pairs that are walked together.
+        apart: for each label the distance below which two images are near-duplicates, of which one is left out.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class WalkLedger:
         quotas: dict[int, int],
         n_points: int,
         block_size: int,
+        apart: Sequence[float],
     ) -> None:
         self.folder = Path(folder)
         self.settings = settings
@@ -77,8 +79,10 @@ class WalkLedger:
         self._claim = self.folder / "settings.json"
         self._settings_sha256 = content_digest(settings, 64)
         self._counts: dict[tuple[int, int], dict[str, int]] = {}
-        self._passed: Counter[int] = Counter()
-        self._judged = 0
+        self._distinct = {label: DistinctImages(apart[label]) for label in quotas}
+        # For each class, which points of its first pairs are kept; and what is known of pairs behind the first gap.
+        self._kept: dict[int, list[Tensor]] = {label: [] for label in quotas}
+        self._waiting: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._dealt: list[tuple[int, int]] = []
         self._current: int | None = None
 
@@ -150,10 +154,12 @@ class WalkLedger:
             path.unlink()
 
     def _note(self, label: int, index: int, record: dict[str, Tensor]) -> None:
-        before = self._counts.get((label, index), {"passed": 0, "judged": 0})  # a whole block is walked again
-        counts = self._counts[label, index] = _counted(record)
-        self._passed[label] += counts["passed"] - before["passed"]
-        self._judged += counts["judged"] - before["judged"]
+        self._counts[label, index] = _counted(record)
+        kept = self._kept[label]
+        if index >= len(kept):  # a block that is not complete is walked again, to the same outcome
+            self._waiting[label, index] = (record["features"], record["passed"])
+        while (label, len(kept)) in self._waiting:
+            kept.append(self._distinct[label].add(*self._waiting.pop((label, len(kept)))))
 
     def next_block(self) -> tuple[int, int] | None:
         """Returns the class and index of the next block for this process, or None if no more are needed.
@@ -186,7 +192,7 @@ class WalkLedger:
             while passed < quota:
                 pairs = [(label, index) for index in self._indices(block)]
                 if all(pair in self._counts for pair in pairs):
-                    number = sum(self._counts[pair]["passed"] for pair in pairs)
+                    number = sum(self._number(*pair) for pair in pairs)
                     known += number
                     passed += number
                 else:
@@ -231,40 +237,49 @@ class WalkLedger:
 
     def images(self, label: int) -> Iterator[Tensor]:
         """Yields a class's images, uint8 [H, W] or [H, W, 3], as many as its quota, evenly from all paths."""
-        passed = [self._counts[label, index]["passed"] for index in self._taken(label)]
-        shares = even_shares(passed, self.quotas[label])
-        for record, number, wanted in zip(self.records(label), passed, shares, strict=True):
-            yield from record["image"][record["passed"]][spread_places(number, wanted)]
+        kept = [self._kept[label][index] for index in self._taken(label)]
+        shares = even_shares([int(mask.sum()) for mask in kept], self.quotas[label])
+        for record, mask, wanted in zip(self.records(label), kept, shares, strict=True):
+            yield from record["image"][mask][spread_places(int(mask.sum()), wanted)]
 
     def counts(self, label: int) -> dict[str, int]:
-        """Returns the sums of the gate's decisions over the class's pairs."""
-        counts = [self._counts[label, index] for index in self._taken(label)]
-        return {key: sum(pair[key] for pair in counts) for key in ("judged", *VERDICT)}
+        """Returns sums over the class's pairs: the gate's decisions, and ``near_duplicates`` among what passed."""
+        taken = list(self._taken(label))
+        sums = {key: sum(self._counts[label, index][key] for index in taken) for key in ("judged", *VERDICT)}
+        return {**sums, "near_duplicates": sums["passed"] - sum(self._number(label, index) for index in taken)}
 
     def done(self) -> tuple[int, int]:
         """Returns the images that have passed so far, at most the quota of each class, and the images wanted."""
-        done = sum(min(self._passed[label], quota) for label, quota in self.quotas.items())
-        return done, sum(self.quotas.values())
+        wanted = sum(self.quotas.values())
+        return wanted - sum(self.missing(label) for label in self.quotas), wanted
 
     def expected(self) -> float:
         """Returns the expected number of images that the current block will add to `done`."""
         if self._current is None:
             return 0.0
-        share = sum(self._passed.values()) / self._judged if self._judged else self.released / self.n_points
+        judged = sum(counts["judged"] for counts in self._counts.values())
+        share = sum(self._number(*pair) for pair in self._counts) / judged if judged else self.released / self.n_points
         return max(0.0, min(share * self.block_size * self.n_points, self.missing(self._current)))
 
     def missing(self, label: int) -> int:
         """Returns the number of images of a class that have yet to pass."""
-        return max(0, self.quotas[label] - self._passed[label])
+        return max(0, self.quotas[label] - sum(self._number(*pair) for pair in self._counts if pair[0] == label))
+
+    def _number(self, label: int, index: int) -> int:
+        """Returns how many points of a pair are kept; as long as an earlier pair is unknown, how many passed."""
+        kept = self._kept[label]
+        return int(kept[index].sum()) if index < len(kept) else self._counts[label, index]["passed"]
 
     def _check_patience(self, label: int, quota: int, block: int, passed: int) -> None:
         needed = -(-quota // (self.released * self.block_size))
         if block >= PATIENCE * needed:
-            share = passed / (block * self.block_size * self.n_points)
+            known = [counts for (of, _), counts in self._counts.items() if of == label]
+            judged, through = (sum(counts[key] for counts in known) for key in ("judged", "passed"))
             raise CohortError(
-                f"After {block * self.block_size} paths only {passed} of {quota} images of class {label} have passed "
-                f"the gate ({share:.1%} of the points). The generator shows patients or the wrong class too often: see "
-                f"the counts of the gate in {self.folder}, train longer or ask for fewer images."
+                f"After {block * self.block_size} paths only {passed} of {quota} images of class {label} can be "
+                f"released: of {judged} points {through} passed the gate, and {through - passed} of these are "
+                f"near-duplicates of others. The generator shows patients or "
+                f"the wrong class too often, or has too little variety: train longer or ask for fewer images."
             )
 
     def _taken(self, label: int) -> Iterator[int]:
@@ -273,7 +288,7 @@ class WalkLedger:
         while passed < self.quotas[label]:
             for index in self._indices(block):
                 yield index
-                passed += self._counts[label, index]["passed"]
+                passed += self._number(label, index)
             block += 1
 
     def _indices(self, block: int) -> Sequence[int]:
@@ -326,7 +341,7 @@ def _bytes(value: Tensor) -> bytes:
 
 def _misshapen(record: dict[str, Any], n_points: int) -> str | None:
     """Returns the problem with the form of a pair's outcome (see `WalkLedger.add`), or None."""
-    missing = {"image", *VERDICT} - record.keys()
+    missing = {"image", "features", *VERDICT} - record.keys()
     if missing:
         return f"it lacks {', '.join(sorted(missing))}"
     image = record["image"]
@@ -337,7 +352,7 @@ def _misshapen(record: dict[str, Any], n_points: int) -> str | None:
     for name in VERDICT:
         if record[name].dtype != torch.bool or record[name].shape != (n_points,):
             return f"its {name} is {record[name].dtype} {list(record[name].shape)}"
-    for name in ("w", "w_linear"):
+    for name in ("features", "w", "w_linear"):
         value = record.get(name)
         if value is not None and (not value.is_floating_point() or value.ndim != 2 or len(value) != n_points):
             return f"its {name} is {value.dtype} {list(value.shape)}"

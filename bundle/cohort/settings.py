@@ -16,6 +16,7 @@ import torch
 from bundle.cohort.ledger import CohortError, WalkLedger
 from bundle.data import Modality, get_modality
 from bundle.files import content_digest
+from bundle.gate.gate import gate_apart
 from bundle.latent.pairs import pairs_per_block
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelInfos
@@ -50,6 +51,7 @@ class CohortSettings:
         weights: weights and other parameters of the objective.
         threshold: highest identity probability that passes the gate.
         farthest: largest distance from real images that passes the gate.
+        apart: for each class of the models the distance below which two images are near-duplicates.
         block_size: pairs that are walked together.
         device: type of the device that computes, ``cpu`` or ``cuda``.
         torch: version of PyTorch.
@@ -69,6 +71,7 @@ class CohortSettings:
     weights: dict[str, float]
     threshold: float
     farthest: float
+    apart: list[float]
     block_size: int
     device: str
     torch: str
@@ -162,6 +165,7 @@ def cohort_settings(
         weights=dataclasses.asdict(objective),
         threshold=threshold,
         farthest=farthest,
+        apart=gate_apart(models),
         block_size=pairs_per_block(guides, n_points),
         device=torch.device(device).type,
         torch=torch.__version__,
@@ -231,4 +235,4 @@ def plan_ledger(output_dir: str, settings: CohortSettings, class_names: Sequence
         list(class_names).index(name): share + (position < rest) for position, name in enumerate(settings.classes)
     }
     folder = Path(output_dir) / "private" / "walk"
-    return WalkLedger(folder, settings.content(), quotas, settings.n_points, settings.block_size)
+    return WalkLedger(folder, settings.content(), quotas, settings.n_points, settings.block_size, settings.apart)

@@ -113,6 +113,8 @@ class Pool:
         recognised: whether the gate recognises a training patient, bool [M].
         mislabelled: whether the gate predicts another class than the label, bool [M].
         unrealistic: whether the gate finds the image too far from real ones, bool [M].
+        kept: whether the image passes and is no near-duplicate of an earlier one that is kept, bool [M]; `generate`
+            releases only such images.
         cpu_seconds: time [M] of walk, synthesis and gate for the image, on all cores of the machine that made it.
     """
 
@@ -123,6 +125,7 @@ class Pool:
     recognised: Tensor
     mislabelled: Tensor
     unrealistic: Tensor
+    kept: Tensor
     cpu_seconds: Tensor
 
 
@@ -142,7 +145,7 @@ def select(pool: Pool, arm: Arm, quotas: Mapping[int, int] | None, n_pairs: int 
     for label in pool.labels.unique().tolist():
         chosen = pool.labels == label
         if arm.gated:
-            chosen &= pool.passed
+            chosen &= pool.kept
         if n_pairs is not None:
             chosen &= pool.pairs < n_pairs
         places = chosen.nonzero()[:, 0]
@@ -152,7 +155,7 @@ def select(pool: Pool, arm: Arm, quotas: Mapping[int, int] | None, n_pairs: int 
 
 
 def _evenly(places: Tensor, pairs: Tensor, quota: int) -> Tensor:
-    """Selects images of a class that passed the gate as `generate` does, evenly from all paths."""
+    """Selects kept images of a class as `generate` does, evenly from all paths."""
     passed = pairs.unique_consecutive(return_counts=True)[1].tolist()
     paths, shares = places.split(passed), even_shares(passed, quota)
     return torch.cat(

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from bundle.cohort.settings import default_guides, generation_networks
 from bundle.data import DataError, ImageData
-from bundle.evaluation.arms import POOLS, Pool
+from bundle.evaluation.arms import POOLS
 from bundle.evaluation.walkers import Clock, Walk, Walker, published_walk, straight_lines
 from bundle.gate.drawing import draw_and_judge
-from bundle.gate.gate import open_gate
+from bundle.gate.gate import GateDecision, gate_apart, open_gate
 from bundle.latent.pairs import pair_latents
 from bundle.latent.prior import LatentPrior
 from bundle.networks.model_set import ModelSet, load_models
 from bundle.options import OptionError
+from bundle.steps import Tensors
 from bundle.walk.objective import BalancedObjective, PublishedObjective
 from bundle.walk.path import WalkSettings
 
@@ -78,6 +79,7 @@ class PoolMaker:
         published_settings: step count, learning rate and stopping rule of the published algorithm's optimiser.
 
     Attributes:
+        apart: see `bundle.gate.gate.gate_apart`.
         settings: plain values that identify everything the images depend on, except seed and pool.
     """
 
@@ -97,7 +99,7 @@ class PoolMaker:
         self.n_points, self.long_points = n_points, long_points
         self.long_pairs, self.published_pairs = long_pairs, published_pairs
         self.prior = LatentPrior(models.generator)
-        self.gate = open_gate(models)
+        self.gate, self.apart = open_gate(models), gate_apart(models)
         self.guides = "latent" if "latent_identity" in models.networks else "image"
         if isinstance(objective, PublishedObjective):
             raise OptionError(
@@ -144,11 +146,11 @@ class PoolMaker:
             for first in range(0, pairs, size):
                 yield label, range(first, first + size if kind.grows else min(first + size, pairs))
 
-    def further(self, pool: str, part: tuple[int, range], quota: int, passed: int) -> tuple[int, range] | None:
-        """Returns the part after the last one of a class without enough images; None if too few pass the gate."""
+    def further(self, pool: str, part: tuple[int, range], quota: int, kept: int) -> tuple[int, range] | None:
+        """Returns the part after the last one of a class without enough images; None if too few are kept."""
         label, pairs = part
         made = pairs.stop * self._points(pool)
-        if not POOLS[pool].grows or (made > TRIED * quota and passed < LEAST_SHARE * made):
+        if not POOLS[pool].grows or (made > TRIED * quota and kept < LEAST_SHARE * made):
             return None
         return label, range(pairs.stop, pairs.stop + PART_PAIRS)
 
@@ -169,8 +171,8 @@ class PoolMaker:
             return self.published_pairs if kind.walk == "published" else self.long_pairs
         return -(-quota // self._points(pool))
 
-    def make(self, pool: str, seed: int, label: int, pairs: range) -> Pool:
-        """Makes one part of a pool."""
+    def make(self, pool: str, seed: int, label: int, pairs: range) -> Tensors:
+        """Makes one part of a pool: what a `Pool` has without ``kept``, and the gate's ``features``."""
         kind = POOLS[pool]
         generator = self.models.generator
         if kind.single:  # the end points themselves, as independent samples
@@ -191,13 +193,10 @@ class PoolMaker:
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(verdict, name) for verdict in verdicts]).cpu()
 
-        return Pool(
-            pixels,
-            torch.full((len(pixels),), label),
-            torch.tensor(pairs).repeat_interleave(self._points(pool)),
-            joined("passed"),
-            joined("recognised"),
-            joined("mislabelled"),
-            joined("unrealistic"),
-            torch.full((len(pixels),), cpu / len(pixels), dtype=torch.float64),
-        )
+        return {
+            "pixels": pixels,
+            "labels": torch.full((len(pixels),), label),
+            "pairs": torch.tensor(pairs).repeat_interleave(self._points(pool)),
+            **{field.name: joined(field.name) for field in dataclasses.fields(GateDecision)},
+            "cpu_seconds": torch.full((len(pixels),), cpu / len(pixels), dtype=torch.float64),
+        }

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from bundle.auditing.distances import Distances
+from bundle.cohort.distinct import DistinctImages
 from bundle.evaluation.arms import ARMS, POOLS, Pool, select
 from bundle.evaluation.setting import DRAW_SEED, Setting
 from bundle.steps import Step, Tensors
@@ -134,7 +134,7 @@ class SeedPools:
             found = int((labels == label).sum())
             if found < quota:
                 made, name = int((pool.labels == label).sum()), self.setting.data.class_names[label]
-                return f"only {found} of {made} images of {name} pass the gate, not {quota}"
+                return f"only {found} of {made} images of {name} pass the gate and are distinct, not {quota}"
         return ""
 
     def _part(self, pool: str, part: tuple[int, range], cost: float = 0.0) -> Step:
@@ -142,19 +142,24 @@ class SeedPools:
         return Step(
             f"images {pool} seed {self.seed}",
             cost,
-            lambda: asdict(self.setting.source.make(pool, self.seed, label, pairs)),
+            lambda: self.setting.source.make(pool, self.seed, label, pairs),
             self.folder / pool / f"{label}_{pairs.start:05d}.pt",
         )
 
     def _filled(self, pool: str, parts: list[tuple[int, range]], quota: int) -> list[Tensors]:
-        """Returns the given parts of a class, and further ones until enough images pass the gate."""
-        waiting, found, passed = list(parts), [], 0
+        """Returns the given parts of a class, and further ones until enough images pass the gate and are distinct."""
+        waiting, found, kept = list(parts), [], 0
+        distinct = DistinctImages(self.setting.source.apart[parts[0][0]])
         while waiting:
             part = waiting.pop(0)
-            found.append(self._part(pool, part).result())
-            passed += int(found[-1]["passed"].sum())
-            if not waiting and passed < quota:
-                further = self.setting.source.further(pool, part, quota, passed)
+            made = self._part(pool, part).result()
+            sizes = made["pairs"].unique_consecutive(return_counts=True)[1].tolist()
+            paths = zip(made.pop("features").split(sizes), made["passed"].split(sizes), strict=True)
+            made["kept"] = torch.cat([distinct.add(features, passed) for features, passed in paths])
+            found.append(made)
+            kept += int(made["kept"].sum())
+            if not waiting and kept < quota:
+                further = self.setting.source.further(pool, part, quota, kept)
                 waiting = [] if further is None else [further]
         return found
 

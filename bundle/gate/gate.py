@@ -11,27 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.model_set import ModelInfos, ModelSet
+from bundle.networks.realism import RealismJudge
 from bundle.options import OptionError
 from bundle.precision import full_fp32
 
-__all__ = ["Gate", "GateDecision", "gate_threshold", "open_gate"]
+__all__ = ["Gate", "GateDecision", "gate_apart", "gate_threshold", "open_gate"]
 
 
 @dataclass(frozen=True)
 class GateDecision:
-    """Decisions of the gate on N images, each a bool tensor [N].
+    """Decisions of the gate on N images, each a bool tensor [N], and what tells the images apart.
 
     Attributes:
         passed: whether the image may be released.
         recognised: whether gate_identity's highest probability exceeds the threshold.
         mislabelled: whether gate_class predicts another class than the label.
         unrealistic: whether gate_realism's distance from real images of the class exceeds its threshold.
+        features: standardised features of gate_realism, float16 [N, F]; similar images are near each other.
     """
 
     passed: Tensor
     recognised: Tensor
     mislabelled: Tensor
     unrealistic: Tensor
+    features: Tensor
 
 
 class Gate:
@@ -52,7 +55,7 @@ class Gate:
         self,
         gate_identity: nn.Module,
         gate_class: nn.Module,
-        gate_realism: nn.Module,
+        gate_realism: RealismJudge,
         threshold: float,
         farthest: float,
     ) -> None:
@@ -80,13 +83,28 @@ class Gate:
         # "not <=" instead of ">": comparisons with NaN are false, and NaN must not pass the gate.
         recognised = ~(self.gate_identity(images).softmax(dim=1).amax(dim=1) <= self.threshold)
         mislabelled = self.gate_class(images).argmax(dim=1) != label
-        unrealistic = ~(self.gate_realism(images, label) <= self.farthest)
-        return GateDecision(~(recognised | mislabelled | unrealistic), recognised, mislabelled, unrealistic)
+        features = self.gate_realism.features(images)
+        unrealistic = ~(self.gate_realism.distance(features, label) <= self.farthest)
+        return GateDecision(
+            ~(recognised | mislabelled | unrealistic),
+            recognised,
+            mislabelled,
+            unrealistic,
+            self.gate_realism.standardised(features).half(),
+        )
 
 
 def gate_threshold(models: ModelInfos, name: str) -> float:
     """Returns the highest value that passes the gate, as calibrated for gate_identity or gate_realism."""
     return float(models.infos[name]["scores"]["threshold"])
+
+
+def gate_apart(models: ModelInfos) -> list[float]:
+    """Returns for each class the distance of `GateDecision.features` below which two images count as near-duplicates.
+
+    It is the 5th percentile of the distances between real images of the class and their nearest neighbours.
+    """
+    return [float(value) for value in models.infos["gate_realism"]["scores"]["apart"]]
 
 
 def open_gate(models: ModelSet, threshold: float | None = None, farthest: float | None = None) -> Gate:
@@ -97,7 +115,8 @@ def open_gate(models: ModelSet, threshold: float | None = None, farthest: float 
         threshold: highest identity probability that passes, see `Gate`; None for the calibrated one.
         farthest: largest distance from real images that passes, see `Gate`; None for the calibrated one.
     """
-    networks = models.networks
+    networks, judge = models.networks, models.networks["gate_realism"]
+    assert isinstance(judge, RealismJudge)
     chosen = gate_threshold(models, "gate_identity") if threshold is None else threshold
     reach = gate_threshold(models, "gate_realism") if farthest is None else farthest
-    return Gate(networks["gate_identity"], networks["gate_class"], networks["gate_realism"], chosen, reach)
+    return Gate(networks["gate_identity"], networks["gate_class"], judge, chosen, reach)

@@ -35,7 +35,7 @@ COMMON = {
 REQUIRED = ("modality", "resolution", "channels", "class_names", "split_sha256", "seed", "scores")
 REQUIRED_OF = {
     "gate_identity": ("scores.threshold",),
-    "gate_realism": ("scores.threshold",),
+    "gate_realism": ("scores.threshold", "scores.apart"),
     "latent_identity": ("training.generator_sha256", "training.teacher_sha256", "cpu_seconds"),
     "latent_class": ("training.generator_sha256", "training.teacher_sha256"),
     "audit_embedding": ("seen",),
@@ -170,4 +170,6 @@ def _role_problem(name: str, info: dict[str, Any]) -> str | None:
     threshold = info["scores"].get("threshold")
     if name == "gate_identity" and not 0.0 < threshold <= 1.0:
         return f"its threshold is {threshold}, not a probability in (0, 1]"
+    if name == "gate_realism" and len(info["scores"]["apart"]) != len(info["class_names"]):
+        return f"its scores.apart are {info['scores']['apart']}, not a number for each class"
     return None

@@ -86,6 +86,10 @@ class RealismJudge(nn.Module):
             self.variances[label] = (values[:count].square() / len(own)).float()
             self.typical[label] = torch.stack(self._distances(own * self.deviation, label), dim=1).median(dim=0).values
 
+    def standardised(self, features: Tensor) -> Tensor:
+        """Divides features [N, 304] by their standard deviation over the training images."""
+        return features / self.deviation
+
     def distance(self, features: Tensor, label: int) -> Tensor:
         """Returns the distance [N] of features [N, 304] from the real images of a class; 1 is typical of these."""
         return (torch.stack(self._distances(features, label), dim=1) / self.typical[label]).mean(dim=1)

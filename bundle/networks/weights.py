@@ -320,6 +320,10 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "preprocessing": (_is_text, "a text"),
     "resolution": (lambda value: _is_count(value) and value > 0, "a whole number above 0"),
     "scores": (_is_dict, "a dictionary"),
+    "scores.apart": (
+        lambda value: isinstance(value, list) and all(_is_number(part) and part >= 0 for part in value),
+        "a list of numbers of at least 0",
+    ),
     "scores.threshold": (_is_number, "a number"),
     "seed": (_is_count, "a whole number of at least 0"),
     "seen": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of texts"),

@@ -22,6 +22,8 @@ __all__ = ["NAME", "REFUSED", "fit_realism"]
 
 #: Name of the weight file.
 NAME = "gate_realism"
+#: Share of the training images whose nearest neighbour of the same class counts as a near-duplicate.
+NEAR = 0.05
 #: Share of the validation images, those farthest from the training images, that the threshold refuses. Images of a
 #: generator are cheap, and ruined ones costly.
 REFUSED = 0.25
@@ -68,6 +70,7 @@ def fit_realism(
     threshold = float(distances["val"].double().quantile(1.0 - REFUSED))
     scores = {
         "threshold": threshold,
+        "apart": _apart(judge.standardised(features["train"]), sides["train"][1]),
         **{
             split: {"n": len(found), "refused": float((found > threshold).double().mean())}
             for split, found in distances.items()
@@ -83,6 +86,15 @@ def _distances(judge: RealismJudge, features: Tensor, labels: Tensor) -> Tensor:
     found = torch.zeros(len(labels))
     for label in labels.unique().tolist():
         found[labels == label] = judge.distance(features[labels == label], label)
+    return found
+
+
+def _apart(features: Tensor, labels: Tensor) -> list[float]:
+    """Returns for each class the `NEAR` quantile of the distances to the nearest other image of the class."""
+    found = []
+    for label in labels.unique().tolist():
+        distances = torch.cdist(features[labels == label], features[labels == label]).fill_diagonal_(float("inf"))
+        found.append(float(distances.amin(dim=1).double().quantile(NEAR)))
     return found
 
 

@@ -10,7 +10,7 @@ CONFIGURATION = {"n_images": 1, "n_points": 5, "objective": "balanced", "seed": 
 
 
 def test_names_and_licence_are_no_markup() -> None:
-    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0, "unrealistic": 0}
+    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0, "unrealistic": 0, "near_duplicates": 0}
     manifest = {
         "configuration": CONFIGURATION | {"threshold": 0.25},
         "modality": "<b>xray</b>",
@@ -20,13 +20,13 @@ def test_names_and_licence_are_no_markup() -> None:
     text = datasheet(manifest, "CC\n# Approved for diagnosis\n<script>x</script>")
     assert "<" not in text
     assert "\n# Approved" not in text
-    assert "| a\\|&lt;img src=x onerror=alert(1)&gt; | 1 | 2 | 1 | 0 | 0 |" in text
+    assert "| a\\|&lt;img src=x onerror=alert(1)&gt; | 1 | 2 | 1 | 0 | 0 | 0 |" in text
     assert "above 0.25" in text
     assert "above 1.5" in text
 
 
 def test_a_changed_configuration_is_told() -> None:
-    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0, "unrealistic": 0}
+    counts = {"images": 1, "judged": 2, "recognised": 1, "mislabelled": 0, "unrealistic": 0, "near_duplicates": 0}
     configuration: dict[str, Any] = dict(CONFIGURATION)
     manifest = {"configuration": configuration, "modality": "xray", "resolution": 32, "gate": {"normal": counts}}
     assert "configuration was changed" not in datasheet(manifest, "CC")

@@ -21,20 +21,26 @@ N = 6
 SETTINGS: dict[str, Any] = {"seed": 0, "classes": [0, 1], "models": {"generator": "ab"}}
 
 
-def ledger(tmp_path: Path, quotas: dict[int, int] | None = None, **settings: Any) -> WalkLedger:
+def ledger(tmp_path: Path, quotas: dict[int, int] | None = None, apart: float = 0.0, **settings: Any) -> WalkLedger:
     made = WalkLedger(
-        tmp_path / "private" / "walk", {**SETTINGS, **settings}, {0: 5, 1: 3} if quotas is None else quotas, N, 2
+        tmp_path / "private" / "walk",
+        {**SETTINGS, **settings},
+        {0: 5, 1: 3} if quotas is None else quotas,
+        N,
+        2,
+        apart=[apart, apart],
     )
     made.open()
     return made
 
 
 def record(passed: list[int], value: int = 0) -> dict[str, Tensor]:
-    """A pair whose inner images are grey of the given value plus their number."""
+    """A pair whose inner images are grey of the given value plus their number, which is their only feature as well."""
     mask = torch.tensor([0, *passed, 0], dtype=torch.bool)
     image = (torch.arange(N) - 1 + value).byte().view(N, 1, 1).expand(N, 2, 2).clone()
     other = torch.zeros(N, dtype=torch.bool)
-    return {"image": image, "passed": mask, "recognised": ~mask, "mislabelled": other, "unrealistic": other}
+    decisions = {"passed": mask, "recognised": ~mask, "mislabelled": other, "unrealistic": other}
+    return {"image": image, "features": image[:, 0, :1].half(), **decisions}
 
 
 def walk_on(book: WalkLedger, passed: list[int]) -> list[tuple[int, int]]:
@@ -68,8 +74,47 @@ def test_images_are_those_that_passed_evenly_from_all_pairs(tmp_path: Path) -> N
 def test_counts_are_of_the_blocks_that_the_images_come_from(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     walk_on(book, [1, 0, 0, 1])
-    assert book.counts(0) == {"judged": 24, "passed": 8, "recognised": 16, "mislabelled": 0, "unrealistic": 0}
-    assert book.counts(1) == {"judged": 12, "passed": 4, "recognised": 8, "mislabelled": 0, "unrealistic": 0}
+    assert book.counts(0) == {
+        "judged": 24,
+        "passed": 8,
+        "recognised": 16,
+        "mislabelled": 0,
+        "unrealistic": 0,
+        "near_duplicates": 0,
+    }
+    assert book.counts(1) == {
+        "judged": 12,
+        "passed": 4,
+        "recognised": 8,
+        "mislabelled": 0,
+        "unrealistic": 0,
+        "near_duplicates": 0,
+    }
+
+
+def test_near_duplicates_on_any_path_are_replaced(tmp_path: Path) -> None:
+    book = ledger(tmp_path, {0: 7}, apart=0.5)
+    values = iter([0, 2, 0, 10])  # the third path repeats the first, and the second half of it
+    while (wanted := book.next_block()) is not None:
+        for index in (2 * wanted[1], 2 * wanted[1] + 1):
+            book.add(0, index, record([1, 1, 1, 1], value=next(values)))
+    shown = [int(image[0, 0]) for image in book.images(0)]
+    assert len(set(shown)) == len(shown) == 7
+    assert set(shown) < {0, 1, 2, 3, 4, 5, 10, 11, 12, 13}
+    assert book.counts(0)["near_duplicates"] == 6
+    again = ledger(tmp_path, {0: 7}, apart=0.5)
+    assert again.next_block() is None
+    assert [int(image[0, 0]) for image in again.images(0)] == shown
+
+
+def test_a_gap_among_the_pairs_changes_no_choice(tmp_path: Path) -> None:
+    book = ledger(tmp_path, {0: 3}, apart=0.5)
+    walk_on(book, [1, 1, 0, 0])
+    shown = [int(image[0, 0]) for image in book.images(0)]
+    (tmp_path / "private" / "walk" / "pair_0_000000.pt").unlink()
+    again = ledger(tmp_path, {0: 3}, apart=0.5)
+    assert walk_on(again, [1, 1, 0, 0]) == [(0, 0)]
+    assert [int(image[0, 0]) for image in again.images(0)] == shown
 
 
 def test_broken_off_run_is_taken_up_where_it_was(tmp_path: Path) -> None:
@@ -118,7 +163,7 @@ def test_settings_are_compared_as_json_keeps_them(tmp_path: Path) -> None:
 
 def test_gate_that_lets_nothing_pass_ends_the_walk(tmp_path: Path) -> None:
     book = ledger(tmp_path, {0: 20})  # three blocks of eight if every point passed
-    with pytest.raises(CohortError, match=r"After 60 paths only 0 of 20 images of class 0 .*0\.0% of the points"):
+    with pytest.raises(CohortError, match=r"After 60 paths only 0 of 20 images of class 0 .*of 360 points 0 passed the gate"):
         walk_on(book, [0, 0, 0, 0])
     assert len(list(tmp_path.rglob("pair_*.pt"))) == 3 * PATIENCE * 2
 
