@@ -487,8 +487,8 @@ def test_bar_moves_with_the_walk_and_is_full_only_at_the_end(tmp_path: Path, mon
             progress.step(torch.zeros(1))
             shown.append(progress._bar.n)
         for index in range(16):
-            passed = torch.ones(10, dtype=torch.bool)
-            ledger.add(0, index, {"image": torch.zeros(10, 2, 2).byte(), **dict.fromkeys(VERDICT, passed)})
+            record = {"image": torch.zeros(10, 2, 2).byte(), "features": torch.zeros(10, 1)}
+            ledger.add(0, index, {**record, **dict.fromkeys(VERDICT, torch.ones(10, dtype=torch.bool))})
 
     engine = Engine(walk)
     progress.attach(engine)

@@ -163,7 +163,8 @@ def test_settings_are_compared_as_json_keeps_them(tmp_path: Path) -> None:
 
 def test_gate_that_lets_nothing_pass_ends_the_walk(tmp_path: Path) -> None:
     book = ledger(tmp_path, {0: 20})  # three blocks of eight if every point passed
-    with pytest.raises(CohortError, match=r"After 60 paths only 0 of 20 images of class 0 .*of 360 points 0 passed the gate"):
+    expected = r"After 60 paths only 0 of 20 images of class 0 .*of 360 points 0 passed the gate"
+    with pytest.raises(CohortError, match=expected):
         walk_on(book, [0, 0, 0, 0])
     assert len(list(tmp_path.rglob("pair_*.pt"))) == 3 * PATIENCE * 2
 

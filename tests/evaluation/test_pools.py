@@ -31,14 +31,14 @@ def test_inner_points_are_spread_evenly_and_never_ends() -> None:
 @pytest.mark.parametrize(("whole", "single"), [("lines", "line_points"), ("walks", "walk_points")])
 def test_one_point_of_the_same_path_is_kept(maker: PoolMaker, whole: str, single: str) -> None:
     paths, points = (maker.make(pool, 0, 1, range(4, 10)) for pool in (whole, single))
-    assert points.pairs.tolist() == list(range(4, 10))
+    assert points["pairs"].tolist() == list(range(4, 10))
     for row, pair in enumerate(range(4, 10)):
-        expected = paths.pixels[paths.pairs == pair][inner_point(0, 1, pair, 5)]
-        assert (points.pixels[row].int() - expected.int()).abs().max() <= 1  # other blocks may round otherwise
-    assert bool((points.cpu_seconds > 0).all())
+        expected = paths["pixels"][paths["pairs"] == pair][inner_point(0, 1, pair, 5)]
+        assert (points["pixels"][row].int() - expected.int()).abs().max() <= 1  # other blocks may round otherwise
+    assert bool((points["cpu_seconds"] > 0).all())
 
 
 def test_paths_of_two_points_get_an_inner_one(toy_models: Path) -> None:
     models, settings = evaluation_models(str(toy_models), "cpu"), WalkSettings(steps=1)
     maker = PoolMaker(models, 2, 6, 2, 0, BalancedObjective(), settings, PublishedObjective(), settings)
-    assert len(maker.make("line_points", 0, 0, range(3)).pixels) == 3
+    assert len(maker.make("line_points", 0, 0, range(3))["pixels"]) == 3
