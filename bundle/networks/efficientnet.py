@@ -62,8 +62,10 @@ class _Convolution(nn.Module):
         size, stride = self.weight.shape[-1], self.stride
         # The total padding that gives an output of side / stride; an odd one has its larger half at the end.
         down, across = (max((-(-side // stride) - 1) * stride + size - side, 0) for side in x.shape[-2:])
-        x = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
-        return F.conv2d(x, self.weight, self.bias, stride=stride, groups=self.groups)
+        padding = (down // 2, across // 2)
+        if down % 2 or across % 2:  # conv2d itself pads both ends alike
+            x, padding = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2)), (0, 0)
+        return F.conv2d(x, self.weight, self.bias, stride=stride, padding=padding, groups=self.groups)
 
     def fill(self, state: dict[str, Tensor], convolution: str, norm: str) -> None:
         """Loads a convolution and the batch norm that follows it."""
@@ -82,8 +84,8 @@ class _Block(nn.Module):
         self.is_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.is_residual else y
 
     def fill(self, state: dict[str, Tensor], name: str) -> None:
@@ -130,7 +132,9 @@ class EfficientNetStages(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Maps images [B, 1 or 3, H, W] in [-1, 1] to feature maps, [B, 24, H/4, W/4] to [B, 112, H/16, W/16]."""
         pixels = (image.expand(-1, 3, -1, -1) + 1.0) * 127.5
-        x = F.relu6(self.stem((pixels - 127.0) / 128.0))
+        # Depthwise convolutions take half the time on a CPU with the channels last.
+        x = ((pixels - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
+        x = F.relu6(self.stem(x), inplace=True)
         features = []
         for number, block in enumerate(self.blocks):
             x = block(x)

@@ -20,8 +20,8 @@ __all__ = ["RealismJudge"]
 FEATURES = 2 * sum(CHANNELS[1:])
 # Lower bound of a feature's standard deviation, as a share of the mean one.
 FLOOR = 1e-3
-# Images whose features are computed at once.
-BLOCK = 32
+# Images whose features are computed at once; more do not fit into a core's cache.
+BLOCK = 8
 
 
 @register_network
