@@ -30,6 +30,10 @@ from bundle.training.variety import VarietyLoss
 
 __all__ = ["StyleGAN2Trainer", "balanced_loader", "default_r1_gamma", "prepare_gan_batch"]
 
+# Iterations between two evaluations of the loss on variety, which costs as much as a step of the discriminator. As with
+# lazy R1 (StyleGAN2, section 3.1), its weight makes up for the iterations without it.
+VARIETY_INTERVAL = 4
+
 
 def default_r1_gamma(resolution: int, batch_size: int) -> float:
     """Returns the heuristic R1 weight 0.0002 resolution^2 / batch size (Karras et al., NeurIPS 2020, appendix C)."""
@@ -228,8 +232,8 @@ class StyleGAN2Trainer(ResumableTrainer):
         self.discriminator.requires_grad_(False)
         with self._autocast():
             loss = generator_loss(self.inferer(self.augment(fakes), self.discriminator, label))
-            if self.variety > 0.0:
-                loss = loss + self.variety * self._variety_loss(fakes, reals, label)
+            if self.variety > 0.0 and (number - 1) % VARIETY_INTERVAL == 0:
+                loss = loss + VARIETY_INTERVAL * self.variety * self._variety_loss(fakes, reals, label)
         loss.backward()
         self.discriminator.requires_grad_(True)
         require_finite_gradients(self.generator, "the generator", number)
