@@ -22,7 +22,10 @@ __all__ = ["LPIPS_TRUNK", "embed", "lpips_model", "mean_pairwise", "nearest", "p
 LPIPS_TRUNK = "LPIPS (SqueezeNet 1.1, v0.1)"
 """Name of this variant of LPIPS, for the labels of all figures that report it."""
 
-_BATCH = 32
+# Images that are compared with the kept ones at once; larger matrix products are faster.
+_BATCH = 64
+# Images that pass through the network at once; the feature maps of more do not fit into a core's cache.
+_BLOCK = 8
 _MEMORY = 512 * 2**20
 
 
@@ -71,11 +74,14 @@ def embed(images: Tensor, model: lpips.LPIPS) -> Tensor:
     Returns:
         Vectors ``[N, D]``, float32; D is about 119 000 at 64 px and 522 000 at 128 px.
     """
+    return torch.cat([_embedded(block, model) for block in as_rgb(images).float().split(_BLOCK)])
+
+
+def _embedded(images: Tensor, model: lpips.LPIPS) -> Tensor:
     import lpips
 
     parts = []
-    layers = model.net(model.scaling_layer(as_rgb(images).float()))
-    for features, linear in zip(layers, model.lins, strict=True):
+    for features, linear in zip(model.net(model.scaling_layer(images)), model.lins, strict=True):
         weight = linear.model[-1].weight
         scale = (weight / features[0, 0].numel()).sqrt()
         parts.append((lpips.normalize_tensor(features) * scale).flatten(1))
