@@ -112,8 +112,8 @@ class SeedEstimates:
         setting, logits = self.setting, self.classifiers.logits(JUDGE)
         if arm == JUDGE:
             return logits["logits"][len(setting.train.pixels) :], setting.test.labels, setting.test_draws
-        distances, chosen = self.pools.distances(setting.arms[arm].pool), self.pools.chosen(arm)
-        draws = patient_draws(distances.groups[chosen], DRAWS, DRAW_SEED, distances.n_groups)
+        groups, n_groups = self.pools.groups(setting.arms[arm].pool)
+        draws = patient_draws(groups[self.pools.chosen(arm)], DRAWS, DRAW_SEED, n_groups)
         return logits[arm], self.pools.images(arm)[1], draws
 
     def _of_cohort(self, arm: str) -> dict[str, Estimate]:
@@ -161,12 +161,12 @@ class SeedEstimates:
     def _cost(self, arm: str) -> Estimate:
         """Estimates the CPU seconds of a released image: those of all images up to the last one that an arm takes."""
         pool, chosen = self.pools.arm_pool(arm), self.pools.chosen(arm)
-        distances = self.pools.distances(self.setting.arms[arm].pool)
+        groups, n_groups = self.pools.groups(self.setting.arms[arm].pool)
         places, labels = torch.arange(len(pool.labels)), pool.labels[chosen]
         ends = {label: int(chosen[labels == label].max()) for label in labels.unique().tolist()}
         made = torch.cat([places[(pool.labels == label) & (places <= end)] for label, end in ends.items()])
         seconds, taken = pool.cpu_seconds[made].numpy(), torch.isin(made, chosen).double().numpy()
-        draws = patient_draws(distances.groups[made], DRAWS, DRAW_SEED, distances.n_groups)
+        draws = patient_draws(groups[made], DRAWS, DRAW_SEED, n_groups)
         with np.errstate(divide="ignore"):
             replicates = np.array([seconds[draw].sum() / taken[draw].sum() for draw in draws])
         return estimate(seconds.sum() / len(chosen), np.where(np.isinf(replicates), np.nan, replicates), len(chosen))
@@ -193,7 +193,7 @@ class SeedEstimates:
         kind = self.setting.arms[arm]
         paths = self.pools.curves(kind.pool)
         chosen = paths["pairs"] < (self.setting.source.published_pairs if kind.common else len(paths["pairs"]))
-        n_groups = self.pools.distances(kind.pool).n_groups
+        n_groups = self.pools.groups(kind.pool)[1]
         draws = patient_draws(paths["groups"][chosen], DRAWS, DRAW_SEED, n_groups)
         found = {}
         for key, name in (("smoothness", "smoothness"), ("variety", "path_variety")):

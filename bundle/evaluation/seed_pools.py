@@ -47,7 +47,7 @@ class SeedPools:
             yield Step(
                 f"distances {name} seed {self.seed}",
                 cost,
-                lambda name=name: self._visit(self.distances(name)),  # type: ignore[misc]
+                lambda name=name: self._visit(self.distances(name) if len(self.used(name)) else None),  # type: ignore[misc]
             )
             if POOLS[name].long:
                 yield self._paths_step(name, 25.0 * n)
@@ -71,25 +71,37 @@ class SeedPools:
         return self._pools[name]
 
     def distances(self, name: str) -> Distances:
-        """Returns the distances of a pool, whose groups are pairs with the same numbers in all pools compared."""
+        """Returns the distances of those images of a pool that an arm contains, see `used`."""
         if name not in self._distances:
-            pool = self.pool(name)
-            distances = Distances(pool.pixels, self.setting.reference, self.folder / name, DRAW_SEED)
+            pool, used = self.pool(name), self.used(name)
+            groups, n_groups = self.groups(name)
+            distances = Distances(
+                pool.pixels[used], self.setting.reference, self.folder / name, DRAW_SEED, groups[used], n_groups
+            )
             for step in distances.block_steps():  # distances within a set are computed per arm
                 step.run()
-            kind = POOLS[name]
-            compared = [
-                arm
-                for arm, other in self.setting.arms.items()
-                if other.pool and POOLS[other.pool].numbering == kind.numbering
-            ]
-            reached = torch.cat([self.arm_pool(arm).pairs[self.chosen(arm)] for arm in compared])
-            n_pairs = 1 + max(reached.tolist(), default=0)
-            # Pairs beyond the last that an arm uses need no number of their own, since they are in no bootstrap draw.
-            distances.groups = pool.labels * n_pairs + pool.pairs.clamp_max(n_pairs - 1)
-            distances.n_groups = n_pairs * len(self.setting.quotas)
             self._distances[name] = distances
         return self._distances[name]
+
+    def used(self, name: str) -> Tensor:
+        """Returns the indices of the images of a pool that at least one arm contains, in ascending order."""
+        return torch.cat([self.chosen(arm) for arm, kind in self.setting.arms.items() if kind.pool == name]).unique()
+
+    def groups(self, name: str) -> tuple[Tensor, int]:
+        """Returns the number of the group of each image of a pool, and the number of groups.
+
+        A group is a pair of end points of a class, which has the same number in all pools that are compared.
+        """
+        pool, kind = self.pool(name), POOLS[name]
+        compared = [
+            arm
+            for arm, other in self.setting.arms.items()
+            if other.pool and POOLS[other.pool].numbering == kind.numbering
+        ]
+        reached = torch.cat([self.arm_pool(arm).pairs[self.chosen(arm)] for arm in compared])
+        n_pairs = 1 + max(reached.tolist(), default=0)
+        # Pairs beyond the last that an arm uses need no number of their own, since they are in no bootstrap draw.
+        return pool.labels * n_pairs + pool.pairs.clamp_max(n_pairs - 1), n_pairs * len(self.setting.quotas)
 
     def curves(self, name: str) -> Tensors:
         """Returns measures of the P long paths of a pool, with N points each.
@@ -119,8 +131,9 @@ class SeedPools:
 
     def cohort(self, arm: str) -> Distances:
         """Returns the images of an arm as a cohort, with the distances within it."""
-        distances = self.distances(self.setting.arms[arm].pool)
-        part = distances.of(self.chosen(arm), self.folder / arm, DRAW_SEED)
+        pool = self.setting.arms[arm].pool
+        members = torch.searchsorted(self.used(pool), self.chosen(arm))
+        part = self.distances(pool).of(members, self.folder / arm, DRAW_SEED)
         part.within_step().run()
         return part
 
@@ -182,6 +195,6 @@ class SeedPools:
         }
 
     @staticmethod
-    def _visit(made: Pool | Distances) -> Tensors:
+    def _visit(made: Pool | Distances | None) -> Tensors:
         """Returns an empty result, since pools and distances stay in memory until `release`."""
         return {}

@@ -30,7 +30,7 @@ from bundle.files import content_digest
 __all__ = ["DRAW_SEED", "Setting", "evaluation_images"]
 
 # Format version of the kept results; to be increased whenever their content changes.
-FORMAT = 10
+FORMAT = 11
 #: Seed of all bootstrap draws, equal for all arms and seeds so that these can be compared draw by draw.
 DRAW_SEED = 0
 
