@@ -12,6 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundle.commands import Evaluate
+from bundle.evaluation.selection import ARM
 from bundle.evaluation.setting import Setting
 from bundle.options import validate
 
@@ -104,4 +105,5 @@ def open_setting(
     parser["setting#real"] = judged if first is None else first.real
     setting = parser.get_parsed_content("setting")
     assert isinstance(setting, Setting)
+    setting.arms = {ARM: setting.arms[ARM]}  # no other arm's images are made
     return setting

@@ -26,7 +26,7 @@ from bundle.evaluation.utility import accuracy_estimates
 from bundle.markup import markdown_table, markdown_text
 from bundle.metrics.copies import copy_threshold
 
-__all__ = ["CRITERIA", "Choice", "Criterion", "choice_tables", "choose", "measure_candidate"]
+__all__ = ["ARM", "CRITERIA", "Choice", "Criterion", "choice_tables", "choose", "measure_candidate"]
 
 #: Reasons other than a criterion to drop a candidate: too few images for a seed, or a measure that is not a number.
 GATE, MISSING = "gate", "missing"
