@@ -25,12 +25,13 @@ from bundle.cohort.even import even_shares, spread_places
 from bundle.files import content_digest, private_folder, save_tensors, sweep_temporary, write_json
 from bundle.gate.gate import GateDecision
 
-__all__ = ["CohortError", "WalkLedger", "differing_keys"]
+__all__ = ["LEAST_SHARE", "CohortError", "WalkLedger", "differing_keys"]
 
 logger = logging.getLogger(__name__)
 
-# A run gives up on a class after this many times the blocks that it would take if every point passed.
-PATIENCE = 10
+# A run gives up on a class after PATIENCE times the blocks that it would take if every point could be released, once
+# less than LEAST_SHARE of the points can be.
+PATIENCE, LEAST_SHARE = 10, 0.02
 # Names of the gate's decisions on each point.
 VERDICT = tuple(field.name for field in dataclasses.fields(GateDecision) if field.name != "features")
 # Largest number of blocks assigned to a process between two synchronisations; bounds the memory of a long plan.
@@ -271,10 +272,10 @@ class WalkLedger:
         return int(kept[index].sum()) if index < len(kept) else self._counts[label, index]["passed"]
 
     def _check_patience(self, label: int, quota: int, block: int, passed: int) -> None:
+        known = [counts for (of, _), counts in self._counts.items() if of == label]
+        judged, through = (sum(counts[key] for counts in known) for key in ("judged", "passed"))
         needed = -(-quota // (self.released * self.block_size))
-        if block >= PATIENCE * needed:
-            known = [counts for (of, _), counts in self._counts.items() if of == label]
-            judged, through = (sum(counts[key] for counts in known) for key in ("judged", "passed"))
+        if block >= PATIENCE * needed and passed < LEAST_SHARE * judged:
             raise CohortError(
                 f"After {block * self.block_size} paths only {passed} of {quota} images of class {label} can be "
                 f"released: of {judged} points {through} passed the gate, and {through - passed} of these are "

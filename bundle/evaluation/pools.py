@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bundle.cohort.ledger import LEAST_SHARE
 from bundle.cohort.settings import default_guides, generation_networks
 from bundle.data import DataError, ImageData
 from bundle.evaluation.arms import POOLS
@@ -29,8 +30,8 @@ __all__ = ["PoolMaker", "evaluation_models", "image_quotas"]
 
 # Number of pairs of a class that form a part, whose images are made and kept together.
 PART_PAIRS = 16
-# A class stops growing once it has more than TRIED times the images of an arm and less than LEAST_SHARE of them passed.
-LEAST_SHARE, TRIED = 0.05, 4
+# A class stops growing once it has more than TRIED times the images of an arm, and less than LEAST_SHARE are released.
+TRIED = 4
 
 
 def evaluation_models(models_dir: str, device: str) -> ModelSet:

@@ -43,14 +43,14 @@ def record(passed: list[int], value: int = 0) -> dict[str, Tensor]:
     return {"image": image, "features": image[:, 0, :1].half(), **decisions}
 
 
-def walk_on(book: WalkLedger, passed: list[int]) -> list[tuple[int, int]]:
-    """Walks until there is enough; every path lets the same points pass."""
+def walk_on(book: WalkLedger, passed: list[int], every: int = 1) -> list[tuple[int, int]]:
+    """Walks until there is enough; one path of so many lets these points pass, the others none."""
     blocks = []
     while (wanted := book.next_block()) is not None:
         blocks.append(wanted)
         label, block = wanted
         for index in (2 * block, 2 * block + 1):
-            book.add(label, index, record(passed, value=10 * index))
+            book.add(label, index, record(passed if index % every == 0 else [0] * (N - 2), value=10 * index))
     return blocks
 
 
@@ -167,6 +167,12 @@ def test_gate_that_lets_nothing_pass_ends_the_walk(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match=expected):
         walk_on(book, [0, 0, 0, 0])
     assert len(list(tmp_path.rglob("pair_*.pt"))) == 3 * PATIENCE * 2
+
+
+def test_a_gate_that_lets_little_pass_only_takes_longer(tmp_path: Path) -> None:
+    book = ledger(tmp_path, {0: 12})  # two blocks of eight if every point passed
+    assert len(walk_on(book, [1, 1, 1, 1], every=20)) == 2 * PATIENCE + 1
+    assert book.done() == (12, 12)
 
 
 def test_only_tensors_are_kept_and_no_half_file(tmp_path: Path) -> None:
