@@ -119,6 +119,7 @@ class TrainGan(Tracked, RealImagesOptions):
     r1_gamma: Unsigned
     variety: Unsigned
     calibrate: bool
+    draw_extra: bool
     ema_kimg: Positive
     augment: Annotated[str, one_of(("adaptive", "fixed"))]
     augment_p: Annotated[float, Field(ge=0, le=1)]

@@ -79,9 +79,10 @@ def format_summary(report: CheckReport) -> str:
         numbers = [counts[label, split] for split in splits]
         rows.append((f"{label} {name}", *map(str, numbers), str(sum(numbers))))
     patients = len({record.patient_id for record in records})
-    origin = "given by the data" if any(record.split for record in records) else ""
+    given = {record.split for record in records} - {None}
+    origin = "given by the data" if given - {"extra"} or report.seed is None else "drawn"
     if report.seed is not None:
-        origin += ", val drawn from train" if origin else "drawn"
+        origin += ", val drawn from train" if given - {"extra"} else ", extra given by the data," if given else ""
         origin += f" by patient with seed {report.seed}"
     lines = [
         _table(rows, (40, *[8] * (len(splits) + 1))),

@@ -236,26 +236,26 @@ def propose_splits(inventory: Inventory, split_file: Path | None, seed: int) -> 
         DataError: see :func:`resolve_splits`.
     """
     records = inventory.records
-    given = [record for record in records if record.split is not None]
-    if given and len(given) < len(records):
+    given = {record.name: record.split for record in records if record.split is not None}
+    unset = [record for record in records if record.split is None]
+    if unset and not set(given.values()) <= {"extra"}:
         raise DataError(
             [
                 Problem(record.name, "missing split", "has no split, though others have", "Fill in the split column")
-                for record in records
-                if record.split is None
+                for record in unset
             ]
         )
     drawn_with: int | None = None
     if split_file is not None and split_file.exists():
         split_of, drawn_with = _from_file(inventory, split_file)
-    elif given:
-        split_of = {record.name: str(record.split) for record in records}
+    elif not unset:
+        split_of = given
         _check_unparted(records, split_of)
         if {"train", "test"} <= set(split_of.values()) <= {"train", "test", "extra"}:
             split_of |= _draw_val(records, seed)
             drawn_with = seed
     else:
-        split_of, drawn_with = draw_splits(records, seed), seed
+        split_of, drawn_with = {**given, **draw_splits(unset, seed)}, seed
     _check_unparted(records, split_of)
     return split_of, drawn_with
 
@@ -264,7 +264,8 @@ def resolve_splits(inventory: Inventory, split_file: Path, seed: int) -> Splits:
     """Determines the split of each image and stores it in a file, with the content, label and patient of each image.
 
     The splits are those of the file if it exists, otherwise those of the records, otherwise drawn by
-    :func:`draw_splits`. If the records define train and test but no val, val is drawn from train.
+    :func:`draw_splits`. If the records define train and test but no val, val is drawn from train; if they define extra
+    only, the other splits are drawn from the rest.
 
     Args:
         inventory: all images of the data set.
@@ -274,7 +275,7 @@ def resolve_splits(inventory: Inventory, split_file: Path, seed: int) -> Splits:
 
     Raises:
         DataError: the file does not fit the images (every image that was added, removed or changed is named), only some
-            records have a split, or a patient is in two splits.
+            records have a split and not all of these are extra, or a patient is in two splits.
     """
     split_of, drawn_with = propose_splits(inventory, split_file, seed)
     if not split_file.exists():

@@ -31,6 +31,8 @@ class GanSettings:
         discriminator: name of the discriminator's class.
         variety: see `StyleGAN2Trainer`; used with a projected discriminator only.
         init_from: ``generator.pt`` from which the training starts; None for random weights.
+        draw_extra: whether images of the split extra are drawn, half of each class's where there are any; False for a
+            training that goes on from one that has seen them.
         augment: "adaptive" lets the augmentation's p adapt, "fixed" keeps it.
     """
 
@@ -44,6 +46,7 @@ class GanSettings:
     variety: float
     ema_kimg: float
     init_from: str | None
+    draw_extra: bool
     augment: str
     augment_p: float
     augment_target: float

@@ -33,6 +33,18 @@ def test_a_usable_folder(make_folder: FolderMaker, tmp_path: Path, capsys: pytes
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["private"]
 
 
+def test_extra_images_beside_others_that_name_no_split(
+    make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, more = make_folder(), tmp_path / "more"
+    more.mkdir()
+    picture = Image.open(folder / "00.png").rotate(90)
+    picture.save(more / "x.png")
+    (more / "labels.csv").write_text("image,label,split\nx.png,0,extra\n", encoding="utf-8")
+    bundle.data.check_data([folder, more], tmp_path / "output")
+    assert "splits drawn, extra given by the data, by patient with seed 0." in capsys.readouterr().out
+
+
 def test_all_problems_are_in_the_table(
     make_folder: FolderMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,6 +116,16 @@ def test_a_column_with_gaps_is_refused(tmp_path: Path) -> None:
         resolve_splits(_inventory(records), tmp_path / "splits.json", seed=0)
 
 
+def test_beside_extra_images_the_others_are_drawn_as_without_them(tmp_path: Path) -> None:
+    own, extra = _records(40), [_record(f"more{i}.png", i % 2, f"m{i}", "extra") for i in range(6)]
+    splits = resolve_splits(_inventory([*extra, *own]), tmp_path / "splits.json", 2)
+    assert splits.split_of == {**draw_splits(own, 2), **{record.name: "extra" for record in extra}}
+    assert splits.seed == 2
+    parted = [*own, replace(extra[0], patient_id=next(r.patient_id for r in own if splits.split_of[r.name] == "test"))]
+    with pytest.raises(DataError, match="patient"):
+        resolve_splits(_inventory(parted), tmp_path / "parted.json", 2)
+
+
 def test_a_column_that_parts_a_patient_is_refused(tmp_path: Path) -> None:
     records = [_record("left.png", 0, "p0", "train"), _record("right.png", 0, "p0", "test")]
     with pytest.raises(DataError, match=r"patient p0 is in test here and in train with left\.png") as caught:

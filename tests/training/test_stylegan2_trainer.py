@@ -14,12 +14,15 @@ from typing import Any
 
 import mlflow
 import monai.bundle
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from monai.data import Dataset
 from monai.engines.utils import IterationEvents
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -29,6 +32,7 @@ from bundle.training import best_generator, samples
 from bundle.training.augment import AdaptiveAugment
 from bundle.training.checkpoint import CheckpointError
 from bundle.training.gradients import DivergedError
+from bundle.training.info import weights_info
 from bundle.training.losses import lazy_adam
 from bundle.training.stylegan2_trainer import (
     StyleGAN2Trainer,
@@ -311,6 +315,23 @@ def train(dataset_dir: Path, output_dir: Path, **options: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(("draw_extra", "shown"), [(True, {"train", "extra"}), (False, {"train"})])
+def test_extra_images_are_drawn_or_only_counted(
+    tiny_dataset: Path, tmp_path: Path, draw_extra: bool, shown: set[str]
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    random = np.random.default_rng(0)
+    for label in (0, 1):
+        Image.fromarray(random.integers(0, 256, (40, 40), dtype=np.uint8)).save(more / f"{label}.png")
+    (more / "labels.csv").write_text("image,label,split\n0.png,0,extra\n1.png,1,extra\n", encoding="utf-8")
+    config = ConfigParser(ConfigParser.load_config_file(ROOT / "configs" / "train_gan.json"))
+    config["bundle_root"], config["dataset_dir"] = str(ROOT), [str(tiny_dataset), str(more)]
+    config["output_dir"], config["resolution"], config["draw_extra"] = str(tmp_path / "out"), 32, draw_extra
+    assert {item["split"] for item in config.get_parsed_content("train#dataset")} == shown
+    assert weights_info(config.get_parsed_content("data"), 0)["n_images"] == 30  # 28 of train, and 2 of extra
+
+
 def pooled(images: Tensor, squeezenet_file: Any = None, **kwargs: Any) -> Tensor:
     """In place of SqueezeNet's features."""
     return F.adaptive_avg_pool2d(images, 4).flatten(1)
@@ -368,7 +389,7 @@ def test_configuration_trains(whole_run: Path) -> None:
 
 def test_checkpoint_and_record_name_the_options(whole_run: Path, kind: dict[str, str]) -> None:
     """By the names that earlier versions wrote: a run of theirs is resumed."""
-    given = {"resolution": 32, "batch_size": 2, "seed": 3, "init_from": None}
+    given = {"resolution": 32, "batch_size": 2, "seed": 3, "init_from": None, "draw_extra": True}
     defaults = {"learning_rate": 0.0015, "variety": 4.0, "ema_kimg": 3.0}
     augment = {"augment": "adaptive", "augment_p": 0.3, "augment_target": 0.6, "augment_kimg": 100.0}
     of_kind: dict[str, Any] = {
