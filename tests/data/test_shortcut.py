@@ -11,6 +11,7 @@ import torch
 
 from bundle.data import open_dataset
 from bundle.data.shortcut import (
+    border_pixels,
     measure_shortcut,
     random_trunk_features,
     shortcut_baseline,
@@ -34,6 +35,18 @@ def test_statistics_of_a_picture_that_can_be_worked_out() -> None:
     assert row["percentile 50"] == 0.5
     # 20 of 24 rows (and columns) cross the edge twice, a step of 1.5 each, among 23 neighbours
     assert row["sharpness"] == pytest.approx(20 * 2 * 1.5 / (24 * 23))
+
+
+def test_a_letter_at_the_edge_is_seen_and_one_in_the_middle_is_not() -> None:
+    images = torch.rand(60, 1, 48, 48, generator=torch.Generator().manual_seed(0)) - 0.5
+    assert border_pixels(images).shape == (60, 176)
+    labels = [i % 2 for i in range(60)]
+    middle, edge = images.clone(), images.clone()
+    middle[1::2, :, 20:28, 20:28] = 1.0
+    edge[1::2, :, 0:4, 40:44] = 1.0
+    np.testing.assert_array_equal(border_pixels(middle), border_pixels(images))
+    scores = shortcut_baseline(border_pixels(edge), labels, range(60), seeds=(0,))
+    assert all(score.mean > 0.99 for score in scores.values())
 
 
 def test_a_label_that_follows_brightness_is_found_and_a_random_one_is_not() -> None:
@@ -75,5 +88,6 @@ def test_every_preprocessing_is_measured(make_folder: Callable[..., Path], tmp_p
     table = measure_shortcut(data, seeds=(0,))
     assert list(table) == ["plain", "crop", "histogram", "crop_histogram"]
     for row in table.values():
-        assert list(row) == ["statistics, gradient boosting", "statistics, logistic", "random trunk, logistic"]
+        kinds = [f"{seen}, {kind}" for seen in ("statistics", "border") for kind in ("gradient boosting", "logistic")]
+        assert list(row) == [*kinds, "random trunk, logistic"]
         assert all(0 <= score.mean <= 1 and score.spread == 0 for score in row.values())
