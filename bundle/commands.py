@@ -242,6 +242,8 @@ class Evaluate(Tracked):
 
     dataset_dir: RequiredFolders
     layout: Layout
+    external_dir: Folders
+    external_layout: Layout
     models_dir: Folder
     audit_dir: Folder
     n_images: Count | None

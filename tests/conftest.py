@@ -24,6 +24,7 @@ from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import save_weights, write_info
 from tests.hospital import common_folder as common_folder
+from tests.hospital import elsewhere as elsewhere
 from tests.hospital import hospital as hospital
 from tests.hospital import hospital_data as hospital_data
 from tests.hospital import kept_reference as kept_reference

@@ -66,6 +66,17 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of another hospital, twelve of each class."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for number in range(24):
+        place = folder / ("normal", "tuberculosis")[number % 2]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(real_image(5000 + number)).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def hospital_data(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     return open_dataset(hospital, tmp_path_factory.mktemp("opened"), resolution=32)
 

@@ -73,10 +73,15 @@ def little_work(monkeypatch: pytest.MonkeyPatch, kept_reference: None) -> None:
 
 @pytest.fixture(scope="module")
 def bundle_root(
-    toy_models: Path, hospital_data: ImageData, networks: Networks, tmp_path_factory: pytest.TempPathFactory
+    toy_models: Path,
+    hospital_data: ImageData,
+    elsewhere: Path,
+    networks: Networks,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A bundle whose networks belong to the hospital."""
+    """A bundle whose networks belong to the hospital, beside images of another one."""
     root = tmp_path_factory.mktemp("bundle")
+    shutil.copytree(elsewhere, root / "elsewhere")
     (root / "configs").mkdir()
     for name in ("metadata", "evaluate", "evaluate_quick", "train_audit"):
         shutil.copyfile(ROOT / "configs" / f"{name}.json", root / "configs" / f"{name}.json")
@@ -127,6 +132,7 @@ def run(
         config_file=str(bundle_root / "configs" / "evaluate.json"),
         bundle_root=str(bundle_root),
         dataset_dir=str(dataset_dir),
+        external_dir=str(bundle_root / "elsewhere"),
         output_dir=str(output_dir),
         squeezenet_file=str(squeezenet_file),
         device="cpu",
@@ -157,7 +163,7 @@ def test_every_arm_has_every_measure_of_both_seeds(evaluated: tuple[Path, dict[s
     assert list(results["arms"]) == sorted([*ARMS, *LONG_ARMS])
     for arm, kind in ARMS.items():
         cells = results["arms"][arm]
-        for key in ("accuracy", "statistics_accuracy", "label_accuracy", "mia_accuracy", "lira_auc"):
+        for key in ("accuracy", "external_auc", "statistics_accuracy", "label_accuracy", "mia_accuracy", "lira_auc"):
             assert len(cells[key]["seeds"]) == 2
             assert cells[key]["low"] <= cells[key]["value"] <= cells[key]["high"]
         for key in (
@@ -210,6 +216,9 @@ def test_report_is_one_file_of_aggregates(
     assert report.count("<svg") == 2
     assert "not estimable, because" in report
     assert not re.search(r'(src|href)="http', report)
+    assert "; external: 24 of 24 patients." in tables
+    assert "| Acc, external images |" in tables
+    assert "Acc, external images" in report
     assert "## Accuracy within pairs of sources" not in tables
     assert "Accuracy within pairs" not in report
     metadata = json.loads((ROOT / "metadata.json").read_text(encoding="utf-8"))

@@ -134,6 +134,10 @@ class RealImages:
         labels = torch.tensor([-1 if record.label is None else record.label for record in records])
         return cls(pixels, labels, torch.tensor(patients), records)
 
+    def content(self) -> dict[str, int]:
+        """Returns the numbers of images and patients for results.json."""
+        return {"images": len(self.pixels), "patients": int(self.patients.max()) + 1}
+
     def part(self, index: Tensor) -> RealImages:
         """Returns a subset of the images, with the patients renumbered from 0."""
         patients = self.patients[index].unique(return_inverse=True)[1]
@@ -175,10 +179,7 @@ class RealData:
     def content(self) -> dict[str, Any]:
         """Returns the description of the images for results.json."""
         return {
-            "real": {
-                role: {"images": len(side.pixels), "patients": int(side.patients.max()) + 1}
-                for role, side in self.sides.items()
-            },
+            "real": {role: side.content() for role, side in self.sides.items()},
             "extra_images": len(self.sides["train"].pixels) - len(self.own),
             "split_sha256": self.data.split_sha256,
             "modality": self.data.modality.name,

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bundle.auditing.catalogue import MEASURES as AUDIT_MEASURES
@@ -13,7 +15,7 @@ from bundle.evaluation.distinct import DRAWN
 from bundle.metrics.features import FEATURES
 from bundle.metrics.lpips import LPIPS_TRUNK
 
-__all__ = ["COMPARISONS", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS", "PLACEBO", "limits"]
+__all__ = ["COMPARISONS", "EXTERNAL", "GRADES", "LONG_COMPARISONS", "MEASURES", "PAPER", "PATHS", "PLACEBO", "limits"]
 
 _TEST = "a classifier trained on the arm alone, real test images"
 _FEATURES = f"{FEATURES} features, all images of the arm against all training images"
@@ -48,8 +50,23 @@ PAPER = {
     "mml": AUDIT_MEASURES["mml"],
 }
 
+#: Measures of the classifiers that are taken on external images as well, where there are any.
+EXTERNAL = {
+    f"external_{key}": replace(PAPER[key], title=f"{PAPER[key].title}, external images")
+    for key in (
+        "accuracy",
+        "auc",
+        "kappa",
+        "balanced_accuracy",
+        "statistics_accuracy",
+        "random_trunk_accuracy",
+        "statistics_kappa",
+        "random_trunk_kappa",
+    )
+}
+
 #: Measures that are defined for ordinal grades only.
-GRADES = ("kappa", "statistics_kappa", "random_trunk_kappa", "label_kappa", "grade_rise")
+GRADES = tuple(key for key in (*PAPER, *EXTERNAL) if key.endswith("kappa") or key == "grade_rise")
 
 #: Measures of the gate's decisions, of variety and cost, and of long paths.
 PATHS = {
@@ -87,6 +104,7 @@ PLACEBO = {
 #: All measures by name.
 MEASURES = {
     **PAPER,
+    **EXTERNAL,
     **{key: measure for key, measure in AUDIT_MEASURES.items() if key not in PAPER},
     **PATHS,
     **PLACEBO,

@@ -48,7 +48,8 @@ class SeedClassifiers:
     def logits(self, arm: str) -> Tensors:
         """Returns an arm's ``logits`` [N, classes] for the images `Setting.judged`; empty if the arm is too small.
 
-        For the arm `JUDGE`, also those for the images of every other arm that is large enough, by the arm's name.
+        With external images, ``external`` are the logits for these. For the arm `JUDGE`, also those for the images of
+        every other arm that is large enough, by the arm's name.
         """
         return self._arm_step(arm).result()
 
@@ -78,6 +79,8 @@ class SeedClassifiers:
         # All arms use the same seed, and so the same initial weights.
         network = self._trained(*self.pools.images(arm), stream_seed(self.seed, TARGET))
         found = {"logits": classify(network, self.setting.judged, self.setting.classifier)}
+        if self.setting.external is not None:
+            found["external"] = classify(network, self.setting.external.pixels, self.setting.classifier)
         if arm == JUDGE:
             for other in ARMS:
                 if other != JUDGE and not self.pools.shortage(other):

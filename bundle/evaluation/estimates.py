@@ -94,6 +94,7 @@ class SeedEstimates:
             **label_estimates(*self._shown_labels(arm), ordered),
             **shortcut_estimates(pixels, labels, test.pixels, test.labels, draws, attack, ordered),
             **attack_by_outputs(*sides, seed=attack),
+            **self._of_external(arm, pixels, labels),
         }
         shadows = self.classifiers.shadow_logits()
         if shadows is None:
@@ -106,6 +107,19 @@ class SeedEstimates:
             self.classifiers.halves,
         )
         return found | ratio_estimates(scores[:n], scores[n:], train.patients, test.patients)
+
+    def _of_external(self, arm: str, pixels: Tensor, labels: Tensor) -> dict[str, Estimate]:
+        """Returns accuracy and shortcuts on the external images, with the prefix ``external_``; nothing without any."""
+        external, draws = self.setting.external, self.setting.external_draws
+        if external is None:
+            return {}
+        ordered, logits = self.setting.data.modality.ordered, self.classifiers.logits(arm)["external"]
+        seed = stream_seed(self.seed, ATTACK)
+        found = {
+            **accuracy_estimates(logits, external.labels, draws, ordered),
+            **shortcut_estimates(pixels, labels, external.pixels, external.labels, draws, seed, ordered),
+        }
+        return {f"external_{key}": value for key, value in found.items()}
 
     def _shown_labels(self, arm: str) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
         """Returns the judge's logits for an arm's images, their labels and draws; for its own arm, of test images."""

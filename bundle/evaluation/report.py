@@ -18,7 +18,16 @@ from bundle.auditing.catalogue import FIDELITY, PRIVACY, with_proof
 from bundle.auditing.reference import VERIFIER
 from bundle.auditing.resampling import Estimate
 from bundle.evaluation.arms import ARMS
-from bundle.evaluation.catalogue import COMPARISONS, GRADES, LONG_COMPARISONS, MEASURES, PAPER, PLACEBO, limits
+from bundle.evaluation.catalogue import (
+    COMPARISONS,
+    EXTERNAL,
+    GRADES,
+    LONG_COMPARISONS,
+    MEASURES,
+    PAPER,
+    PLACEBO,
+    limits,
+)
 from bundle.evaluation.setting import Setting
 from bundle.evaluation.sources import PAIR_MEASURES, SourcePair
 from bundle.evaluation.summaries import Summary, difference, over_seeds, ratio
@@ -77,7 +86,9 @@ def evaluation_results(
         Content of results.json.
     """
     graded = setting.data.modality.ordered
-    measures = {key: measure for key, measure in MEASURES.items() if graded or key not in GRADES}
+    external = setting.external
+    absent = {*(() if graded else GRADES), *(EXTERNAL if external is None else ())}
+    measures = {key: measure for key, measure in MEASURES.items() if key not in absent}
     source = setting.source
     return {
         "arms": {arm: _content(_summaries(found, measures)) for arm, found in estimates.items()},
@@ -107,6 +118,7 @@ def evaluation_results(
         "long": {"points": source.long_points, "pairs": source.long_pairs, "common_pairs": source.published_pairs},
         "source": source.settings,
         **setting.real.content(),
+        "external": None if external is None else external.content(),
         "networks": {name: info["sha256"] for name, info in setting.infos.items()},
         "features": FEATURES,
         "lpips": LPIPS_TRUNK,
@@ -209,7 +221,7 @@ def _write_html(results: dict[str, Any], pictures: Mapping[str, Figure], path: P
         Path(__file__).parent / "report.html.j2",
         r=results,
         arms=ARMS,
-        paper={key: measure for key, measure in PAPER.items() if key in results["measures"]},
+        paper={key: measure for key, measure in {**PAPER, **EXTERNAL}.items() if key in results["measures"]},
         privacy=PRIVACY,
         placebo=PLACEBO,
         fidelity=FIDELITY,

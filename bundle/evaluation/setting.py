@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bundle.auditing.images import RealData
+from bundle.auditing.images import RealData, RealImages
 from bundle.auditing.reference import Reference, reference_key
 from bundle.auditing.resampling import DRAWS, patient_draws
 from bundle.data import DataError, ImageData
@@ -66,6 +67,7 @@ class Setting:
         classifier: training settings of the classifiers.
         squeezenet_file: file of the SqueezeNet 1.1 weights; None for those that torchvision downloads or has cached.
         device: device of the computation.
+        external: real images of another place, on which classifiers are tested as well; None for none.
 
     Attributes:
         real: images of all roles, including the extra images that the generator was trained on. Distances to training
@@ -94,7 +96,9 @@ class Setting:
         classifier: ClassifierSettings,
         squeezenet_file: str | os.PathLike[str] | None,
         device: str | torch.device,
+        external: RealImages | None = None,
     ) -> None:
+        self.external = external
         self.source, self.real, self.infos, self.quotas = source, real, infos, quotas
         self.n_shadows, self.classifier, self.device = n_shadows, classifier, torch.device(device)
         self.data: ImageData = real.data
@@ -113,6 +117,9 @@ class Setting:
             "n_shadows": n_shadows,
             "sources": [record.source for record in self.test.records],
         }
+        if external is not None:
+            digest = hashlib.sha256(external.pixels.numpy().tobytes()).hexdigest()
+            key["external"] = [digest, external.labels.tolist(), external.patients.tolist()]
         self.output_dir = Path(output_dir)
         home = self.output_dir / "private" / "evaluation"
         self.folder = home / content_digest(key)
@@ -138,3 +145,8 @@ class Setting:
     def test_draws(self) -> list[NDArray[np.int64]]:
         """Bootstrap draws of the test images' patients."""
         return patient_draws(self.test.patients, DRAWS, DRAW_SEED)
+
+    @cached_property
+    def external_draws(self) -> list[NDArray[np.int64]]:
+        """Bootstrap draws of the patients of the external images; empty if there are none."""
+        return [] if self.external is None else patient_draws(self.external.patients, DRAWS, DRAW_SEED)

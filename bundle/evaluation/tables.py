@@ -9,7 +9,7 @@ from typing import Any
 
 from bundle.auditing.catalogue import FIDELITY, PRIVACY
 from bundle.evaluation.arms import ARMS
-from bundle.evaluation.catalogue import MEASURES, PAPER, PLACEBO
+from bundle.evaluation.catalogue import EXTERNAL, MEASURES, PAPER, PLACEBO
 from bundle.evaluation.sources import PAIR_MEASURES
 from bundle.markup import markdown_table, markdown_text
 
@@ -23,6 +23,9 @@ RATIOS = ("mml", "lpips_p5", "kid_all", "frechet_all", "distinct", "smoothness",
 DIFFERENCES = (
     "accuracy",
     "kappa",
+    "external_accuracy",
+    "external_auc",
+    "external_kappa",
     "mia_accuracy",
     "lira_auc",
     "copy_rate",
@@ -91,6 +94,8 @@ def markdown_tables(results: Mapping[str, Any]) -> str:
 def _heading(results: Mapping[str, Any]) -> list[str]:
     real, quotas, long = results["real"], results["quotas"], results["long"]
     extra = f" ({results['extra_images']} of them extra)" if results["extra_images"] else ""
+    outside = results["external"]
+    elsewhere = f"; external: {outside['images']} of {outside['patients']} patients" if outside else ""
     sides = ", ".join(f"{real[role]['images']} {role} of {real[role]['patients']} patients" for role in real)
     classes = ", ".join(f"{count} {markdown_text(name)}" for name, count in quotas.items())
     source, classifier = results["source"], results["classifier"]
@@ -105,7 +110,7 @@ def _heading(results: Mapping[str, Any]) -> list[str]:
         "As `evaluate` of the PLAN bundle wrote it; docs/evaluation.md explains arms, measures and intervals.",
         "\n".join(
             [
-                f"- Real images: {sides}{extra}.",
+                f"- Real images: {sides}{extra}{elsewhere}.",
                 f"- Images of each synthetic arm: {sum(quotas.values())} ({classes}).",
                 f"- Seeds: {', '.join(map(str, results['seeds']))}. Seeds vary end points, walks, classifiers and "
                 "attacks; all networks below are one set.",
@@ -163,7 +168,7 @@ def _arms(results: Mapping[str, Any]) -> list[str]:
         "## The paper's measures",
         "Utility of the arm's images for training, attacks on the trained classifier, and distance to real images; the "
         "arm Real shows what an attack finds where the classifier saw the members.",
-        _by_measure(results, [key for key in PAPER if key in results["measures"]], list(ARMS)),
+        _by_measure(results, [key for key in (*PAPER, *EXTERNAL) if key in results["measures"]], list(ARMS)),
         "## Realism, variety and cost",
         "CPU seconds are those of walk, synthesis and gate for a released image on the machine of this run, with the "
         "images that the gate drops; they do not compare between machines, their ratios do roughly.",
