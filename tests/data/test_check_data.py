@@ -103,4 +103,4 @@ def test_the_run_id_shortcut(make_folder: FolderMaker, tmp_path: Path, capsys: p
     rows = [line.split(" | ") for line in lines[first + 2 :]]
     assert [row[0].removesuffix(" (default)") for row in rows] == ["plain", "crop", "histogram", "crop_histogram"]
     assert sum(row[0].endswith(" (default)") for row in rows) == 1
-    assert {len(row) for row in rows} == {4}
+    assert {len(row) for row in rows} == {6}
