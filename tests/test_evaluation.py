@@ -110,15 +110,17 @@ def let_pass(folder: Path) -> None:
     assert isinstance(generator, Generator)
     network = gate[0].requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    label = torch.arange(128) % 2
+    label = torch.arange(512) % 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        with torch.no_grad():
+            ends = [generator.mapping(torch.randn(512, generator.z_dim), label) for _ in range(2)]
+            w = torch.lerp(ends[0], ends[1], torch.rand(512, 1))
+            images = torch.cat([generator.synthesis(part) for part in w.split(16)])
         for _ in range(60):
-            with torch.no_grad():
-                ends = [generator.mapping(torch.randn(128, generator.z_dim), label) for _ in range(2)]
-                images = generator.synthesis(torch.lerp(ends[0], ends[1], torch.rand(128, 1)))
+            batch = torch.randint(512, (128,))
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(network(images), label).backward()
+            torch.nn.functional.cross_entropy(network(images[batch]), label[batch]).backward()
             optimizer.step()
     save_weights(network, folder / "gate_class.pt", gate[1])
 
