@@ -148,12 +148,12 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         students = {
             name: toy_student(name, generator, networks[teacher]) for name, (teacher, _) in LATENT_GUIDES.items()
         }
-    thresholds = {"gate_identity": 0.999, "gate_realism": 100.0}
+    scores: dict[str, Any] = {
+        "gate_identity": {"threshold": 0.999},
+        "gate_realism": {"threshold": 100.0, "apart": [0.0, 0.0]},
+    }
     for name, network in networks.items():
-        scores: dict[str, Any] = {"threshold": thresholds[name]} if name in thresholds else {}
-        if name == "gate_realism":
-            scores["apart"] = [0.0, 0.0]
-        save_weights(network, folder / f"{name}.pt", {**info, "scores": scores})
+        save_weights(network, folder / f"{name}.pt", {**info, "scores": scores.get(name, {})})
     for name, student in students.items():
         origin = {
             "generator_sha256": folder / "generator.pt",

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ class WalkLedger:
         self._claim = self.folder / "settings.json"
         self._settings_sha256 = content_digest(settings, 64)
         self._counts: dict[tuple[int, int], dict[str, int]] = {}
+        # Sums of these counts over the pairs of each class: the progress bar asks for them at every step of a walk.
+        self._sums: dict[int, Counter[str]] = {label: Counter() for label in quotas}
         self._distinct = {label: DistinctImages(apart[label]) for label in quotas}
         # For each class, which points of its first pairs are kept; and what is known of pairs behind the first gap.
         self._kept: dict[int, list[Tensor]] = {label: [] for label in quotas}
@@ -155,12 +158,20 @@ class WalkLedger:
             path.unlink()
 
     def _note(self, label: int, index: int, record: dict[str, Tensor]) -> None:
-        self._counts[label, index] = _counted(record)
         kept = self._kept[label]
-        if index >= len(kept):  # a block that is not complete is walked again, to the same outcome
-            self._waiting[label, index] = (record["features"], record["passed"])
-        while (label, len(kept)) in self._waiting:
-            kept.append(self._distinct[label].add(*self._waiting.pop((label, len(kept)))))
+        if index < len(kept):
+            return  # a block that is not complete is walked again, to the same outcome
+        self._enter(label, index, _counted(record))
+        self._waiting[label, index] = (record["features"], record["passed"])
+        while (pair := (label, len(kept))) in self._waiting:
+            kept.append(self._distinct[label].add(*self._waiting.pop(pair)))
+            self._enter(*pair, {**self._counts[pair], "kept": int(kept[-1].sum())})
+
+    def _enter(self, label: int, index: int, counts: dict[str, int]) -> None:
+        """Sets or replaces the counts of a pair."""
+        self._sums[label].subtract(self._counts.get((label, index), {}))
+        self._sums[label].update(counts)
+        self._counts[label, index] = counts
 
     def next_block(self) -> tuple[int, int] | None:
         """Returns the class and index of the next block for this process, or None if no more are needed.
@@ -193,7 +204,7 @@ class WalkLedger:
             while passed < quota:
                 pairs = [(label, index) for index in self._indices(block)]
                 if all(pair in self._counts for pair in pairs):
-                    number = sum(self._number(*pair) for pair in pairs)
+                    number = sum(self._counts[pair]["kept"] for pair in pairs)
                     known += number
                     passed += number
                 else:
@@ -245,9 +256,9 @@ class WalkLedger:
 
     def counts(self, label: int) -> dict[str, int]:
         """Returns sums over the class's pairs: the gate's decisions, and ``near_duplicates`` among what passed."""
-        taken = list(self._taken(label))
-        sums = {key: sum(self._counts[label, index][key] for index in taken) for key in ("judged", *VERDICT)}
-        return {**sums, "near_duplicates": sums["passed"] - sum(self._number(label, index) for index in taken)}
+        taken = [self._counts[label, index] for index in self._taken(label)]
+        sums = {key: sum(counts[key] for counts in taken) for key in ("judged", *VERDICT)}
+        return {**sums, "near_duplicates": sums["passed"] - sum(counts["kept"] for counts in taken)}
 
     def done(self) -> tuple[int, int]:
         """Returns the images that have passed so far, at most the quota of each class, and the images wanted."""
@@ -258,29 +269,23 @@ class WalkLedger:
         """Returns the expected number of images that the current block will add to `done`."""
         if self._current is None:
             return 0.0
-        judged = sum(counts["judged"] for counts in self._counts.values())
-        share = sum(self._number(*pair) for pair in self._counts) / judged if judged else self.released / self.n_points
+        judged, kept = (sum(sums[key] for sums in self._sums.values()) for key in ("judged", "kept"))
+        share = kept / judged if judged else self.released / self.n_points
         return max(0.0, min(share * self.block_size * self.n_points, self.missing(self._current)))
 
     def missing(self, label: int) -> int:
         """Returns the number of images of a class that have yet to pass."""
-        return max(0, self.quotas[label] - sum(self._number(*pair) for pair in self._counts if pair[0] == label))
-
-    def _number(self, label: int, index: int) -> int:
-        """Returns how many points of a pair are kept; as long as an earlier pair is unknown, how many passed."""
-        kept = self._kept[label]
-        return int(kept[index].sum()) if index < len(kept) else self._counts[label, index]["passed"]
+        return max(0, self.quotas[label] - self._sums[label]["kept"])
 
     def _check_patience(self, label: int, quota: int, block: int, passed: int) -> None:
-        known = [counts for (of, _), counts in self._counts.items() if of == label]
-        judged, through = (sum(counts[key] for counts in known) for key in ("judged", "passed"))
+        judged, through = self._sums[label]["judged"], self._sums[label]["passed"]
         needed = -(-quota // (self.released * self.block_size))
         if block >= PATIENCE * needed and passed < LEAST_SHARE * judged:
             raise CohortError(
                 f"After {block * self.block_size} paths only {passed} of {quota} images of class {label} can be "
                 f"released: of {judged} points {through} passed the gate, and {through - passed} of these are "
-                f"near-duplicates of others. The generator shows patients or "
-                f"the wrong class too often, or has too little variety: train longer or ask for fewer images."
+                "near-duplicates of others. The generator shows patients or the wrong class too often, or has too "
+                "little variety: train longer or ask for fewer images."
             )
 
     def _taken(self, label: int) -> Iterator[int]:
@@ -289,7 +294,7 @@ class WalkLedger:
         while passed < self.quotas[label]:
             for index in self._indices(block):
                 yield index
-                passed += self._number(label, index)
+                passed += self._counts[label, index]["kept"]
             block += 1
 
     def _indices(self, block: int) -> Sequence[int]:
@@ -363,5 +368,6 @@ def _misshapen(record: dict[str, Any], n_points: int) -> str | None:
 
 
 def _counted(record: dict[str, Tensor]) -> dict[str, int]:
-    """Returns the sums of the gate's decisions on a pair."""
-    return {"judged": len(record["passed"]), **{key: int(record[key].sum()) for key in VERDICT}}
+    """Returns the sums of the gate's decisions on a pair; until it is known how many are ``kept``, all that passed."""
+    sums = {key: int(record[key].sum()) for key in VERDICT}
+    return {"judged": len(record["passed"]), **sums, "kept": sums["passed"]}

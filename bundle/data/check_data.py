@@ -80,9 +80,13 @@ def format_summary(report: CheckReport) -> str:
         rows.append((f"{label} {name}", *map(str, numbers), str(sum(numbers))))
     patients = len({record.patient_id for record in records})
     given = {record.split for record in records} - {None}
-    origin = "given by the data" if given - {"extra"} or report.seed is None else "drawn"
+    if report.seed is None:
+        origin = "given by the data"
+    elif not given:
+        origin = "drawn"
+    else:
+        origin = "drawn, extra given by the data," if given == {"extra"} else "given by the data, val drawn from train"
     if report.seed is not None:
-        origin += ", val drawn from train" if given - {"extra"} else ", extra given by the data," if given else ""
         origin += f" by patient with seed {report.seed}"
     lines = [
         _table(rows, (40, *[8] * (len(splits) + 1))),

@@ -25,7 +25,7 @@ from bundle.evaluation.distinct import distinct_estimate, half_of_groups
 from bundle.evaluation.membership import attack_by_outputs, confidence, likelihood_ratios, ratio_estimates
 from bundle.evaluation.setting import DRAW_SEED
 from bundle.evaluation.sources import pair_estimates
-from bundle.evaluation.utility import accuracy_estimates, label_estimates, shortcut_estimates
+from bundle.evaluation.utility import accuracy_estimates, fitted_shortcuts, label_estimates, shortcut_estimates
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.steps import Step
 from bundle.training.seeds import stream_seed
@@ -85,16 +85,16 @@ class SeedEstimates:
         logits = self.classifiers.logits(arm)["logits"]
         n = len(train.pixels)
         attack = stream_seed(self.seed, ATTACK)
-        pixels, labels = self.pools.images(arm)
+        shortcuts = fitted_shortcuts(*self.pools.images(arm), attack)
         sides = (logits[:n], logits[n:]), (train.labels, test.labels), (train.patients, test.patients)
         draws, ordered = self.setting.test_draws, self.setting.data.modality.ordered
         found = {
             **accuracy_estimates(logits[n:], test.labels, draws, ordered),
             **pair_estimates(self.setting.source_pairs, logits[n:], test.labels, draws),
             **label_estimates(*self._shown_labels(arm), ordered),
-            **shortcut_estimates(pixels, labels, test.pixels, test.labels, draws, attack, ordered),
+            **shortcut_estimates(shortcuts, test.pixels, test.labels, draws, ordered),
             **attack_by_outputs(*sides, seed=attack),
-            **self._of_external(arm, pixels, labels),
+            **self._of_external(arm, shortcuts),
         }
         shadows = self.classifiers.shadow_logits()
         if shadows is None:
@@ -108,16 +108,15 @@ class SeedEstimates:
         )
         return found | ratio_estimates(scores[:n], scores[n:], train.patients, test.patients)
 
-    def _of_external(self, arm: str, pixels: Tensor, labels: Tensor) -> dict[str, Estimate]:
+    def _of_external(self, arm: str, shortcuts: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Estimate]:
         """Returns accuracy and shortcuts on the external images, with the prefix ``external_``; nothing without any."""
         external, draws = self.setting.external, self.setting.external_draws
         if external is None:
             return {}
         ordered, logits = self.setting.data.modality.ordered, self.classifiers.logits(arm)["external"]
-        seed = stream_seed(self.seed, ATTACK)
         found = {
             **accuracy_estimates(logits, external.labels, draws, ordered),
-            **shortcut_estimates(pixels, labels, external.pixels, external.labels, draws, seed, ordered),
+            **shortcut_estimates(shortcuts, external.pixels, external.labels, draws, ordered),
         }
         return {f"external_{key}": value for key, value in found.items()}
 

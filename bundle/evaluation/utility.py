@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -44,6 +44,7 @@ __all__ = [
     "accuracy_estimates",
     "classifier_settings",
     "classify",
+    "fitted_shortcuts",
     "label_estimates",
     "shortcut_estimates",
     "train_classifier",
@@ -325,41 +326,53 @@ def label_estimates(
     return figures
 
 
-def shortcut_estimates(
-    pixels: Tensor,
-    labels: Tensor,
-    test_pixels: Tensor,
-    test_labels: Tensor,
-    draws: list[NDArray[np.int64]],
-    seed: int,
-    ordered: bool = False,
-) -> dict[str, Estimate]:
-    """Estimates the accuracy of shortcut classifiers, which use no anatomy but whole-image properties.
+def fitted_shortcuts(pixels: Tensor, labels: Tensor, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Fits shortcut classifiers, which use no anatomy but whole-image properties.
 
     Args:
         pixels: training images, uint8 [N, H, W] or [N, H, W, 3].
         labels: labels [N] of the training images.
-        test_pixels: test images, uint8 [M, H, W] or [M, H, W, 3].
-        test_labels: labels [M] of the test images.
-        draws: bootstrap draws of patients, as indices into the test images.
         seed: seed of the classifiers and of the random trunk.
-        ordered: whether the classes are ordinal grades.
 
     Returns:
-        The estimates of `accuracy_estimates`, with the prefix ``statistics_`` for gradient boosting on 14 statistics of
-        the whole image and ``random_trunk_`` for logistic regression on features of an untrained network.
+        Functions from images like the training images to log-probabilities [M, K]: ``statistics_`` is gradient boosting
+        on 14 statistics of the whole image, ``random_trunk_`` logistic regression on features of an untrained network.
     """
-    models: dict[str, tuple[Any, Any]] = {
+    models: dict[str, tuple[Callable[[Tensor], NDArray[np.float64]], Any]] = {
         "statistics_": (whole_image_statistics, GradientBoostingClassifier(random_state=seed)),
         "random_trunk_": (
             lambda images: random_trunk_features(images, seed),
             make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
         ),
     }
-    figures = {}
-    for prefix, (features, model) in models.items():
+
+    def fitted(features: Callable[[Tensor], NDArray[np.float64]], model: Any) -> Callable[[Tensor], Tensor]:
         model.fit(features(from_uint8(pixels)), labels.numpy())
-        probabilities = model.predict_proba(features(from_uint8(test_pixels)))
-        scores = torch.from_numpy(probabilities.clip(1e-9)).log()
-        figures.update(accuracy_estimates(scores, test_labels, draws, ordered, prefix))
+        return lambda images: torch.from_numpy(model.predict_proba(features(from_uint8(images))).clip(1e-9)).log()
+
+    return {prefix: fitted(features, model) for prefix, (features, model) in models.items()}
+
+
+def shortcut_estimates(
+    shortcuts: Mapping[str, Callable[[Tensor], Tensor]],
+    test_pixels: Tensor,
+    test_labels: Tensor,
+    draws: list[NDArray[np.int64]],
+    ordered: bool = False,
+) -> dict[str, Estimate]:
+    """Estimates the accuracy of shortcut classifiers.
+
+    Args:
+        shortcuts: classifiers from `fitted_shortcuts`.
+        test_pixels: test images, uint8 [M, H, W] or [M, H, W, 3].
+        test_labels: labels [M] of the test images.
+        draws: bootstrap draws of patients, as indices into the test images.
+        ordered: whether the classes are ordinal grades.
+
+    Returns:
+        The estimates of `accuracy_estimates`, with the classifiers' names as prefixes.
+    """
+    figures = {}
+    for prefix, classifier in shortcuts.items():
+        figures.update(accuracy_estimates(classifier(test_pixels), test_labels, draws, ordered, prefix))
     return figures

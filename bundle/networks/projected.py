@@ -11,7 +11,6 @@ discriminators, and projection on the label.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -152,10 +151,11 @@ class _Head(nn.Module):
     def __init__(self, in_channels: int, widths: Sequence[int], num_classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, width in itertools.pairwise((in_channels, *widths)):
-            layers += [spectral_norm(nn.Conv2d(before, width, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        width = in_channels
+        for wanted in widths:
+            layers += [spectral_norm(nn.Conv2d(width, wanted, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+            width = wanted
         self.body = nn.Sequential(*layers)
-        width = (in_channels, *widths)[-1]
         self.last = spectral_norm(nn.Conv2d(width + 1, width, 3, padding=1))
         self.out = spectral_norm(nn.Conv2d(width, 1, 1))
         self.embed = nn.Embedding(num_classes, width)

@@ -18,6 +18,7 @@ from bundle.evaluation.utility import (
     accuracy_estimates,
     classifier_settings,
     classify,
+    fitted_shortcuts,
     label_estimates,
     shortcut_estimates,
     train_classifier,
@@ -143,7 +144,8 @@ def test_shortcut_sees_brightness_and_is_tried_on_test_images() -> None:
         torch.from_numpy(random.integers(0, 128, (80, 32, 32), dtype=np.uint8)) + (100 * labels).byte()[:, None, None]
     )
     draws = patient_draws(torch.arange(40), 50, 0)
-    found = shortcut_estimates(pixels[:40], labels[:40], pixels[40:], labels[40:], draws, seed=0)
+    shortcuts = fitted_shortcuts(pixels[:40], labels[:40], seed=0)
+    found = shortcut_estimates(shortcuts, pixels[40:], labels[40:], draws)
     assert found["statistics_accuracy"].value == found["random_trunk_accuracy"].value == 1.0
-    wrong = shortcut_estimates(pixels[:40], labels[:40], pixels[40:], 1 - labels[40:], draws, seed=0)
+    wrong = shortcut_estimates(shortcuts, pixels[40:], 1 - labels[40:], draws)
     assert wrong["statistics_auc"].value == 0.0
