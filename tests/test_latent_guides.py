@@ -141,7 +141,8 @@ def test_killed_run_goes_on_to_the_same_students(
 
 
 def test_trajectories_begin_on_the_line_and_end_on_the_path(models: ModelSet, new_walk: NewWalk) -> None:
-    guides = LatentGuides(models.networks["latent_identity"], models.networks["latent_class"], amp=False)
+    students = models.networks["latent_identity"], models.networks["latent_class"], models.networks["latent_realism"]
+    guides = LatentGuides(*students, amp=False)
     steps = trajectories(new_walk, guides, models.generator, range(3), 1, seed=2, n_points=5)
     assert 21 <= len(steps) <= WalkSettings().steps + 1  # a walk may settle, after 20 steps at the soonest
     assert steps.shape[1:] == (3, 3, 8)
@@ -157,7 +158,8 @@ def test_trajectories_begin_on_the_line_and_end_on_the_path(models: ModelSet, ne
 def test_visited_latents_are_ends_of_walks_and_places_on_the_way(
     small: None, models: ModelSet, new_walk: NewWalk
 ) -> None:
-    guides = LatentGuides(models.networks["latent_identity"], models.networks["latent_class"])
+    students = models.networks["latent_identity"], models.networks["latent_class"], models.networks["latent_realism"]
+    guides = LatentGuides(*students, amp=False)
     w = visited_latents(new_walk, guides, models.generator, 16, seed=6)
     assert w.shape == (16, 8)
     for label, part in enumerate(w.split(8)):

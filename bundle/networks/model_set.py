@@ -13,14 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism
 from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import NETWORKS, WeightsError, load_weights, read_info
 
 __all__ = ["GENERATION_NETWORKS", "ModelInfos", "ModelSet", "load_models", "read_infos"]
 
-GENERATION_NETWORKS = ("generator", "identity_guide", "class_guide", "gate_identity", "gate_class", "gate_realism")
+GENERATION_NETWORKS = (
+    "generator",
+    "identity_guide",
+    "class_guide",
+    "realism_guide",
+    "gate_identity",
+    "gate_class",
+    "gate_realism",
+)
 # Entries that must be equal in all JSON files of a set, and the meaning of a difference.
 COMMON = {
     "modality": "another kind of image",
@@ -38,6 +46,7 @@ REQUIRED_OF = {
     "gate_realism": ("scores.threshold", "scores.apart"),
     "latent_identity": ("training.generator_sha256", "training.teacher_sha256", "cpu_seconds"),
     "latent_class": ("training.generator_sha256", "training.teacher_sha256"),
+    "latent_realism": ("training.generator_sha256", "training.teacher_sha256"),
     "audit_embedding": ("seen",),
     "audit_verifier": ("seen",),
 }
@@ -161,7 +170,9 @@ def _role_problem(name: str, info: dict[str, Any]) -> str | None:
     kind = NETWORKS[info["network"]]
     if (name == "generator") != issubclass(kind, Generator) or (name in LATENT_GUIDES) != issubclass(kind, LatentGuide):
         return f"it is a {info['network']}"
-    if (name == "gate_realism") != issubclass(kind, RealismJudge):
+    if (name in ("realism_guide", "gate_realism")) != issubclass(kind, RealismJudge):
+        return f"it is a {info['network']}"
+    if (name == "latent_realism") != issubclass(kind, LatentRealism):
         return f"it is a {info['network']}"
     if name.endswith(("identity_guide", "class_guide", "_identity", "_class")):
         wanted = "identity" in name

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bundle.allocator import keep_freed_memory
 from bundle.files import load_tensors, save_tensors, write_json
-from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism, new_latent_guide
 from bundle.networks.model_set import ModelSet
 from bundle.networks.weights import load_weights
 from bundle.options import OptionError
@@ -119,7 +119,7 @@ class Distillation:
                 known.append((w, self._ask(w, f"visited_{number}", title)))
                 cost.keep()
             latents = torch.cat([w for w, _ in known])
-            # Reversed because evaluating the identity student on walks requires the class student.
+            # Reversed because evaluating the identity student on walks requires the other students.
             for name in reversed(LATENT_GUIDES):
                 self._fit(name, number, latents, torch.cat([said[name] for _, said in known]), examination)
                 cost.keep()
@@ -153,7 +153,7 @@ class Distillation:
     def guides(self, **students: LatentGuide) -> LatentGuides:
         """Returns the students as guides of a walk; keyword arguments replace those fitted last."""
         chosen = {**self.students, **students}
-        return LatentGuides(chosen["latent_identity"], chosen["latent_class"])
+        return LatentGuides(chosen["latent_identity"], chosen["latent_class"], chosen["latent_realism"])
 
     def _trainer(
         self,
@@ -231,6 +231,9 @@ class _Examination:
         logits = student.closed_set(self.unseen).cpu()
         wanted = student.closed_set_of(self.held_out[name].to(self.unseen.device).float()).cpu()
         scores: dict[str, Any] = {"n": len(self.unseen)}
+        if isinstance(student, LatentRealism):
+            scores["rank_correlation"] = float(spearmanr(logits.flatten(), wanted.flatten()).statistic)
+            return {"scores": {"beginnings": scores}}
         if student.arguments["identity"]:
             divergences = [identity_divergence(values) for values in (logits, wanted)]
             scores["rank_correlation"] = float(spearmanr(*divergences).statistic)
