@@ -21,7 +21,13 @@ from bundle.metrics.agreement import quadratic_kappa
 from bundle.metrics.recognition import highest_probability, predict, recognition_scores
 from bundle.networks.classifiers import Classifier, GateClassifier, Guide, NobodyHead
 from bundle.networks.imagenet_classifier import ImageNetClassifier
-from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
+from bundle.training.classifier_augment import (
+    GATE_BLEND,
+    augment_for_gate,
+    augment_for_guide,
+    blend_patients,
+    mix_patients,
+)
 from bundle.training.errors import TrainingError
 from bundle.training.info import weights_info
 from bundle.training.network_trainer import NetworkTrainer, TrainingTask, role_seed
@@ -53,6 +59,7 @@ class Role:
         splits: splits to train on. Identity networks include extra, because they must know every patient whose images
             the generator was trained on; the labels of extra images are not used.
         augment: augmentation of the training images [B, C, H, W].
+        blend: largest share of another patient in an image of an identity network, see `blend_patients`.
         trunk: trunk of the `ImageNetClassifier` that replaces the network in modalities with ``pretrained``, if any.
     """
 
@@ -61,6 +68,7 @@ class Role:
     splits: tuple[str, ...]
     augment: Callable[[Tensor], Tensor]
     trunk: str = ""
+    blend: float = 0.0
 
 
 #: Role of each classifier, by the name of its weight file. The guides, which the walk differentiates, and the gate's
@@ -68,7 +76,7 @@ class Role:
 ROLES: dict[str, Role] = {
     "identity_guide": Role(Guide, True, ("train", "extra"), augment_for_guide),
     "class_guide": Role(Guide, False, ("train",), augment_for_guide, "resnet18"),
-    "gate_identity": Role(GateClassifier, True, ("train", "extra"), augment_for_gate),
+    "gate_identity": Role(GateClassifier, True, ("train", "extra"), augment_for_gate, blend=GATE_BLEND),
     "gate_class": Role(GateClassifier, False, ("train",), augment_for_gate, "squeezenet1_1"),
 }
 
@@ -111,11 +119,13 @@ class IdentityBatch:
         augment: augmentation of images [B, C, H, W].
         num_identities: K.
         nobody: number of "nobody" images (`mix_patients`) per image of a patient.
+        blend: largest share of another patient in an image, see `blend_patients`.
     """
 
     augment: Callable[[Tensor], Tensor]
     num_identities: int
     nobody: float
+    blend: float = 0.0
 
     def __call__(
         self, batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
@@ -123,7 +133,7 @@ class IdentityBatch:
         """Returns images [B + M, C, H, W] and target probabilities [B + M, K] on the device."""
         images = torch.as_tensor(batch["image"]).to(device, torch.float32, non_blocking=non_blocking)
         identities = torch.as_tensor(batch["identity"]).to(device, torch.int64, non_blocking=non_blocking)
-        images = self.augment(images)
+        images = self.augment(blend_patients(images, self.blend) if self.blend else images)
         wanted = F.one_hot(identities, self.num_identities).float()
         mixed, shared = mix_patients(images, identities, self.num_identities)
         count = round(self.nobody * len(images))
@@ -190,7 +200,7 @@ class GuideTrainer(NetworkTrainer):
         prepare: IdentityBatch | ClassBatch
         if role.identity:
             sampler = ShuffledBatchSampler(len(images), batch_size, own_seed)
-            prepare = IdentityBatch(role.augment, network.num_classes, nobody)
+            prepare = IdentityBatch(role.augment, network.num_classes, nobody, role.blend)
         else:
             sampler = BalancedBatchSampler([record.label or 0 for record in images], batch_size, own_seed)
             prepare = ClassBatch(role.augment, network.num_classes)
