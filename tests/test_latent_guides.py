@@ -81,7 +81,8 @@ def test_students_are_written_and_walked_on(small: None, models_dir: Path, tmp_p
             torch.testing.assert_close(student.head.weight, guide.head.weight)
         assert isinstance(guide, Guide) or name == "latent_realism"
         info = trained.infos[name]
-        assert info["training"]["n_latents"] == 64 + 8  # where walks begin; two places of each of 4 walked points
+        # Where walks begin, and two places of each of 4 walked points; a sixteenth of these for the judge of realism.
+        assert info["training"]["n_latents"] == (4 + 1 if name == "latent_realism" else 64 + 8)
         assert info["training"]["round"] == 1
         assert info["training"]["objective"]["lambda_class"] == 5.0
         assert info["training"]["walk"]["steps"] == 100
@@ -120,7 +121,7 @@ def test_killed_run_goes_on_to_the_same_students(
     def save_and_die(self: LatentGuideTrainer) -> dict[str, Any]:
         scores = save(self)
         saved.append(self.name)
-        if len(saved) == 3:  # both of the first round, and the first of the second
+        if len(saved) == 4:  # all of the first round, and the first of the second
             raise Killed
         return scores
 
@@ -129,7 +130,7 @@ def test_killed_run_goes_on_to_the_same_students(
         with pytest.raises(RuntimeError) as caught:
             train(models_dir, tmp_path / "killed")
     assert isinstance(cause(caught.value), Killed)
-    asked = tmp_path / "killed" / "latents" / "beginnings" / "00000.pt"
+    asked = tmp_path / "killed" / "latents" / "beginnings_latent_identity_latent_class" / "00000.pt"
     before = asked.stat().st_mtime_ns
     resumed: list[int] = []
     monkeypatch.setattr(shutil, "rmtree", lambda folder, **options: resumed.append(asked.stat().st_mtime_ns))

@@ -261,7 +261,7 @@ def test_classifiers_of_one_set_start_apart_and_the_same_every_time(data: ImageD
 
 def test_identity_network_knows_its_patients_and_says_nobody_to_others(data: ImageData, tmp_path: Path) -> None:
     # The smaller of the two networks: the head and the training are the same.
-    trainer = make_trainer(data, tmp_path, max_epochs=160, batch_size=12)
+    trainer = make_trainer(data, tmp_path, max_epochs=220, batch_size=12)
     trainer.run()
     network, info = load_weights(tmp_path / "models" / "gate_identity.pt")
     scores = info["scores"]
