@@ -57,7 +57,12 @@ def overlay(tmp_path_factory: pytest.TempPathFactory, slides: Path) -> Path:
 
 
 def test_a_kind_of_image_of_ones_own_goes_through_every_command(
-    slides: Path, overlay: Path, squeezenet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slides: Path,
+    overlay: Path,
+    resnet_file: Path,
+    squeezenet_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     do_little(monkeypatch)
     for module in ("assessment", "controls", "distances", "thresholds"):
@@ -77,7 +82,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     run("check_data", "check_data", trained)
     kimg = {"total_kimg": 0.064, "epoch_kimg": 0.032, "measure_kimg": 0.064}
     run("run", "train_gan", {**trained, **trunk, **kimg, "discriminator": "residual"})
-    run("run", "train_guides", {**trained, "max_epochs": 2})
+    run("run", "train_guides", {**trained, "resnet18_file": str(resnet_file), "max_epochs": 2})
     few_steps = {"walk_settings#steps": 10}
     few = {"n_latents": 256, "n_visited": 64, "max_epochs": 1, **few_steps}
     run("run", "train_latent_guides", {"output_dir": str(home), **few})

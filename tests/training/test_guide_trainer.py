@@ -356,7 +356,7 @@ def test_unseen_changes_are_other_families_than_the_guides_train_on_or_stronger(
     assert len(UNSEEN_CHANGES) - len(beyond) >= 5
 
 
-def workflow(dataset_dir: Path, output_dir: Path) -> ConfigWorkflow:
+def workflow(dataset_dir: Path, output_dir: Path, resnet_file: Path) -> ConfigWorkflow:
     return ConfigWorkflow(
         str(ROOT / "configs" / "train_guides.json"),
         meta_file=None,
@@ -364,6 +364,7 @@ def workflow(dataset_dir: Path, output_dir: Path) -> ConfigWorkflow:
         workflow_type="train",
         dataset_dir=str(dataset_dir),
         output_dir=str(output_dir),
+        resnet18_file=str(resnet_file),
         resolution=32,
         max_epochs=1,
         batch_size=4,
@@ -371,10 +372,10 @@ def workflow(dataset_dir: Path, output_dir: Path) -> ConfigWorkflow:
     )
 
 
-def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_four(
-    dataset_dir: Path, tmp_path: Path
+def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_networks(
+    dataset_dir: Path, resnet_file: Path, tmp_path: Path
 ) -> None:
-    first = workflow(dataset_dir, tmp_path)
+    first = workflow(dataset_dir, tmp_path, resnet_file)
     first.initialize()
     required = {"bundle_root", "device", "dataset_dir", "trainer", "max_epochs", "train_dataset", "train_inferer"}
     assert not required & set(first.check_properties() or [])
@@ -392,7 +393,7 @@ def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_fo
     text = json.dumps(infos)
     assert ".png" not in text
     assert "patient" not in text
-    again = workflow(dataset_dir, tmp_path)
+    again = workflow(dataset_dir, tmp_path, resnet_file)
     again.initialize()
     before = (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns
     again.run()
