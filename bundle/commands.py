@@ -14,6 +14,7 @@ from bundle.auditing.preprocessing import PREPROCESSING
 from bundle.auditing.resampling import LEAST
 from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.data.patients import pattern_problem
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.option_types import (
     Count,
     Device,
@@ -133,6 +134,7 @@ class TrainGan(Tracked, RealImagesOptions):
 class TrainGuides(Tracked, RealImagesOptions):
     """Options of configs/train_guides.json."""
 
+    init_from: OptionalFolder
     resolution: Resolution
     max_epochs: Count
     gate_epochs: Count
@@ -164,6 +166,7 @@ class TrainLatentGuides(Tracked):
     """Options of configs/train_latent_guides.json."""
 
     models_dir: Folder
+    students: Annotated[str, one_of(("all", *LATENT_GUIDES))]
     n_latents: Count
     n_visited: Count
     rounds: Integer

@@ -32,10 +32,7 @@ from bundle.walk.guides import LatentGuides
 from bundle.walk.objective import PublishedObjective, identity_divergence
 from bundle.walk.trajectories import NewWalk, agreement, visited_latents, visits
 
-__all__ = ["LATENT_TEACHERS", "TRIAL", "Distillation"]
-
-#: Networks that the latent guides are distilled from.
-LATENT_TEACHERS = ("generator", *(teacher for teacher, _ in LATENT_GUIDES.values()))
+__all__ = ["TRIAL", "Distillation", "networks_of"]
 
 # Random streams derived from one seed: start latents to learn from, walks to learn from, walks to evaluate on, held-out
 # start latents to evaluate on.
@@ -48,6 +45,16 @@ SHARES = {"latent_realism": 1 / 16}
 
 # Of each student, latents [N, w_dim] and its teacher's features for them, [N, features], on the CPU.
 _Known = dict[str, tuple[Tensor, Tensor]]
+
+
+def networks_of(students: str) -> tuple[str, ...]:
+    """Returns the names of the networks that a `Distillation` needs: generator, guides and students that it keeps.
+
+    Args:
+        students: "all", or the name of the only student to train.
+    """
+    kept = () if students == "all" else (name for name in LATENT_GUIDES if name != students)
+    return ("generator", *(teacher for teacher, _ in LATENT_GUIDES.values()), *kept)
 
 
 def _asked(name: str, count: int) -> int:
@@ -64,7 +71,7 @@ class Distillation:
     repeating finished parts.
 
     Args:
-        models: generator and guides.
+        models: the networks that `networks_of` names. Students among them are kept and steer the walks as they are.
         new_walk: factory of the walk's inferer.
         new_trainer: factory of a student's trainer, called with the arguments that only this class knows.
         tracking: factory of the handler that records a training, called with ``run_name``.
@@ -94,7 +101,10 @@ class Distillation:
         self.output_dir, self.work = Path(output_dir), Path(output_dir) / "latents"
         self.n_latents, self.n_visited, self.rounds = n_latents, n_visited, rounds
         self.seed, self.device = seed, device
-        self.teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
+        self.students = {name: net for name, net in models.networks.items() if isinstance(net, LatentGuide)}
+        self.teachers = {
+            name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items() if name not in self.students
+        }
         if isinstance(new_walk.keywords["objective"], PublishedObjective):
             raise OptionError(
                 [
@@ -107,7 +117,6 @@ class Distillation:
             "objective": dataclasses.asdict(new_walk.keywords["objective"]),
             "walk": dataclasses.asdict(new_walk.keywords["settings"]),
         }
-        self.students: dict[str, LatentGuide] = {}
 
     def run(self) -> None:
         """Runs the distillation, unless its students exist already."""
@@ -130,7 +139,7 @@ class Distillation:
                 )
                 cost.keep()
             # Reversed because evaluating the identity student on walks requires the other students.
-            for name in reversed(LATENT_GUIDES):
+            for name in reversed(self.teachers):
                 latents, said = (torch.cat(parts) for parts in zip(*(part[name] for part in known), strict=True))
                 self._fit(name, number, latents, said, examination)
                 cost.keep()
@@ -144,7 +153,7 @@ class Distillation:
             nothing = torch.zeros(1, 1).expand(sum(_asked(name, count) for count in counts), 1)
             return LabelledLatents(nothing, nothing)
 
-        untrained = {name: self._new_student(name) for name in LATENT_GUIDES}
+        untrained = {name: self._new_student(name) for name in self.teachers}
         return all(
             self._trainer(name, self.rounds, unasked(name), network, lambda _: {}).is_saved
             for name, network in untrained.items()
