@@ -38,7 +38,7 @@ __all__ = ["TRIAL", "Distillation", "networks_of"]
 # start latents to evaluate on.
 BEGINNINGS, VISITS, TRIAL, HELD_OUT = range(4)
 HELD_OUT_LATENTS = 4096
-# Share of the latents that a guide evaluates; others evaluate all. The judge of realism takes longer than all else, and
+# Share of n_latents and n_visited that a guide evaluates; others evaluate all. The judge of realism takes longer than all else, and
 # its values are smooth in w.
 SHARES = {"latent_realism": 1 / 16}
 
@@ -55,11 +55,6 @@ def networks_of(students: str) -> tuple[str, ...]:
     """
     kept = () if students == "all" else (name for name in LATENT_GUIDES if name != students)
     return ("generator", *(teacher for teacher, _ in LATENT_GUIDES.values()), *kept)
-
-
-def _asked(name: str, count: int) -> int:
-    """Returns how many of ``count`` latents the teacher of a student evaluates."""
-    return math.ceil(SHARES.get(name, 1.0) * count)
 
 
 class Distillation:
@@ -99,12 +94,17 @@ class Distillation:
         self.models, self.new_walk = models, new_walk
         self.new_trainer, self.tracking = new_trainer, tracking
         self.output_dir, self.work = Path(output_dir), Path(output_dir) / "latents"
-        self.n_latents, self.n_visited, self.rounds = n_latents, n_visited, rounds
         self.seed, self.device = seed, device
         self.students = {name: net for name, net in models.networks.items() if isinstance(net, LatentGuide)}
         self.teachers = {
             name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items() if name not in self.students
         }
+        shares = {name: SHARES.get(name, 1.0) for name in self.teachers}
+        most = max(shares.values())
+        # Latents that no student is trained on are not drawn.
+        self.n_latents, self.n_visited = (math.ceil(most * count) for count in (n_latents, n_visited))
+        self.shares = {name: share / most for name, share in shares.items()}
+        self.rounds = rounds
         if isinstance(new_walk.keywords["objective"], PublishedObjective):
             raise OptionError(
                 [
@@ -150,7 +150,7 @@ class Distillation:
         counts = (self.n_latents, *[visits(self.n_visited)[1]] * self.rounds)
 
         def unasked(name: str) -> LabelledLatents:
-            nothing = torch.zeros(1, 1).expand(sum(_asked(name, count) for count in counts), 1)
+            nothing = torch.zeros(1, 1).expand(sum(self._asked(name, count) for count in counts), 1)
             return LabelledLatents(nothing, nothing)
 
         untrained = {name: self._new_student(name) for name in self.teachers}
@@ -159,14 +159,20 @@ class Distillation:
             for name, network in untrained.items()
         )
 
+    def _asked(self, name: str, count: int) -> int:
+        """Returns how many of ``count`` latents the teacher of a student evaluates."""
+        return math.ceil(self.shares[name] * count)
+
     def _new_student(self, name: str) -> LatentGuide:
         return new_latent_guide(name, self.teachers[name], self.models.generator.w_dim)
 
     def _known(self, w: Tensor, name: str, title: str) -> _Known:
         """Evaluates the guides; returns for each student its latents and the features that its teacher gives them."""
         known: _Known = {}
-        for number in {_asked(student, len(w)) for student in self.teachers}:
-            asked = {student: guide for student, guide in self.teachers.items() if _asked(student, len(w)) == number}
+        for number in {self._asked(student, len(w)) for student in self.teachers}:
+            asked = {
+                student: guide for student, guide in self.teachers.items() if self._asked(student, len(w)) == number
+            }
             few, folder = w[:number], self.work / f"{name}_{'_'.join(asked)}"
             said = ask_guides(self.models.generator, asked, few, folder, f"evaluating the guides: {title}")
             known |= {student: (few.cpu(), features) for student, features in said.items()}
