@@ -172,6 +172,7 @@ class TrainLatentGuides(Tracked):
     rounds: Integer
     lambda_class: Unsigned
     lambda_prior: Unsigned
+    lambda_real: Unsigned
     max_epochs: Count
     batch_size: Count
     seed: Seed
@@ -193,6 +194,7 @@ class Generate(Tracked):
     guides: Annotated[str, one_of(("latent", "image"))]
     lambda_class: Unsigned
     lambda_prior: Unsigned
+    lambda_real: Unsigned
     models_dir: Folder
     dataset_dir: Folders
     layout: Layout
@@ -254,6 +256,7 @@ class Evaluate(Tracked):
     seeds: Seeds
     lambda_class: Unsigned
     lambda_prior: Unsigned
+    lambda_real: Unsigned
     n_shadows: Shadows
     max_epochs: Count
     long_points: Points

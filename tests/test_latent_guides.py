@@ -96,6 +96,31 @@ def test_students_are_written_and_walked_on(small: None, models_dir: Path, tmp_p
     assert str(tmp_path) not in json.dumps(info)
 
 
+def test_one_student_is_trained_alone_and_the_others_are_kept(
+    small: None, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(models_dir, tmp_path)
+    before = {name: (models_dir / f"{name}.pt").read_bytes() for name in LATENT_GUIDES}
+    drawn: list[int] = []
+    draw = distillation.draw_latents
+
+    def count(generator: Generator, numbers: range, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(len(numbers))
+        return draw(generator, numbers, seed)
+
+    monkeypatch.setattr(distillation, "draw_latents", count)
+    train(models_dir, tmp_path / "alone", students="latent_realism", n_latents=128)
+    alone = tmp_path / "alone" / "models"
+    assert sorted(path.name for path in alone.iterdir()) == ["latent_realism.json", "latent_realism.pt"]
+    assert (alone / "latent_realism.pt").read_bytes() != before["latent_realism"]
+    assert {name: (models_dir / f"{name}.pt").read_bytes() for name in LATENT_GUIDES} == before
+    # A sixteenth of the latents is all that its teacher is asked about, so no more are drawn.
+    assert drawn == [32, 8]
+    assert load_weights(alone / "latent_realism.pt")[1]["training"]["n_latents"] == 8 + 8
+    train(models_dir, tmp_path / "alone", students="latent_realism", n_latents=128)
+    assert drawn == [32, 8]
+
+
 def test_finished_training_asks_nothing_again(
     small: None, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

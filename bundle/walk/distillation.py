@@ -38,8 +38,8 @@ __all__ = ["TRIAL", "Distillation", "networks_of"]
 # start latents to evaluate on.
 BEGINNINGS, VISITS, TRIAL, HELD_OUT = range(4)
 HELD_OUT_LATENTS = 4096
-# Share of n_latents and n_visited that a guide evaluates; others evaluate all. The judge of realism takes longer than all else, and
-# its values are smooth in w.
+# Share of n_latents and n_visited that a guide evaluates; others evaluate all. The judge of realism takes longer than
+# all else, and its values are smooth in w.
 SHARES = {"latent_realism": 1 / 16}
 
 

@@ -52,7 +52,7 @@ TURN = 16
 # Number of seeds for the comparison of students and guides.
 TRIALS = 5
 # Weights of the objective that a modality may set, as in `generate`.
-WEIGHTS = ("lambda_class", "lambda_prior")
+WEIGHTS = ("lambda_class", "lambda_prior", "lambda_real")
 
 
 def peak_memory(walk: str, models_dir: str, n_points: int) -> float:
