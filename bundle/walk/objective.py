@@ -28,6 +28,7 @@ from torch import Tensor
 from bundle.options import OptionError, number_problems
 
 __all__ = [
+    "SOUND",
     "BalancedObjective",
     "Objective",
     "PublishedObjective",
@@ -35,6 +36,10 @@ __all__ = [
     "identity_divergence",
     "step_lengths",
 ]
+
+#: d_0 of L_real: images nearer to real ones are left alone. Real images have a distance of about 1; the bar is lower
+#: because walks stop just below it, where errors of the latent guide still let unrealistic images through.
+SOUND = 2 / 3
 
 
 def identity_divergence(logits: Tensor) -> Tensor:
@@ -160,7 +165,7 @@ class BalancedObjective:
         L_dist  = (sum_i l_i / d)^2                length of the path relative to the straight line: 1 or more
         L_even  = (N - 1) sum_i (l_i / sum l)^2    spacing: 1 where all steps are equal, N - 1 for a single long step
         L_prior = mean_i max(0, m_i - 1)           m_i: distance from the mapping network's distribution, typically 1
-        L_real  = mean_i max(0, log((1 + d_i) / 2))  d_i: distance of G(w_i) from real images of class y, typically 1
+        L_real  = mean_i max(0, log((1 + d_i) / (1 + d_0)))  d_i: distance of G(w_i) from real images of class y
 
     L_dist L_even equals the published L_dist times (N - 1) / d^2. As separate terms, the spacing can have a large
     weight (points that collapse onto one location give the same image) while the path can detour around patients.
@@ -201,6 +206,6 @@ class BalancedObjective:
             "class": self.lambda_class * class_cross_entropy(classes, label).mean(dim=1),
             "even": self.lambda_even * steps.shape[1] * (steps / length.unsqueeze(1)).square().sum(dim=1),
             "prior": self.lambda_prior * (prior - 1.0).clamp_min(0.0).mean(dim=1),
-            "real": self.lambda_real * (_of_label(realism, label) - math.log(2.0)).clamp_min(0.0).mean(dim=1),
+            "real": self.lambda_real * (_of_label(realism, label) - math.log1p(SOUND)).clamp_min(0.0).mean(dim=1),
         }
         return {**terms, "loss": torch.stack(list(terms.values())).sum(dim=0)}

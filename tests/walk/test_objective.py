@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bundle.walk.objective import (
+    SOUND,
     BalancedObjective,
     Objective,
     PublishedObjective,
@@ -192,11 +193,11 @@ def test_prior_term_lets_typical_points_alone() -> None:
 
 def test_realism_term_looks_at_the_paths_class_and_lets_typical_images_alone() -> None:
     w, identity, classes, _, prior = answers(4)
-    # Distances from real images [paths, points, classes]; 1 is typical.
-    distances = torch.tensor([[[9.0, 9.0, 0.5], [0.0, 0.0, 1.0]], [[3.0, 0.0, 0.0], [7.0, 9.0, 9.0]]])
+    # Distances from real images [paths, points, classes].
+    distances = torch.tensor([[[9.0, 9.0, 0.5], [0.0, 0.0, SOUND]], [[4.0, 0.0, 0.0], [9.0, 9.0, 9.0]]])
     objective = BalancedObjective(lambda_real=2.0)
     terms = objective(w, identity, classes, distances.log1p(), LABEL, prior)
-    torch.testing.assert_close(terms["real"], torch.tensor([0.0, math.log(2.0) + math.log(4.0)]))
+    torch.testing.assert_close(terms["real"], torch.tensor([0.0, math.log(3.0) + math.log(6.0)]))
     assert not BalancedObjective(lambda_real=0.0)(w, identity, classes, distances.log1p(), LABEL, prior)["real"].any()
 
 
