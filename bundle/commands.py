@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 import bundle.options
 from bundle.auditing.preprocessing import PREPROCESSING
 from bundle.auditing.resampling import LEAST
+from bundle.cohort.formats import formats_problem
 from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.data.patients import pattern_problem
 from bundle.networks.latent_guides import LATENT_GUIDES
@@ -26,6 +27,7 @@ from bundle.option_types import (
     OutputFolder,
     Positive,
     RequiredFile,
+    RequiredFolder,
     RequiredFolders,
     Seed,
     Seeds,
@@ -45,7 +47,14 @@ def _pattern(value: Any) -> Any:
     return value
 
 
+def _formats(value: Any) -> Any:
+    if problem := formats_problem(value):
+        raise refuse(problem)
+    return value
+
+
 Pattern = Annotated[Any, AfterValidator(_pattern)]
+Formats = Annotated[Any, AfterValidator(_formats)]
 
 Layout = Annotated[
     Any,
@@ -191,6 +200,7 @@ class Generate(Tracked):
     n_points: Points
     seed: Seed
     classes: Any
+    formats: Formats
     guides: Annotated[str, one_of(("latent", "image"))]
     lambda_class: Unsigned
     lambda_prior: Unsigned
@@ -199,6 +209,15 @@ class Generate(Tracked):
     dataset_dir: Folders
     layout: Layout
     squeezenet_file: File
+
+
+class Export(Options):
+    """Options of configs/export.json."""
+
+    bundle_root: str
+    cohort_dir: RequiredFolder
+    formats: Formats
+    save_execute_config: Any
 
 
 class Inference(Tracked):
@@ -281,6 +300,7 @@ COMMANDS: dict[str, type[Options]] = {
     "audit": Audit,
     "check_data": CheckData,
     "evaluate": Evaluate,
+    "export": Export,
     "generate": Generate,
     "inference": Inference,
     "score": Score,
