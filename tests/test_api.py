@@ -25,6 +25,7 @@ from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.commands import COMMANDS
 from bundle.data import open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
 from bundle.networks.weights import save_weights
 from bundle.options import INTERNAL
@@ -215,7 +216,7 @@ def test_a_run_leaves_the_programs_logging_as_it_was(
 
 def test_models_are_ready_to_use(toy_models: Path) -> None:
     models = bundle.load_models(models_dir=toy_models, device="cpu")
-    assert tuple(models.networks) == (*GENERATION_NETWORKS, "latent_identity", "latent_class")
+    assert tuple(models.networks) == (*GENERATION_NETWORKS, *LATENT_GUIDES)
     assert not any(network.training for network in models.networks.values())
     assert tuple(bundle.load_models(models_dir=toy_models, guides="image").networks) == GENERATION_NETWORKS
 
