@@ -136,6 +136,7 @@ MODALITIES: dict[str, Modality] = {
         preprocessing="retina",
         lambda_class=1.0,
         lambda_prior=10.0,
+        lambda_real=40.0,
     ),
 }
 
