@@ -188,6 +188,21 @@ class TrainLatentGuides(Tracked):
     learning_rate: Positive
 
 
+class TrainEncoder(Tracked):
+    """Options of configs/train_encoder.json."""
+
+    dataset_dir: RequiredFolders
+    layout: Layout
+    models_dir: Folder
+    max_epochs: Count
+    batch_size: Annotated[int, Field(ge=2, le=100_000)]
+    real_share: Annotated[float, Field(gt=0, lt=1)]
+    lambda_delta: Unsigned
+    seed: Seed
+    learning_rate: Positive
+    squeezenet_file: File
+
+
 class Generate(Tracked):
     """Options of configs/plan.json."""
 
@@ -305,6 +320,7 @@ COMMANDS: dict[str, type[Options]] = {
     "inference": Inference,
     "score": Score,
     "train_audit": TrainAudit,
+    "train_encoder": TrainEncoder,
     "train_gan": TrainGan,
     "train_guides": TrainGuides,
     "train_latent_guides": TrainLatentGuides,
