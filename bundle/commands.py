@@ -203,6 +203,19 @@ class TrainEncoder(Tracked):
     squeezenet_file: File
 
 
+class Invert(Command, RealImagesOptions):
+    """Options of configs/invert.json."""
+
+    models_dir: Folder
+    steps: Annotated[int, Field(ge=0, le=100_000)]
+    learning_rate: Positive
+    lambda_prior: Unsigned
+    batch_size: Count
+    seed: Seed
+    squeezenet_file: File
+    device: Device
+
+
 class Generate(Tracked):
     """Options of configs/plan.json."""
 
@@ -318,6 +331,7 @@ COMMANDS: dict[str, type[Options]] = {
     "export": Export,
     "generate": Generate,
     "inference": Inference,
+    "invert": Invert,
     "score": Score,
     "train_audit": TrainAudit,
     "train_encoder": TrainEncoder,
