@@ -16,36 +16,20 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.data import DataError, get_modality
+from bundle.data import DataError
 from bundle.files import DamagedError, save_tensors
 from bundle.latent import inversion
 from bundle.latent.inverter import InversionError, Inverter
 from bundle.latent.real_latents import PARTS, RealLatents, load_latents
-from bundle.latent.reconstruction import mapped_samples, synthesise
-from bundle.networks.encoder import new_encoder
+from bundle.latent.reconstruction import synthesise
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import WeightsError, load_weights, save_weights
+from bundle.networks.weights import WeightsError, load_weights
 from tests.conftest import ROOT, cause, edit_info
 from tests.training.conftest import Killed
 
 
 @pytest.fixture
-def models_dir(tiny_models: Path) -> Path:
-    """The toy generator with an encoder that predicts the mean of W."""
-    for path in tiny_models.glob("*.pt"):
-        edit_info(path, preprocessing=get_modality("xray").preprocessing)
-    generator, info = load_weights(tiny_models / "generator.pt")
-    assert isinstance(generator, Generator)
-    own = {key: value for key, value in info.items() if key not in ("arguments", "network", "format", "sha256")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = new_encoder(generator, mapped_samples(generator, 0, 500), width=8)
-    save_weights(encoder, tiny_models / "encoder.pt", {**own, "training": {"generator_sha256": info["sha256"]}})
-    return tiny_models
-
-
-@pytest.fixture
-def invert(models_dir: Path, tiny_dataset: Path, tmp_path: Path, squeezenet_file: Path) -> Any:
+def invert(encoder_models: Path, tiny_dataset: Path, tmp_path: Path, squeezenet_file: Path) -> Any:
     def run(output_dir: str = "out", **options: Any) -> Path:
         monai.bundle.run(
             "invert",
@@ -54,7 +38,7 @@ def invert(models_dir: Path, tiny_dataset: Path, tmp_path: Path, squeezenet_file
             output_dir=str(tmp_path / output_dir),
             device="cpu",
             squeezenet_file=str(squeezenet_file),
-            **{"dataset_dir": str(tiny_dataset), "models_dir": str(models_dir), "steps": 2, **options},
+            **{"dataset_dir": str(tiny_dataset), "models_dir": str(encoder_models), "steps": 2, **options},
         )
         return tmp_path / output_dir / "private" / "latents.pt"
 
@@ -67,11 +51,11 @@ def refusal(invert: Any, *arguments: Any, **options: Any) -> BaseException:
     return cause(raised.value)
 
 
-def test_command_writes_private_latents_and_pairs(invert: Any, models_dir: Path, tmp_path: Path) -> None:
+def test_command_writes_private_latents_and_pairs(invert: Any, encoder_models: Path, tmp_path: Path) -> None:
     path = invert(steps=3)
     content = torch.load(path, weights_only=True)
     assert content["w"].shape == (40, 8, 8)
-    generator, info = load_weights(models_dir / "generator.pt")
+    generator, info = load_weights(encoder_models / "generator.pt")
     latents = load_latents(path, info["sha256"])
     assert isinstance(latents, RealLatents)
     assert sorted(set(latents.labels)) == [0, 1]
@@ -126,16 +110,16 @@ def test_killed_between_the_last_part_and_the_file_loses_nothing(
     assert invert("killed").read_bytes() == whole
 
 
-def test_other_options_and_networks_are_refused(invert: Any, models_dir: Path) -> None:
+def test_other_options_and_networks_are_refused(invert: Any, encoder_models: Path) -> None:
     path = invert()
     assert "steps = 2, now it is 4. Give the old values, or another output_dir." in str(refusal(invert, steps=4))
     with pytest.raises(InversionError, match=r"latents of another generator .*Name the models_dir of its inversion"):
         load_latents(path, "1" * 64)
-    edit_info(models_dir / "encoder.pt", training={"generator_sha256": "1" * 64})
+    edit_info(encoder_models / "encoder.pt", training={"generator_sha256": "1" * 64})
     error = refusal(invert)
     assert isinstance(error, WeightsError)
     assert "encoder was trained for another generator" in str(error)
-    (models_dir / "encoder.json").unlink()
+    (encoder_models / "encoder.json").unlink()
     assert "does not exist" in str(refusal(invert))
 
 
@@ -151,24 +135,24 @@ def test_damaged_or_missing_files_are_named(invert: Any, tmp_path: Path) -> None
 
 
 def test_images_of_another_place_are_inverted_without_a_role(
-    invert: Any, elsewhere: Path, models_dir: Path, capsys: pytest.CaptureFixture[str]
+    invert: Any, elsewhere: Path, encoder_models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latents = load_latents(invert(dataset_dir=str(elsewhere)))
     assert len(latents.w) == 24
     assert "no image counts as seen" in capsys.readouterr().out
-    assert latents.split_sha256 != load_weights(models_dir / "generator.pt")[1]["split_sha256"]
+    assert latents.split_sha256 != load_weights(encoder_models / "generator.pt")[1]["split_sha256"]
 
 
 def test_images_of_another_place_do_not_need_the_split_file_of_the_training(
-    invert: Any, elsewhere: Path, tiny_dataset: Path, models_dir: Path
+    invert: Any, elsewhere: Path, tiny_dataset: Path, encoder_models: Path
 ) -> None:
-    assert (models_dir.parent / "private" / "splits.json").exists()
+    assert (encoder_models.parent / "private" / "splits.json").exists()
     assert len(load_latents(invert("here", dataset_dir=str(elsewhere))).w) == 24
-    assert not (models_dir.parent / "private" / "latents.pt").exists()
+    assert not (encoder_models.parent / "private" / "latents.pt").exists()
 
 
 def test_other_kinds_of_image_are_refused_with_the_cure(
-    invert: Any, models_dir: Path, tmp_path: Path, tiny_dataset: Path
+    invert: Any, encoder_models: Path, tmp_path: Path, tiny_dataset: Path
 ) -> None:
     error = refusal(invert, modality="fundus")
     assert isinstance(error, InversionError)
@@ -188,8 +172,8 @@ def test_other_kinds_of_image_are_refused_with_the_cure(
     empty.mkdir()
     assert isinstance(refusal(invert, dataset_dir=str(empty)), DataError)
 
-    edit_info(models_dir / "generator.pt", preprocessing="retina")
-    edit_info(models_dir / "encoder.pt", preprocessing="retina")
+    edit_info(encoder_models / "generator.pt", preprocessing="retina")
+    edit_info(encoder_models / "encoder.pt", preprocessing="retina")
     assert "preprocessing of the images is" in str(refusal(invert))
 
 

@@ -11,7 +11,7 @@ import monai.bundle
 import pytest
 import torch
 
-from bundle.data import ImageData, get_modality, open_dataset
+from bundle.data import ImageData, open_dataset
 from bundle.metrics.lpips import lpips_model
 from bundle.networks.model_set import ModelSet, load_models, read_infos
 from bundle.networks.weights import WeightsError, load_weights
@@ -23,11 +23,11 @@ from tests.training.conftest import KillAt, Killed
 
 
 @pytest.fixture
-def models_dir(tiny_models: Path) -> Path:
-    """The toy networks with the preprocessing of the images."""
-    for path in tiny_models.glob("*.pt"):
-        edit_info(path, preprocessing=get_modality("xray").preprocessing)
-    return tiny_models
+def models_dir(encoder_models: Path) -> Path:
+    """The toy networks, without an encoder."""
+    for suffix in (".pt", ".json"):
+        encoder_models.joinpath(f"encoder{suffix}").unlink()
+    return encoder_models
 
 
 @pytest.fixture
