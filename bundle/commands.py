@@ -188,6 +188,34 @@ class TrainLatentGuides(Tracked):
     learning_rate: Positive
 
 
+class TrainEncoder(Tracked):
+    """Options of configs/train_encoder.json."""
+
+    dataset_dir: RequiredFolders
+    layout: Layout
+    models_dir: Folder
+    max_epochs: Count
+    batch_size: Annotated[int, Field(ge=2, le=100_000)]
+    real_share: Annotated[float, Field(gt=0, lt=1)]
+    lambda_delta: Unsigned
+    seed: Seed
+    learning_rate: Positive
+    squeezenet_file: File
+
+
+class Invert(Command, RealImagesOptions):
+    """Options of configs/invert.json."""
+
+    models_dir: Folder
+    steps: Annotated[int, Field(ge=0, le=100_000)]
+    learning_rate: Positive
+    lambda_prior: Unsigned
+    batch_size: Count
+    seed: Seed
+    squeezenet_file: File
+    device: Device
+
+
 class Generate(Tracked):
     """Options of configs/plan.json."""
 
@@ -303,8 +331,10 @@ COMMANDS: dict[str, type[Options]] = {
     "export": Export,
     "generate": Generate,
     "inference": Inference,
+    "invert": Invert,
     "score": Score,
     "train_audit": TrainAudit,
+    "train_encoder": TrainEncoder,
     "train_gan": TrainGan,
     "train_guides": TrainGuides,
     "train_latent_guides": TrainLatentGuides,

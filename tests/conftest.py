@@ -17,13 +17,15 @@ from filelock import FileLock
 from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
 
-from bundle.data import open_dataset
+from bundle.data import get_modality, open_dataset
 from bundle.files import sha256_file
+from bundle.latent.reconstruction import mapped_samples
 from bundle.networks.classifiers import GateClassifier, Guide
+from bundle.networks.encoder import new_encoder
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism
 from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import save_weights, write_info
+from bundle.networks.weights import load_weights, save_weights, write_info
 from tests.hospital import common_folder as common_folder
 from tests.hospital import elsewhere as elsewhere
 from tests.hospital import hospital as hospital
@@ -179,6 +181,21 @@ def tiny_models(toy_models: Path, tiny_dataset: Path, tmp_path: Path) -> Path:
     for path in folder.glob("*.pt"):
         edit_info(path, split_sha256=data.split_sha256)
     return folder
+
+
+@pytest.fixture
+def encoder_models(tiny_models: Path) -> Path:
+    """The toy networks, with the preprocessing of the images, and an encoder that predicts the mean of W."""
+    for path in tiny_models.glob("*.pt"):
+        edit_info(path, preprocessing=get_modality("xray").preprocessing)
+    generator, info = load_weights(tiny_models / "generator.pt")
+    assert isinstance(generator, Generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = new_encoder(generator, mapped_samples(generator, 0, 500), width=8)
+    described = {**info, "training": {"generator_sha256": info["sha256"]}}
+    save_weights(encoder, tiny_models / "encoder.pt", described)
+    return tiny_models
 
 
 def toy_student(name: str, generator: Generator, teacher: torch.nn.Module) -> LatentGuide:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bundle.networks.encoder import Encoder
 from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism
 from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
@@ -47,6 +48,7 @@ REQUIRED_OF = {
     "latent_identity": ("training.generator_sha256", "training.teacher_sha256", "cpu_seconds"),
     "latent_class": ("training.generator_sha256", "training.teacher_sha256"),
     "latent_realism": ("training.generator_sha256", "training.teacher_sha256"),
+    "encoder": ("training.generator_sha256",),
     "audit_embedding": ("seen",),
     "audit_verifier": ("seen",),
 }
@@ -131,6 +133,13 @@ def read_infos(models_dir: str | os.PathLike[str], names: Sequence[str] = GENERA
                     f"{Path(models_dir)}: {name} was not distilled from this {original}. Train it anew with "
                     f"configs/train_latent_guides.json."
                 )
+    if {"encoder", "generator"} <= infos.keys():
+        generator_sha256 = infos["encoder"]["training"]["generator_sha256"]
+        if generator_sha256 != infos["generator"]["sha256"]:
+            raise WeightsError(
+                f"{Path(models_dir)}: encoder was trained for another generator. Train it anew with "
+                f"configs/train_encoder.json."
+            )
     return ModelInfos(infos)
 
 
@@ -169,6 +178,8 @@ def _role_problem(name: str, info: dict[str, Any]) -> str | None:
     """Returns the reason why a network is unsuited to the role of its name; None if it is suited."""
     kind = NETWORKS[info["network"]]
     if (name == "generator") != issubclass(kind, Generator) or (name in LATENT_GUIDES) != issubclass(kind, LatentGuide):
+        return f"it is a {info['network']}"
+    if (name == "encoder") != issubclass(kind, Encoder):
         return f"it is a {info['network']}"
     if (name in ("realism_guide", "gate_realism")) != issubclass(kind, RealismJudge):
         return f"it is a {info['network']}"
