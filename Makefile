@@ -49,7 +49,7 @@ lock:  ## Write requirements.lock anew from pyproject.toml (needs uv)
 	  --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
 
 clean:  ## Remove .venv and caches; what is in output/ stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.lock

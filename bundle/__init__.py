@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PLAN: privacy-preserving walks in the latent space of generative models of medical images.
 
-The commands as functions: ``from bundle import audit, check_data, generate, load_models``, see `bundle.api`. PyTorch
-and MONAI are imported when one of these names is first accessed.
+The commands as functions: ``from bundle import audit, check_data, export, generate, load_models``, see `bundle.api`.
+PyTorch and MONAI are imported when one of these names is first accessed.
 """
 
 from importlib import import_module
@@ -19,6 +19,7 @@ __all__ = [
     "WeightsError",
     "audit",
     "check_data",
+    "export",
     "generate",
     "load_models",
 ]
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         WeightsError,
         audit,
         check_data,
+        export,
         generate,
         load_models,
     )

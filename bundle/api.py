@@ -35,7 +35,7 @@ from bundle.networks.weights import WeightsError as WeightsError
 from bundle.options import INTERNAL, OptionError, validate
 from bundle.results import STATUS, AuditResult, DataCheck, GeneratedCohort
 
-__all__ = ["audit", "check_data", "generate", "load_models"]
+__all__ = ["audit", "check_data", "export", "generate", "load_models"]
 
 Configs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -97,6 +97,26 @@ def generate(*, configs: Configs = (), **options: Any) -> GeneratedCohort:
     """
     (output_dir,) = _run("plan.json", "generate", configs, options, ("output_dir",))
     return GeneratedCohort(Path(output_dir).absolute() / "cohort")
+
+
+@_shows_options("export", "export.json")
+def export(*, configs: Configs = (), **options: Any) -> GeneratedCohort:
+    """Verifies a cohort and adds its images in further file formats; the cohort may come from somebody else.
+
+    Args:
+        configs: see `generate`.
+        **options: options of the command ``export``: ``cohort_dir`` (a path or the result of `generate`) and
+            ``formats``, see docs/formats.md.
+
+    Returns:
+        The cohort.
+
+    Raises:
+        OptionError: an option does not exist or has an invalid value.
+        CohortError: the folder is not as its manifest says.
+    """
+    (cohort_dir,) = _run("export.json", "export", configs, options, ("cohort_dir",))
+    return GeneratedCohort(Path(cohort_dir).resolve())
 
 
 @_shows_options("audit", "audit.json")

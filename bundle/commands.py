@@ -12,8 +12,10 @@ from pydantic import AfterValidator, Field, ValidationInfo
 import bundle.options
 from bundle.auditing.preprocessing import PREPROCESSING
 from bundle.auditing.resampling import LEAST
+from bundle.cohort.formats import formats_problem
 from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.data.patients import pattern_problem
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.option_types import (
     Count,
     Device,
@@ -25,6 +27,7 @@ from bundle.option_types import (
     OutputFolder,
     Positive,
     RequiredFile,
+    RequiredFolder,
     RequiredFolders,
     Seed,
     Seeds,
@@ -44,7 +47,14 @@ def _pattern(value: Any) -> Any:
     return value
 
 
+def _formats(value: Any) -> Any:
+    if problem := formats_problem(value):
+        raise refuse(problem)
+    return value
+
+
 Pattern = Annotated[Any, AfterValidator(_pattern)]
+Formats = Annotated[Any, AfterValidator(_formats)]
 
 Layout = Annotated[
     Any,
@@ -133,6 +143,7 @@ class TrainGan(Tracked, RealImagesOptions):
 class TrainGuides(Tracked, RealImagesOptions):
     """Options of configs/train_guides.json."""
 
+    init_from: OptionalFolder
     resolution: Resolution
     max_epochs: Count
     gate_epochs: Count
@@ -164,15 +175,45 @@ class TrainLatentGuides(Tracked):
     """Options of configs/train_latent_guides.json."""
 
     models_dir: Folder
+    students: Annotated[str, one_of(("all", *LATENT_GUIDES))]
     n_latents: Count
     n_visited: Count
     rounds: Integer
     lambda_class: Unsigned
     lambda_prior: Unsigned
+    lambda_real: Unsigned
     max_epochs: Count
     batch_size: Count
     seed: Seed
     learning_rate: Positive
+
+
+class TrainEncoder(Tracked):
+    """Options of configs/train_encoder.json."""
+
+    dataset_dir: RequiredFolders
+    layout: Layout
+    models_dir: Folder
+    max_epochs: Count
+    batch_size: Annotated[int, Field(ge=2, le=100_000)]
+    real_share: Annotated[float, Field(gt=0, lt=1)]
+    lambda_delta: Unsigned
+    seed: Seed
+    learning_rate: Positive
+    squeezenet_file: File
+
+
+class Invert(Command, RealImagesOptions):
+    """Options of configs/invert.json."""
+
+    models_dir: Folder
+    steps: Annotated[int, Field(ge=0, le=100_000)]
+    learning_rate: Positive
+    lambda_prior: Unsigned
+    batch_size: Count
+    seed: Seed
+    squeezenet_file: File
+    device: Device
 
 
 class Generate(Tracked):
@@ -187,13 +228,24 @@ class Generate(Tracked):
     n_points: Points
     seed: Seed
     classes: Any
+    formats: Formats
     guides: Annotated[str, one_of(("latent", "image"))]
     lambda_class: Unsigned
     lambda_prior: Unsigned
+    lambda_real: Unsigned
     models_dir: Folder
     dataset_dir: Folders
     layout: Layout
     squeezenet_file: File
+
+
+class Export(Options):
+    """Options of configs/export.json."""
+
+    bundle_root: str
+    cohort_dir: RequiredFolder
+    formats: Formats
+    save_execute_config: Any
 
 
 class Inference(Tracked):
@@ -251,6 +303,7 @@ class Evaluate(Tracked):
     seeds: Seeds
     lambda_class: Unsigned
     lambda_prior: Unsigned
+    lambda_real: Unsigned
     n_shadows: Shadows
     max_epochs: Count
     long_points: Points
@@ -275,10 +328,13 @@ COMMANDS: dict[str, type[Options]] = {
     "audit": Audit,
     "check_data": CheckData,
     "evaluate": Evaluate,
+    "export": Export,
     "generate": Generate,
     "inference": Inference,
+    "invert": Invert,
     "score": Score,
     "train_audit": TrainAudit,
+    "train_encoder": TrainEncoder,
     "train_gan": TrainGan,
     "train_guides": TrainGuides,
     "train_latent_guides": TrainLatentGuides,

@@ -30,12 +30,14 @@ __all__ = [
     "atomic_write",
     "bundle_version",
     "content_digest",
+    "flush_folder",
     "json_text",
     "load_tensors",
     "private_folder",
     "save_tensors",
     "sha256_file",
     "sweep_temporary",
+    "temporary_folder",
     "write_json",
     "write_text",
 ]
@@ -112,26 +114,53 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder cannot be created.
     """
     target = Path(path)
+    with temporary_folder(target) as temporary:
+        yield temporary
+        temporary.chmod(_mode(0o777, target.parent))
+        flush_folder(temporary)
+        temporary.replace(target)
+        _flush(target.parent)
+
+
+@contextmanager
+def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a new temporary folder beside ``path``, which is removed afterwards.
+
+    Temporary folders left by killed processes are removed first; those of live processes stay.
+
+    Args:
+        path: file or folder that the content is for; missing parent folders are created.
+
+    Yields:
+        Path of an empty folder on the same file system as ``path``, as a rule.
+
+    Raises:
+        OSError: the folder cannot be created; ``filename`` is ``path``, even if the disk is full.
+    """
+    target = Path(path)
     with _naming(target):
         _make_parents(target)
-        for left_behind in target.parent.glob(f".{target.name}-*"):
-            if _is_locked(left_behind) is not True:
-                shutil.rmtree(left_behind)
+        # Neighbours may have similar names: only those of mkdtemp below are removed.
+        own = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}\.tmp")
+        for entry in target.parent.iterdir():
+            if own.fullmatch(entry.name) and entry.is_dir() and _is_locked(entry) is not True:
+                shutil.rmtree(entry)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".tmp", dir=target.parent))
         descriptor = _lock(temporary)
         try:
             yield temporary
-            temporary.chmod(_mode(0o777, target.parent))
-            for folder, _, names in os.walk(temporary):
-                for name in names:
-                    _flush(Path(folder, name))
-                _flush(Path(folder))
-            temporary.replace(target)
-            _flush(target.parent)
         finally:
             if descriptor is not None:
                 os.close(descriptor)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush_folder(path: Path) -> None:
+    """Waits until the content of a folder, at any depth, is on disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _flush(Path(folder, name))
+        _flush(Path(folder))
 
 
 def sweep_temporary(folder: Path) -> None:

@@ -1,20 +1,20 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Lock that allows one run of a command at a time in an output folder."""
+"""Locks that allow one run of a command at a time in a folder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ignite.distributed as idist
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, lock_descriptor
 
 from bundle.files import private_folder
 
-__all__ = ["InUseError", "run_lock"]
+__all__ = ["InUseError", "folder_lock", "run_lock"]
 
 
 class InUseError(RuntimeError):
@@ -54,3 +54,31 @@ def run_lock(output_dir: str | os.PathLike[str], file: str | os.PathLike[str]) -
     finally:
         if lock is not None:
             lock.release()
+
+
+@contextmanager
+def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a lock on a folder itself, which adds no file to it; does nothing where the system cannot lock folders.
+
+    Args:
+        folder: existing folder.
+
+    Raises:
+        InUseError: another process holds the lock.
+        OSError: the folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        is_free = True
+        if descriptor is not None:
+            with suppress(OSError):  # some network shares lock no folders
+                is_free = lock_descriptor(descriptor, blocking=False)
+        if not is_free:
+            raise InUseError(
+                f"{folder} is in use: another run adds files to it. Wait until it has ended, and run the same command "
+                f"again."
+            )
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from filelock import FileLock
 from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
 
-from bundle.data import open_dataset
+from bundle.data import get_modality, open_dataset
 from bundle.files import sha256_file
+from bundle.latent.reconstruction import mapped_samples
 from bundle.networks.classifiers import GateClassifier, Guide
-from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
+from bundle.networks.encoder import new_encoder
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism
 from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
-from bundle.networks.weights import save_weights, write_info
+from bundle.networks.weights import load_weights, save_weights, write_info
 from tests.hospital import common_folder as common_folder
 from tests.hospital import elsewhere as elsewhere
 from tests.hospital import hospital as hospital
@@ -128,15 +131,17 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "class_guide": Guide(1, 2, width=0.125),
             "gate_identity": GateClassifier(1, 12, identity=True, growth=4, layers=(1, 1)),
             "gate_class": GateClassifier(1, 2, growth=4, layers=(1, 1)),
+            "realism_guide": RealismJudge(2, components=2, side=32, trunk="resnet18"),
             "gate_realism": RealismJudge(2, components=2, side=32),
         }
         generator = networks["generator"]
         assert isinstance(generator, Generator)
         label = torch.arange(64) % 2
-        judge = networks["gate_realism"]
-        assert isinstance(judge, RealismJudge)
-        with torch.no_grad():
-            judge.fit(judge.features(generator.synthesis(generator.mapping(torch.randn(64, 8), label))), label)
+        for name in ("realism_guide", "gate_realism"):
+            judge = networks[name]
+            assert isinstance(judge, RealismJudge)
+            with torch.no_grad():
+                judge.fit(judge.features(generator.synthesis(generator.mapping(torch.randn(64, 8), label))), label)
         for name in ("class_guide", "gate_class"):
             optimizer = torch.optim.Adam(networks[name].parameters(), lr=0.01)
             for _ in range(30):
@@ -178,17 +183,37 @@ def tiny_models(toy_models: Path, tiny_dataset: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def encoder_models(tiny_models: Path) -> Path:
+    """The toy networks, with the preprocessing of the images, and an encoder that predicts the mean of W."""
+    for path in tiny_models.glob("*.pt"):
+        edit_info(path, preprocessing=get_modality("xray").preprocessing)
+    generator, info = load_weights(tiny_models / "generator.pt")
+    assert isinstance(generator, Generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = new_encoder(generator, mapped_samples(generator, 0, 500), width=8)
+    described = {**info, "training": {"generator_sha256": info["sha256"]}}
+    save_weights(encoder, tiny_models / "encoder.pt", described)
+    return tiny_models
+
+
 def toy_student(name: str, generator: Generator, teacher: torch.nn.Module) -> LatentGuide:
     """A small student of a toy guide, trained for a moment."""
-    assert isinstance(teacher, Guide)
     teacher.eval()
-    features = teacher.head.weight.shape[1]
-    student = LatentGuide(generator.w_dim, features, teacher.num_classes, name == "latent_identity", width=32, depth=2)
-    student.head.load_state_dict(teacher.head.state_dict())
+    ask: Callable[[torch.Tensor], torch.Tensor] = teacher
+    if isinstance(teacher, RealismJudge):
+        student: LatentGuide = LatentRealism(generator.w_dim, teacher.num_classes, width=32, depth=2)
+    else:
+        assert isinstance(teacher, Guide)
+        features, ask = teacher.head.weight.shape[1], teacher.features
+        identity = name == "latent_identity"
+        student = LatentGuide(generator.w_dim, features, teacher.num_classes, identity, width=32, depth=2)
+        student.head.load_state_dict(teacher.head.state_dict())
     with torch.no_grad():
         w = generator.mapping(torch.randn(512, generator.z_dim), torch.arange(512) % 2)
         student.standardise(w)
-        wanted = teacher.features(generator.synthesis(w))
+        wanted = ask(generator.synthesis(w))
     optimizer = torch.optim.Adam(student.trunk.parameters(), lr=0.01)
     for _ in range(100):
         optimizer.zero_grad()

@@ -25,6 +25,7 @@ from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.commands import COMMANDS
 from bundle.data import open_dataset
 from bundle.data.dataset import IDENTITY_SPLITS
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelSet, load_models
 from bundle.networks.weights import save_weights
 from bundle.options import INTERNAL
@@ -80,15 +81,22 @@ def test_every_public_name_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "config"), [("generate", "plan"), ("audit", "audit"), ("check_data", "check_data")]
+    ("command", "config"),
+    [("generate", "plan"), ("export", "export"), ("audit", "audit"), ("check_data", "check_data")],
 )
 def test_signature_shows_the_commands_options_and_defaults(command: str, config: str) -> None:
     content = json.loads((ROOT / "configs" / f"{config}.json").read_text(encoding="utf-8"))
     shown = inspect.signature(getattr(bundle, command)).parameters
     assert shown.keys() - {"configs", "options"} == COMMANDS[command].model_fields.keys() - INTERNAL
     required = {name for name, parameter in shown.items() if parameter.default is inspect.Parameter.empty}
-    assert required - {"options"} == {"generate": set(), "check_data": {"dataset_dir"}}.get(
-        command, {"cohort_dir", "dataset_dir"}
+    assert (
+        required - {"options"}
+        == {
+            "generate": set(),
+            "export": {"cohort_dir"},
+            "check_data": {"dataset_dir"},
+            "audit": {"cohort_dir", "dataset_dir"},
+        }[command]
     )
     for name in shown.keys() & content.keys() - required:
         computed = str(content[name]).startswith(("$", "@"))
@@ -117,6 +125,25 @@ def test_generate_makes_and_verifies_the_commands_cohort(
     assert "is complete" in capsys.readouterr().out
     with pytest.raises(bundle.CohortError, match="was made with other options") as raised:
         bundle.generate(models_dir=toy_models, output_dir="mine", **{**FEW, "seed": 5})
+    assert_plain(raised.value)
+
+
+def test_export_adds_what_generate_would_have_written(
+    toy_models: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = bundle.generate(models_dir=toy_models, output_dir="mine", **FEW)
+    whole = bundle.generate(models_dir=toy_models, output_dir="whole", formats=["dicom", "nifti"], **FEW)
+    capsys.readouterr()
+    exported = bundle.export(cohort_dir=cohort, formats=("dicom", "nifti"))
+    assert exported == cohort
+    assert digest(exported.path) == digest(whole.path)
+    bundle.export(cohort_dir="mine/cohort")
+    assert "has DICOM and NIfTI files already" in capsys.readouterr().out
+    with pytest.raises(bundle.OptionError, match=r"--formats must name some of .* The nearest is dicom"):
+        bundle.export(cohort_dir=cohort, formats="dcm")
+    next((cohort.path / "dicom").iterdir()).unlink()
+    with pytest.raises(bundle.CohortError, match="is absent") as raised:
+        bundle.export(cohort_dir=cohort)
     assert_plain(raised.value)
 
 
@@ -189,7 +216,7 @@ def test_a_run_leaves_the_programs_logging_as_it_was(
 
 def test_models_are_ready_to_use(toy_models: Path) -> None:
     models = bundle.load_models(models_dir=toy_models, device="cpu")
-    assert tuple(models.networks) == (*GENERATION_NETWORKS, "latent_identity", "latent_class")
+    assert tuple(models.networks) == (*GENERATION_NETWORKS, *LATENT_GUIDES)
     assert not any(network.training for network in models.networks.values())
     assert tuple(bundle.load_models(models_dir=toy_models, guides="image").networks) == GENERATION_NETWORKS
 

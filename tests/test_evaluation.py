@@ -22,6 +22,7 @@ from bundle.evaluation.arms import ARMS, LONG_ARMS
 from bundle.evaluation.pools import image_quotas
 from bundle.evaluation.report import write_evaluation
 from bundle.evaluation.setting import evaluation_images
+from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import load_weights, save_weights
 from bundle.options import OptionError
@@ -94,7 +95,7 @@ def bundle_root(
         save_weights(network, folder / f"{name}.pt", networks[1][name])
     let_pass(folder)
     # What the students were made from has new files, with the old tensors.
-    for name, teacher in (("latent_identity", "identity_guide"), ("latent_class", "class_guide")):
+    for name, (teacher, _) in LATENT_GUIDES.items():
         network, info = load_weights(folder / f"{name}.pt")
         hashes = {
             f"{key}_sha256": load_weights(folder / f"{of}.pt")[1]["sha256"]

@@ -18,7 +18,15 @@ import pytest
 import torch
 
 from bundle import files
-from bundle.files import atomic_folder, atomic_write, private_folder, save_tensors, sweep_temporary, write_json
+from bundle.files import (
+    atomic_folder,
+    atomic_write,
+    private_folder,
+    save_tensors,
+    sweep_temporary,
+    temporary_folder,
+    write_json,
+)
 from tests.conftest import ROOT
 
 
@@ -94,6 +102,19 @@ def test_folder_of_a_live_process_stays_beside_another_of_the_same_name(tmp_path
         assert (first / "x").read_text() == "first"
     assert left.startswith(".cohort-")
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
+
+
+def test_neighbours_of_similar_names_stay_and_the_temporary_folder_goes(tmp_path: Path) -> None:
+    neighbours = {".a-backup", ".a-abcdefgh", ".a-b-abcdefgh.tmp", ".b-abcdefgh.tmp", ".a[1]-abcdefgh.tmp"}
+    for name in (*neighbours, ".a-abcdefgh.tmp"):
+        (tmp_path / name).mkdir()
+    with temporary_folder(tmp_path / "a") as temporary:
+        (temporary / "x").touch()
+        assert temporary.parent == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == neighbours
+    with atomic_folder(tmp_path / "a[1]"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == neighbours - {".a[1]-abcdefgh.tmp"} | {"a[1]"}
 
 
 def test_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

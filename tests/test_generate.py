@@ -179,6 +179,36 @@ def test_complete_cohort_is_verified_and_left_alone(
     assert before == {path: path.stat().st_mtime_ns for path in (cohort / "cohort").rglob("*")}
 
 
+def test_formats_are_added_to_a_complete_cohort_without_walking_again(
+    cohort: Path, toy_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(toy_models, tmp_path / "at once", formats=["png", "dicom", "nifti"])
+    run = Path(shutil.copytree(cohort, tmp_path / "run"))
+    monkeypatch.setattr(JudgePathd, "__call__", None)
+    shutil.rmtree(run / "private" / "walk")
+    generate(toy_models, run, formats="dicom,nifti")
+    assert "has DICOM and NIfTI files now: 39 files" in capsys.readouterr().out
+    whole = digest(run / "cohort")
+    assert whole == digest(tmp_path / "at once" / "cohort")
+    manifest, without = (
+        json.loads((folder / "cohort" / "manifest.json").read_text(encoding="utf-8")) for folder in (run, cohort)
+    )
+    assert manifest["files"] == {name: sha for name, sha in whole.items() if name != "manifest.json"}
+    assert manifest["configuration"] == without["configuration"]
+    assert manifest.keys() == without.keys()
+    for formats in ("png", "nifti"):  # what is there stays
+        generate(toy_models, run, formats=formats)
+        assert "is complete: 39 files, each as the manifest says" in capsys.readouterr().out
+        assert digest(run / "cohort") == whole
+    with pytest.raises(RuntimeError) as caught:
+        generate(toy_models, run, formats="dicom", seed=5)
+    assert "other options" in str(cause(caught.value))
+    (run / "cohort" / "dicom" / "normal_000001.dcm").unlink()
+    with pytest.raises(RuntimeError) as caught:
+        generate(toy_models, run)
+    assert "dicom/normal_000001.dcm is absent" in str(cause(caught.value))
+
+
 def test_another_runs_cohort_is_not_overwritten(cohort: Path, toy_models: Path) -> None:
     before = digest(cohort / "cohort")
     with pytest.raises(RuntimeError) as caught:
@@ -306,6 +336,7 @@ def test_published_objective_runs(toy_models: Path, tmp_path: Path) -> None:
         ({"classes": "tuberculose"}, "tuberculosis"),
         ({"classes": []}, "the list is empty"),
         ({"classes": 1.0}, "1.0 is not a class"),
+        ({"formats": "png,dcm"}, "--formats must name some of png, dicom, nifti, not 'dcm'. The nearest is dicom"),
         ({"guides": "latents"}, "latent"),
         ({"guides": "latent", "config_file": PUBLISHED}, "Leave guides out"),
         ({"lambda_class": 3.0, "config_file": PUBLISHED}, "--lambda_class 3 does not reach the objective"),
@@ -406,10 +437,11 @@ def test_output_folder_is_named_after_the_options(
     monkeypatch.chdir(tmp_path)
     config = str(ROOT / "configs" / "plan.json")
     options: dict[str, Any] = {"bundle_root": str(ROOT), "models_dir": str(toy_models), "n_points": 5, "device": "cpu"}
-    for seed in (0, 1, 0):
-        monai.bundle.run("generate", config_file=config, n_images=2, seed=seed, **options)
+    for seed, formats in ((0, "png"), (1, "png"), (0, "dicom")):
+        monai.bundle.run("generate", config_file=config, n_images=2, seed=seed, formats=formats, **options)
     folders = sorted(path.name for path in (tmp_path / "output").iterdir())
     assert len(folders) == 2
+    assert len(list((tmp_path / "output").glob("*/cohort/dicom"))) == 1
     assert all(folder.startswith("xray-") for folder in folders)
 
 

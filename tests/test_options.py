@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, create_model
 
 from bundle.command_line import plain_errors
-from bundle.commands import Pattern, Resolution
+from bundle.commands import Formats, Pattern, Resolution
 from bundle.option_types import (
     Count,
     Device,
@@ -279,6 +279,8 @@ def problem(kind: Any, value: object) -> str | None:
         (Seeds, 3, [3, 3], "none twice"),
         (bool, True, "yes", "True or False"),
         (bool, False, 1, "True or False"),
+        (Formats, "png,dicom", "png,dcm", "not 'dcm'. The nearest is dicom. PNG files are always written."),
+        (Formats, ["nifti"], [], "must name some of png, dicom, nifti, as in dicom,nifti"),
         (Pattern, r"person(\d+)_", "person(", "regular expression"),
         (Pattern, "(?:a|b)(c)", "abc", "one group"),
         (Device, "cpu", "gpu", "This machine has"),

@@ -50,14 +50,20 @@ def overlay(tmp_path_factory: pytest.TempPathFactory, slides: Path) -> Path:
         "channels": 1,
         "class_names": ["round", "square"],
     }
-    modality |= {"lambda_class": 2, "lambda_prior": 4, "class_epochs_share": 1, "class_learning_rate_factor": 0.5}
+    modality |= {"lambda_class": 2, "lambda_prior": 4, "lambda_real": 3}
+    modality |= {"class_epochs_share": 1, "class_learning_rate_factor": 0.5}
     layout = {"file": "cells.csv", "image": "slide", "label": "finding", "split": "set", "patient_id": "case"}
     path.write_text(json.dumps({"modality": modality, "layout": layout, "resolution": SIDE}), encoding="utf-8")
     return path
 
 
 def test_a_kind_of_image_of_ones_own_goes_through_every_command(
-    slides: Path, overlay: Path, squeezenet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slides: Path,
+    overlay: Path,
+    resnet_file: Path,
+    squeezenet_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     do_little(monkeypatch)
     for module in ("assessment", "controls", "distances", "thresholds"):
@@ -77,7 +83,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     run("check_data", "check_data", trained)
     kimg = {"total_kimg": 0.064, "epoch_kimg": 0.032, "measure_kimg": 0.064}
     run("run", "train_gan", {**trained, **trunk, **kimg, "discriminator": "residual"})
-    run("run", "train_guides", {**trained, "max_epochs": 2})
+    run("run", "train_guides", {**trained, "resnet18_file": str(resnet_file), "max_epochs": 2})
     few_steps = {"walk_settings#steps": 10}
     few = {"n_latents": 256, "n_visited": 64, "max_epochs": 1, **few_steps}
     run("run", "train_latent_guides", {"output_dir": str(home), **few})
@@ -95,7 +101,7 @@ def test_a_kind_of_image_of_ones_own_goes_through_every_command(
     manifest = json.loads((cohort / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["modality"], manifest["class_names"]) == ("cells", ["round", "square"])
     weights = manifest["configuration"]["weights"]
-    assert (weights["lambda_class"], weights["lambda_prior"]) == (2, 4)
+    assert (weights["lambda_class"], weights["lambda_prior"], weights["lambda_real"]) == (2, 4, 3)
     with pytest.raises(SystemExit):
         run("audit", "audit", {**made, **trunk, "cohort_dir": str(cohort), "output_dir": str(tmp_path / "audit")})
     assert (tmp_path / "audit" / "report.html").exists()

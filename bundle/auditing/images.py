@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bundle.auditing.other_formats import copy_problem, other_formats
 from bundle.cohort.ledger import CohortError
 from bundle.cohort.writer import CURE, MANIFEST, read_filtered, verify_cohort
 from bundle.data import DatasetDir, ImageData, Modality, image_transform
@@ -195,8 +196,9 @@ def open_cohort(
 ) -> Cohort:
     """Reads every image of a folder once and reports all problems together.
 
-    Text files and the contact sheet of a cohort of this bundle are not audited but listed in `Cohort.not_judged`; any
-    other file that is not an image is an error.
+    Text files and the contact sheet of a cohort of this bundle are not audited but listed in `Cohort.not_judged`. Its
+    files in further formats must show the pixels of its images, and are not judged again. Any other file that is not an
+    image is an error.
 
     Args:
         cohort_dir: folder with the synthetic images, also in subfolders. Labels are read from a labels.csv, which must
@@ -212,11 +214,14 @@ def open_cohort(
     manifest, holds = _manifest(listing.folder)
     not_judged, unjudged = _other_files(listing, bool(holds))
     names = read_folder(dataset_dir, layout, modality).class_names
-    records, missed = _records(listing, modality.with_classes(names), bool(holds))
+    copies = other_formats(listing, manifest)
+    sheet = {listing.folder / CONTACT_SHEET} if holds else set()
+    records, missed = _records(listing, modality.with_classes(names), sheet | copies.keys())
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         inspected = pool.map(lambda record: _inspect(record, modality.channels), records)
         found = list(tqdm(inspected, "checking the cohort", len(records), unit="image"))
     problems = [*listing.problems, *unjudged, *missed, *(entry for entry in found if isinstance(entry, Problem))]
+    problems += _copy_problems(listing, copies, records, found, modality.channels)
     if problems:
         raise DataError(problems, f"of {len(records)} images of the cohort")
     good = [entry for entry in found if not isinstance(entry, Problem)]
@@ -308,9 +313,9 @@ def _is_text(path: Path) -> bool:
         return False
 
 
-def _records(listing: FolderListing, modality: Modality, has_sheet: bool) -> tuple[list[Record], list[Problem]]:
-    """Returns the images of a cohort with their labels, and the problems of its labels.csv."""
-    images = [path for path in listing.images if not (has_sheet and path == listing.folder / CONTACT_SHEET)]
+def _records(listing: FolderListing, modality: Modality, skipped: Set[Path]) -> tuple[list[Record], list[Problem]]:
+    """Returns the images of a cohort with their labels, except the skipped ones, and the problems of its labels.csv."""
+    images = [path for path in listing.images if path not in skipped]
     if (listing.folder / "labels.csv").is_file():
         records, problems, _, _ = read_tables(listing, [Table()], modality)
         records.sort(key=lambda record: record.name)
@@ -345,6 +350,25 @@ def _inspect(record: Record, channels: int) -> tuple[tuple[int, int], str] | Pro
         cure = f"Give images of at least {LEAST_SIDE} pixels"
         return Problem(record.name, "too small", f"{width} x {height} pixels show nobody", cure)
     return (height, width), pixel_sha256(image)
+
+
+def _copy_problems(
+    listing: FolderListing,
+    copies: Mapping[Path, Path],
+    records: Sequence[Record],
+    found: Sequence[tuple[tuple[int, int], str] | Problem],
+    channels: int,
+) -> list[Problem]:
+    """Returns the problems of files that must show the pixels of images; those of the images are known already."""
+    digests = {r.image: entry[1] for r, entry in zip(records, found, strict=True) if not isinstance(entry, Problem)}
+
+    def compare(pair: tuple[Path, Path]) -> Problem | None:
+        path, image = pair
+        return copy_problem(listing.name(path), path, image, digests[image], channels)
+
+    compared = [pair for pair in copies.items() if pair[1] in digests]
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return [problem for problem in pool.map(compare, compared) if problem is not None]
 
 
 def _manifest(folder: Path) -> tuple[dict[str, Any], bool | None]:

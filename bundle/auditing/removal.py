@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from bundle.auditing.engine import AuditEngine
 from bundle.auditing.images import Cohort, open_cohort
 from bundle.auditing.verdict import COPIES
-from bundle.cohort.writer import COLUMNS, FILTERED, FILTERED_FILE, read_labels, write_cohort
+from bundle.cohort.formats import formats_of
+from bundle.cohort.writer import ADDING, COLUMNS, FILTERED, FILTERED_FILE, read_labels, write_cohort
 from bundle.data import DataError, DatasetDir
 from bundle.files import atomic_folder, write_json
 from bundle.markup import csv_text
@@ -154,12 +155,13 @@ def write_without(kept: Cohort, target: Path, class_names: Sequence[str]) -> Non
 def _write_sealed(kept: Cohort, target: Path, datasheet: str) -> None:
     names = {record.name for record in kept.records}
     rows = [(name, label, label_name) for name, label, label_name in read_labels(kept.folder) if name in names]
-    manifest = {**kept.manifest, FILTERED: list(kept.filtered)}
+    manifest = {key: value for key, value in kept.manifest.items() if key != ADDING}
+    manifest[FILTERED] = list(kept.filtered)
     counts = Counter(label_name for *_, label_name in rows)
     if "gate" in manifest:
         manifest["gate"] = {name: {**entry, "images": counts[name]} for name, entry in manifest["gate"].items()}
     images = ((label, _pixels(kept.folder / name)) for name, label, _ in rows)
-    write_cohort(target, images, tuple(manifest["class_names"]), manifest, datasheet)
+    write_cohort(target, images, tuple(manifest["class_names"]), manifest, datasheet, formats_of(manifest["files"]))
 
 
 def _pixels(path: Path) -> Tensor:

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from bundle.allocator import keep_freed_memory
 from bundle.cohort.datasheet import datasheet
+from bundle.cohort.export import add_formats, is_to_change
+from bundle.cohort.formats import FORMATS, PNG, chosen_formats
 from bundle.cohort.ledger import CohortError, WalkLedger, differing_keys
 from bundle.cohort.paths import NEAREST, look_at_paths
-from bundle.cohort.writer import verify_cohort, write_cohort
+from bundle.cohort.writer import CURE, verify_cohort, write_cohort
 from bundle.data import ImageData
 from bundle.files import sweep_temporary
 from bundle.gate.gate import Gate
@@ -60,10 +63,12 @@ def generate(
     output_dir: str,
     data: ImageData | None = None,
     squeezenet_file: str | None = None,
+    formats: Any = PNG,
 ) -> None:
     """Makes a cohort, resumes an interrupted one, or verifies a complete one.
 
-    If a complete cohort was made without `data`, the figure that needs them is made now. In a distributed run, all
+    If a complete cohort was made without `data`, the figure that needs them is made now; if it lacks files in one of
+    the `formats`, these are added without walking again, and files in other formats stay. In a distributed run, all
     processes walk and write images, and the first does the rest. They hold a lock on ``output_dir``, which the system
     releases when the first process ends, even if it crashes.
 
@@ -75,30 +80,33 @@ def generate(
         output_dir: folder that receives ``cohort/`` and ``private/``.
         data: real training images, for the private figure of the distance to the nearest one.
         squeezenet_file: weights of LPIPS's SqueezeNet for that figure; None lets torchvision find them.
+        formats: file formats of the images, see `bundle.cohort.formats.chosen_formats`.
 
     Raises:
-        CohortError: the folder holds another run's cohort or a damaged one, or hardly any image passes the gate.
+        CohortError: a format is unknown, the folder holds another run's cohort or a damaged one, or hardly any image
+            passes the gate.
         InUseError: another run is making a cohort there.
     """
     keep_freed_memory()
+    chosen = chosen_formats(formats)
     cohort, private = Path(output_dir) / "cohort", Path(output_dir) / "private"
     # The folder is renamed to its final name only when complete, so verifying it needs no lock.
     is_complete = os.path.lexists(cohort)
     if is_complete:
-        _verify(cohort, ledger.settings)
+        _verify(cohort, ledger.settings, chosen)
         if data is None or not idist.broadcast(float(not (private / NEAREST).exists())):
             return
     with run_lock(output_dir, private / "generate.lock"):
         if not os.path.lexists(cohort):
-            _make(evaluator, ledger, models, gate, cohort, data, squeezenet_file)
+            _make(evaluator, ledger, models, gate, cohort, data, squeezenet_file, chosen)
         elif not is_complete:  # completed by another run in the meantime
-            _verify(cohort, ledger.settings)
+            _verify(cohort, ledger.settings, chosen)
         else:
             _look_again(ledger, models, gate, private, data, squeezenet_file)
 
 
-def _verify(cohort: Path, settings: dict[str, Any]) -> None:
-    """Compares a cohort with its manifest and the settings, in the first process."""
+def _verify(cohort: Path, settings: dict[str, Any], formats: Sequence[str]) -> None:
+    """Compares a cohort with its manifest and the settings and adds missing formats, in the first process."""
     if idist.get_rank() > 0:
         return
     manifest = verify_cohort(cohort)
@@ -109,6 +117,8 @@ def _verify(cohort: Path, settings: dict[str, Any]) -> None:
             f"output_dir, or remove it."
         )
     print(f"{printable(str(cohort))} is complete: {len(manifest['files'])} files, each as the manifest says.")
+    if is_to_change(manifest, formats):
+        add_formats(cohort, formats, CURE)
 
 
 def _look_again(
@@ -136,6 +146,7 @@ def _make(
     cohort: Path,
     data: ImageData | None,
     squeezenet_file: str | None,
+    formats: Sequence[str],
 ) -> None:
     is_first = idist.get_rank() == 0
     private = cohort.parent / "private"
@@ -144,7 +155,7 @@ def _make(
         sweep_temporary(private)
     ledger.open()
     if is_first:
-        _announce(ledger, models, cohort.parent)
+        _announce(ledger, models, cohort.parent, formats)
     if next(ledger.due(), None) is not None:
         evaluator.run()
     if is_first:
@@ -152,7 +163,7 @@ def _make(
     manifest = _manifest(ledger, models)
     licence = str(models.infos["generator"].get("licence", "Not stated by those who trained the networks."))
     images = ((label, image) for label in ledger.quotas for image in ledger.images(label))
-    write_cohort(cohort, images, models.class_names, manifest, datasheet(manifest, licence))
+    write_cohort(cohort, images, models.class_names, manifest, datasheet(manifest, licence), formats)
     if not is_first:
         return
     judged = sum(counts["judged"] for counts in manifest["gate"].values())
@@ -163,15 +174,16 @@ def _make(
     )
 
 
-def _announce(ledger: WalkLedger, models: ModelSet, output_dir: Path) -> None:
+def _announce(ledger: WalkLedger, models: ModelSet, output_dir: Path, formats: Sequence[str]) -> None:
     """Prints how many paths and how much disk space a run will take."""
     done, wanted = ledger.done()
     info = models.infos["generator"]
     pixels = info["channels"] * info["resolution"] ** 2
     block = ledger.block_size * ledger.released
     paths = sum(-(-ledger.missing(label) // block) * ledger.block_size for label in ledger.quotas)
-    # private/ stores the pixels and two float32 latents of each point, cohort/ PNGs of about 70 % of their raw size.
-    size = paths * ledger.n_points * (pixels + 8 * models.generator.w_dim) + 0.7 * wanted * pixels
+    # private/ stores the pixels and two float32 latents of each point, cohort/ the images in each format.
+    released = sum(FORMATS[name].share for name in formats) * wanted * pixels
+    size = paths * ledger.n_points * (pixels + 8 * models.generator.w_dim) + released
     free = shutil.disk_usage(output_dir).free
     print(
         f"{wanted} images of {info['resolution']} x {info['resolution']} pixels, of which {done} are walked. The rest: "

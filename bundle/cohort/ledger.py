@@ -255,7 +255,7 @@ class WalkLedger:
             yield from record["image"][mask][spread_places(int(mask.sum()), wanted)]
 
     def counts(self, label: int) -> dict[str, int]:
-        """Returns sums over the class's pairs: the gate's decisions, and ``near_duplicates`` among what passed."""
+        """Returns sums over the inner points of the class's pairs: the gate's decisions, and ``near_duplicates``."""
         taken = [self._counts[label, index] for index in self._taken(label)]
         sums = {key: sum(counts[key] for counts in taken) for key in ("judged", *VERDICT)}
         return {**sums, "near_duplicates": sums["passed"] - sum(counts["kept"] for counts in taken)}
@@ -270,8 +270,8 @@ class WalkLedger:
         if self._current is None:
             return 0.0
         judged, kept = (sum(sums[key] for sums in self._sums.values()) for key in ("judged", "kept"))
-        share = kept / judged if judged else self.released / self.n_points
-        return max(0.0, min(share * self.block_size * self.n_points, self.missing(self._current)))
+        share = kept / judged if judged else 1.0
+        return max(0.0, min(share * self.block_size * self.released, self.missing(self._current)))
 
     def missing(self, label: int) -> int:
         """Returns the number of images of a class that have yet to pass."""
@@ -368,6 +368,9 @@ def _misshapen(record: dict[str, Any], n_points: int) -> str | None:
 
 
 def _counted(record: dict[str, Tensor]) -> dict[str, int]:
-    """Returns the sums of the gate's decisions on a pair; until it is known how many are ``kept``, all that passed."""
-    sums = {key: int(record[key].sum()) for key in VERDICT}
-    return {"judged": len(record["passed"]), **sums, "kept": sums["passed"]}
+    """Returns the sums of the gate's decisions on the inner points of a pair, since its ends are never released.
+
+    Until it is known how many are ``kept``, these are all that passed.
+    """
+    sums = {key: int(record[key][1:-1].sum()) for key in VERDICT}
+    return {"judged": len(record["passed"]) - 2, **sums, "kept": sums["passed"]}

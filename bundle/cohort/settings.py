@@ -138,7 +138,7 @@ def cohort_settings(
         classes: names or labels of the classes wanted; None for all.
         objective: loss that the walk minimises.
         walk_settings: step count, learning rate and stopping rule of the optimiser.
-        weights: the options ``lambda_class`` and ``lambda_prior``, which the objective must have taken.
+        weights: the options ``lambda_class``, ``lambda_prior`` and ``lambda_real``; the objective must have them.
         guides: ``latent`` or ``image``.
         threshold: highest identity probability that passes the gate.
         farthest: largest distance from real images that passes the gate.

@@ -9,9 +9,8 @@ import hashlib
 import json
 import os
 import stat
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,18 +21,22 @@ from PIL import Image
 from torch import Tensor
 
 from bundle.class_names import class_names_problem
+from bundle.cohort.formats import FORMATS, PNG, chosen_formats, formats_of
+from bundle.cohort.image import CohortImage
 from bundle.cohort.ledger import CohortError
 from bundle.figures import from_uint8, image_grid, png_bytes
 from bundle.files import atomic_folder, content_digest, json_text, sha256_file
 from bundle.markup import csv_text, csv_value, printable
 
 __all__ = [
+    "ADDING",
     "COLUMNS",
     "FILTERED",
     "FILTERED_FILE",
     "MANIFEST",
     "read_filtered",
     "read_labels",
+    "sealed_manifest",
     "verify_cohort",
     "write_cohort",
 ]
@@ -42,6 +45,8 @@ MANIFEST = "manifest.json"
 #: Version of the manifest's format; version 1 lacked the manifest's own hash.
 FORMAT = 2
 MANIFEST_SHA256 = "manifest_sha256"
+#: Entry of the manifest with the SHA-256 of files that an interrupted export was adding: they may be absent.
+ADDING = "adding"
 #: Entry of the manifest that lists removals of images by audits, each with the number ``removed``.
 FILTERED = "filtered"
 #: File with the same list in folders without a manifest.
@@ -59,6 +64,7 @@ def write_cohort(
     class_names: tuple[str, ...],
     manifest: dict[str, Any],
     datasheet: str,
+    formats: Sequence[str] = (PNG,),
 ) -> None:
     """Writes a cohort under a temporary name, verifies it and renames it.
 
@@ -71,6 +77,7 @@ def write_cohort(
         manifest: description of how the cohort was made; the format version, the SHA-256 of every file and that of the
             manifest itself are added.
         datasheet: text of datasheet.md.
+        formats: file formats of the images, see `bundle.cohort.formats.chosen_formats`.
 
     Raises:
         CohortError: the path exists, a class name cannot be part of a file name, or the number of images differs from
@@ -88,10 +95,13 @@ def write_cohort(
         raise CohortError(f"{target} exists and is not overwritten. Name another output_dir, or remove that folder.")
     with atomic_folder(target) if rank == 0 else nullcontext() as folder:
         temporary = Path(str(idist.broadcast(str(folder) if rank == 0 else "")))
+        formats = chosen_formats(formats)
         if rank == 0:
-            (temporary / "images").mkdir()
+            for name in formats:
+                (temporary / FORMATS[name].folder).mkdir()
         idist.barrier()
-        rows, sheet, files = _write_images(temporary, images, class_names)
+        described = _described(images, class_names, str(manifest.get("modality", "")))
+        rows, sheet, files = _write_images(temporary, described, len(class_names), formats)
         if rank > 0:
             return
         for name, content in (
@@ -101,15 +111,19 @@ def write_cohort(
         ):
             files[name] = _write(temporary / name, content)
         # The hashes are those of the data in memory: hashes of the files would make the verification pointless.
-        manifest = {**manifest, "format": FORMAT, "files": files}
-        manifest.pop(MANIFEST_SHA256, None)
-        manifest[MANIFEST_SHA256] = content_digest(manifest, 64)
-        _write(temporary / MANIFEST, json_text(manifest).encode())
+        _write(temporary / MANIFEST, sealed_manifest(manifest, files).encode())
         verify_cohort(temporary)
 
 
+def _described(
+    images: Iterable[tuple[int, Tensor]], class_names: tuple[str, ...], modality: str
+) -> Iterator[CohortImage]:
+    for label, pixels in images:
+        yield CohortImage(pixels.contiguous().numpy(), label, class_names[label], modality)
+
+
 def _write_images(
-    folder: Path, images: Iterable[tuple[int, Tensor]], class_names: tuple[str, ...]
+    folder: Path, images: Iterable[CohortImage], n_classes: int, formats: Sequence[str]
 ) -> tuple[list[tuple[str, int, str]], list[list[Tensor]], dict[str, str]]:
     """Writes this process's share of the images.
 
@@ -117,22 +131,34 @@ def _write_images(
         Rows of labels.csv, images for the contact sheet by class, and the SHA-256 of each image file by its name.
     """
     rank, processes = idist.get_rank(), idist.get_world_size()
-    numbers = [0] * len(class_names)
-    sheet: list[list[Tensor]] = [[] for _ in class_names]
+    numbers = [0] * n_classes
+    sheet: list[list[Tensor]] = [[] for _ in numbers]
     rows: list[tuple[str, int, str]] = []
+    names: list[str] = []
     hashes: dict[int, str] = {}
-    for label, pixels in images:
-        numbers[label] += 1
-        name = f"images/{class_names[label]}_{numbers[label]:06d}.png"
-        if len(rows) % processes == rank:
-            # Radiographs rarely repeat strings of pixels: run-length encoding gives smaller files in half the time.
-            content = png_bytes(Image.fromarray(pixels.contiguous().numpy()), compress_type=zlib.Z_RLE)
-            hashes[len(rows)] = _write(folder / name, content)
-        rows.append((name, label, class_names[label]))
-        if len(sheet[label]) < SHEET_ROWS * SHEET_COLUMNS:
-            sheet[label].append(pixels)
-    files = {row[0]: sha256 for row, sha256 in zip(rows, _together(hashes, len(rows)), strict=True)}
-    return rows, sheet, files
+    for image in images:
+        numbers[image.label] += 1
+        stem = f"{image.label_name}_{numbers[image.label]:06d}"
+        for form in (FORMATS[name] for name in formats):
+            if len(rows) % processes == rank:
+                hashes[len(names)] = _write(folder / form.name(stem), form.encode(image))
+            names.append(form.name(stem))
+        rows.append((FORMATS[PNG].name(stem), image.label, image.label_name))
+        if len(sheet[image.label]) < SHEET_ROWS * SHEET_COLUMNS:
+            sheet[image.label].append(torch.from_numpy(image.pixels))
+    return rows, sheet, dict(zip(names, _together(hashes, len(names)), strict=True))
+
+
+def sealed_manifest(manifest: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """Returns the text of a manifest with the format version, the SHA-256 of every file and that of the manifest.
+
+    Args:
+        manifest: description of how the cohort was made.
+        files: SHA-256 of every file but the manifest, by its name.
+    """
+    content = {key: value for key, value in manifest.items() if key != MANIFEST_SHA256}
+    content |= {"format": FORMAT, "files": dict(files)}
+    return json_text({**content, MANIFEST_SHA256: content_digest(content, 64)})
 
 
 def _write(path: Path, content: bytes) -> str:
@@ -150,11 +176,14 @@ def _together(hashes: dict[int, str], number: int) -> list[str]:
     return [bytes(row).hex() for row in digests.tolist()]
 
 
-def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def verify_cohort(cohort_dir: str | os.PathLike[str], cure: str = CURE) -> dict[str, Any]:
     """Compares a cohort with its manifest: every file, the labels, the counts and the manifest itself.
+
+    Files that an interrupted export was adding may be absent.
 
     Args:
         cohort_dir: path of the cohort.
+        cure: advice that ends the message of an error.
 
     Returns:
         The manifest.
@@ -163,11 +192,12 @@ def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
         CohortError: a file is missing, changed or added, or the manifest cannot be read or has another format version.
     """
     folder = Path(cohort_dir)
-    manifest = _read_manifest(folder)
+    manifest = _read_manifest(folder, cure)
     files: dict[str, str] = manifest["files"]
+    known = {**manifest.get(ADDING, {}), **files}
     problems = []
     found = set()
-    expected_folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
+    expected_folders = {parent.as_posix() for name in known for parent in PurePosixPath(name).parents}
     for entry in _entries(folder):
         name = entry.relative_to(folder).as_posix()
         mode = entry.lstat().st_mode
@@ -177,12 +207,12 @@ def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
             problems += [f"the folder {name} does not belong to it"] * (name not in expected_folders)
         elif not stat.S_ISREG(mode):
             problems.append(f"{name} is no regular file")
-        elif name in files:
+        elif name in known:
             found.add(name)
         elif name != MANIFEST:
             problems.append(f"{name} does not belong to it")
     problems = [f"{name} is absent" for name in sorted(set(files) - found)] + sorted(problems)
-    problems += [f"{name} was changed" for name in sorted(found) if sha256_file(folder / name) != files[name]]
+    problems += [f"{name} was changed" for name in sorted(found) if sha256_file(folder / name) != known[name]]
     if not problems:
         try:
             problems += _disagreements(folder, manifest)
@@ -192,7 +222,7 @@ def verify_cohort(cohort_dir: str | os.PathLike[str]) -> dict[str, Any]:
         only_added = all(problem.endswith("does not belong to it") for problem in problems)
         raise CohortError(
             f"{folder} is not the cohort that its manifest describes: {printable('; '.join(problems[:5]))}"
-            f"{' and more' if len(problems) > 5 else ''}. {'Remove what was added.' if only_added else CURE}"
+            f"{' and more' if len(problems) > 5 else ''}. {'Remove what was added.' if only_added else cure}"
         )
     return manifest
 
@@ -206,7 +236,7 @@ def _entries(folder: Path) -> Iterator[Path]:
                 yield from _entries(Path(entry.path))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, cure: str) -> dict[str, Any]:
     path = folder / MANIFEST
     if not folder.is_dir() or folder.is_symlink():
         raise CohortError(
@@ -214,13 +244,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     # Opening a named pipe would block until another process writes to it.
     if not os.path.lexists(path) or not stat.S_ISREG(path.lstat().st_mode):
-        raise CohortError(f"{path} cannot be read (there is no such file): this is no complete cohort. {CURE}")
+        raise CohortError(f"{path} cannot be read (there is no such file): this is no complete cohort. {cure}")
     try:
         text = path.read_text(encoding="utf-8")
         manifest: dict[str, Any] = json.loads(text)
         written = manifest["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CohortError(f"{path} cannot be read (it is damaged): this is no complete cohort. {CURE}") from error
+        raise CohortError(f"{path} cannot be read (it is damaged): this is no complete cohort. {cure}") from error
     if written != FORMAT or isinstance(written, bool):
         raise CohortError(
             f"{path} is of format {printable(str(written)[:40])}, and this release reads format {FORMAT}. Verify it "
@@ -228,10 +258,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     content = {key: value for key, value in manifest.items() if key != MANIFEST_SHA256}
     if manifest.get(MANIFEST_SHA256) != content_digest(content, 64) or text != json_text(manifest):
-        raise CohortError(f"{path} was edited: it is not what its own hash says. {CURE}")
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not all(map(_is_inside, files)):
-        raise CohortError(f"{path} names files outside the cohort. {CURE}")
+        raise CohortError(f"{path} was edited: it is not what its own hash says. {cure}")
+    listed = (manifest.get("files"), manifest.get(ADDING, {}))
+    if not all(isinstance(files, dict) and all(map(_is_inside, files)) for files in listed):
+        raise CohortError(f"{path} names files outside the cohort. {cure}")
     return manifest
 
 
@@ -256,12 +286,15 @@ def read_labels(cohort_dir: str | os.PathLike[str]) -> list[tuple[str, int, str]
 
 def _disagreements(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """Returns the contradictions between the labels, the images and the manifest's counts."""
-    images = {name for name in manifest["files"] if name.startswith("images/")}
+    images = {name for name in manifest["files"] if name.startswith(f"{FORMATS[PNG].folder}/")}
     try:
         labelled = read_labels(folder)
     except (OSError, ValueError, csv.Error):
         return ["labels.csv is no table of image, label and label_name"]
     problems = []
+    for form in (FORMATS[name] for name in formats_of(manifest["files"])):
+        if {name for name in manifest["files"] if name.startswith(f"{form.folder}/")} != form.names(images):
+            problems.append(f"{form.folder} does not hold one file for each image")
     names = [name for name, *_ in labelled]
     if len(set(names)) < len(names) or set(names) != images:
         problems.append(f"labels.csv lists {len(names)} images, and there are {len(images)}")

@@ -39,6 +39,7 @@ class Modality:
         lambda_class: weight of L_class in the walk's objective; lower where diagnostic classifiers are often wrong.
         lambda_prior: weight of L_prior, which keeps walks close to the distribution of the generator's latents; higher
             where images degrade quickly outside of it.
+        lambda_real: weight of L_real, which bends walks around images that look unlike real ones.
         has_fixed_classes: whether data sets must not add classes, for example because trained networks know only these.
     """
 
@@ -54,6 +55,7 @@ class Modality:
     reference_histogram: tuple[float, ...] = (0.0, 1.0)
     lambda_class: float = 5.0
     lambda_prior: float = 1.0
+    lambda_real: float = 20.0
     has_fixed_classes: bool = False
 
     def __post_init__(self) -> None:
@@ -134,6 +136,7 @@ MODALITIES: dict[str, Modality] = {
         preprocessing="retina",
         lambda_class=1.0,
         lambda_prior=10.0,
+        lambda_real=40.0,
     ),
 }
 

@@ -98,7 +98,7 @@ def decode(path: str | Path, channels: int, strict: bool = False) -> NDArray[np.
         if form == "DICOM":
             image, suspect = read_dicom(file, channels, strict)
         elif form == "NIfTI":
-            image = read_nifti(file)
+            image = read_nifti(file, channels, strict)
         else:
             image = read_picture(file, form, channels, strict)
         if strict and channels == 3 and (image.ndim == 2 or not is_coloured(image)):

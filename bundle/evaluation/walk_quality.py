@@ -84,21 +84,17 @@ def quality(
             labels = torch.tensor([label])
             images = from_uint8(pixels)[1:-1]
             shown.append(images)
-            identity, classes = guides(w[1:-1])
-            add("identity", identity_divergence(identity))
-            add(
-                "objective",
-                objective(
-                    w.unsqueeze(0), identity.unsqueeze(0), classes.unsqueeze(0), labels, prior(w[None, 1:-1], labels)
-                )["loss"][0],
-            )
+            identity, classes, realism = (values.unsqueeze(0) for values in guides(w[1:-1]))
+            add("identity", identity_divergence(identity)[0])
+            terms = objective(w.unsqueeze(0), identity, classes, realism, labels, prior(w[None, 1:-1], labels))
+            add("objective", terms["loss"][0])
             gate = walker.gate
             add("gate_identity", gate.gate_identity(images).softmax(dim=1).amax(dim=1))
             add("recognised", verdict.recognised[1:-1])
             add("labelled", ~verdict.mislabelled[1:-1])
             add("passed", verdict.passed[1:-1])
             if isinstance(walker.guides, LatentGuides):
-                promised, promised_class = walker.guides(w[1:-1])
+                promised, promised_class, _ = walker.guides(w[1:-1])
                 likely = promised.softmax(dim=1).amax(dim=1) <= gate.threshold
                 add("accepted", likely & (promised_class.argmax(dim=1) == label))
                 add("promised", identity_divergence(promised))

@@ -131,7 +131,7 @@ class Walker:
         self.gate = gate
         self.way = way
         self.seed = seed
-        self.guides: Guides = walk_guides(models, way.guides, way.objective.clamped_gradient)
+        self.guides: Guides = walk_guides(models, way.guides, way.objective)
         self.n_points = n_points
         self.inferer = PlanWalkInferer(self.guides, prior, way.objective, way.settings, n_points)
         self.block = 1 if way.alone else pairs_per_block(way.guides, n_points)

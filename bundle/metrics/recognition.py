@@ -38,6 +38,7 @@ UNSEEN_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "gamma 0.6": lambda images: changes.gamma(images, 0.6),
     "gamma 1.7": lambda images: changes.gamma(images, 1.7),
     "Gaussian blur, 1.5 % of the side": lambda images: changes.blur(images, 0.015),
+    "Gaussian blur, 2.5 % of the side": lambda images: changes.blur(images, 0.025),
     "occlusion, black square of 20 %": lambda images: changes.occlude(images, 0.20),
     "shear 0.2": lambda images: changes.affine(images, [[1.0, 0.2, 0.0], [0.0, 1.0, 0.0]]),
     "perspective 12 %": lambda images: changes.perspective(images, 0.12),

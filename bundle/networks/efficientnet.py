@@ -98,8 +98,7 @@ class _Block(nn.Module):
 class EfficientNetStages(nn.Module):
     """EfficientNet-Lite1 up to 1/16 of the image's side, frozen, with random weights until `load_imagenet`.
 
-    Unlike those of `bundle.networks.projected.ResNetStages`, the weights are part of the state dict: a network that is
-    shipped must work without the package.
+    The weights are part of the state dict: a network that is shipped must work without the package.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Latent guides: student networks that predict a guide's output phi(G(w)) from w without synthesising the image."""
+"""Latent guides: student networks that predict a guide's output for G(w) from w without synthesising the image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from bundle.networks.classifiers import Classifier, Guide, NobodyHead
 from bundle.networks.imagenet_classifier import ImageNetClassifier
+from bundle.networks.realism import RealismJudge
 from bundle.networks.weights import register_network
 
-__all__ = ["LATENT_GUIDES", "LatentGuide", "new_latent_guide"]
+__all__ = ["LATENT_GUIDES", "LatentGuide", "LatentRealism", "new_latent_guide"]
 
 #: Name of each latent guide's weight file, with the name of its teacher and the width of its layers. Predicting the
-#: class from w is easier than predicting the identity, so that narrower layers suffice.
+#: class or the realism from w is easier than predicting the identity, so that narrower layers suffice.
 LATENT_GUIDES: dict[str, tuple[str, int]] = {
     "latent_identity": ("identity_guide", 1024),
     "latent_class": ("class_guide", 256),
+    "latent_realism": ("realism_guide", 512),
 }
 
 
@@ -78,20 +80,39 @@ class LatentGuide(Classifier):
         self.trunk.deviation.copy_(w.std(dim=0).clamp_min(1e-3))
 
 
+@register_network
+class LatentRealism(LatentGuide):
+    """Student of a `RealismJudge`: predicts log(1 + d) of the distances d of G(w) from the real images of each class.
+
+    Args:
+        w_dim: length of w.
+        num_classes: number of diagnoses.
+        width: number of units of each hidden layer.
+        depth: number of hidden layers.
+    """
+
+    def __init__(self, w_dim: int, num_classes: int, width: int = 512, depth: int = 4) -> None:
+        super().__init__(w_dim, num_classes, num_classes, width=width, depth=depth)
+        self.head = nn.Identity()  # type: ignore[assignment]
+        self.arguments = {"w_dim": w_dim, "num_classes": num_classes, "width": width, "depth": depth}
+
+
 def new_latent_guide(name: str, teacher: nn.Module, w_dim: int) -> LatentGuide:
-    """Builds an untrained student with a copy of its teacher's last layer.
+    """Builds an untrained student, with a copy of its teacher's last layer if that has one.
 
     Args:
         name: a key of `LATENT_GUIDES`.
-        teacher: the guide phi.
+        teacher: the guide.
         w_dim: length of w.
 
     Raises:
         TypeError: the teacher is no guide.
     """
+    width = LATENT_GUIDES[name][1]
+    if isinstance(teacher, RealismJudge):
+        return LatentRealism(w_dim, teacher.num_classes, width)
     if not isinstance(teacher, Guide | ImageNetClassifier):
         raise TypeError(f"Latent guides are distilled from a guide, not from {type(teacher).__name__}.")
-    width = LATENT_GUIDES[name][1]
     identity = isinstance(teacher.head, NobodyHead)
     features = int(teacher.head.weight.shape[1])
     student = LatentGuide(w_dim, features, teacher.num_classes, identity, width)

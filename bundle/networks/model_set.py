@@ -13,14 +13,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
+from bundle.networks.encoder import Encoder
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism
 from bundle.networks.realism import RealismJudge
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import NETWORKS, WeightsError, load_weights, read_info
 
 __all__ = ["GENERATION_NETWORKS", "ModelInfos", "ModelSet", "load_models", "read_infos"]
 
-GENERATION_NETWORKS = ("generator", "identity_guide", "class_guide", "gate_identity", "gate_class", "gate_realism")
+GENERATION_NETWORKS = (
+    "generator",
+    "identity_guide",
+    "class_guide",
+    "realism_guide",
+    "gate_identity",
+    "gate_class",
+    "gate_realism",
+)
 # Entries that must be equal in all JSON files of a set, and the meaning of a difference.
 COMMON = {
     "modality": "another kind of image",
@@ -38,6 +47,8 @@ REQUIRED_OF = {
     "gate_realism": ("scores.threshold", "scores.apart"),
     "latent_identity": ("training.generator_sha256", "training.teacher_sha256", "cpu_seconds"),
     "latent_class": ("training.generator_sha256", "training.teacher_sha256"),
+    "latent_realism": ("training.generator_sha256", "training.teacher_sha256"),
+    "encoder": ("training.generator_sha256",),
     "audit_embedding": ("seen",),
     "audit_verifier": ("seen",),
 }
@@ -122,6 +133,13 @@ def read_infos(models_dir: str | os.PathLike[str], names: Sequence[str] = GENERA
                     f"{Path(models_dir)}: {name} was not distilled from this {original}. Train it anew with "
                     f"configs/train_latent_guides.json."
                 )
+    if {"encoder", "generator"} <= infos.keys():
+        generator_sha256 = infos["encoder"]["training"]["generator_sha256"]
+        if generator_sha256 != infos["generator"]["sha256"]:
+            raise WeightsError(
+                f"{Path(models_dir)}: encoder was trained for another generator. Train it anew with "
+                f"configs/train_encoder.json."
+            )
     return ModelInfos(infos)
 
 
@@ -161,7 +179,11 @@ def _role_problem(name: str, info: dict[str, Any]) -> str | None:
     kind = NETWORKS[info["network"]]
     if (name == "generator") != issubclass(kind, Generator) or (name in LATENT_GUIDES) != issubclass(kind, LatentGuide):
         return f"it is a {info['network']}"
-    if (name == "gate_realism") != issubclass(kind, RealismJudge):
+    if (name == "encoder") != issubclass(kind, Encoder):
+        return f"it is a {info['network']}"
+    if (name in ("realism_guide", "gate_realism")) != issubclass(kind, RealismJudge):
+        return f"it is a {info['network']}"
+    if (name == "latent_realism") != issubclass(kind, LatentRealism):
         return f"it is a {info['network']}"
     if name.endswith(("identity_guide", "class_guide", "_identity", "_class")):
         wanted = "identity" in name

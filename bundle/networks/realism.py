@@ -1,23 +1,44 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The gate's judge of realism: how far an image is from the real images of its class."""
+"""Judges of realism, one of the walk and another of the gate: how far an image is from the real images of its class."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from bundle.networks.efficientnet import CHANNELS, EfficientNetStages
+from bundle.networks.resnet import STAGES, ResNetStages
 from bundle.networks.standardise import resized
 from bundle.networks.weights import register_network
 
 __all__ = ["RealismJudge"]
 
-# Length of the features: mean and standard deviation of each channel of the feature maps at 1/8 and 1/16.
-FEATURES = 2 * sum(CHANNELS[1:])
+
+@dataclass(frozen=True)
+class _Trunk:
+    """ImageNet network whose feature maps at 1/4, 1/8 and 1/16 of the image's side are used, the first of them not.
+
+    Attributes:
+        build: function that returns the stages with random weights.
+        channels: channels of the feature maps.
+        side: side in pixels to which images are resized.
+    """
+
+    build: Callable[[], EfficientNetStages | ResNetStages]
+    channels: tuple[int, ...]
+    side: int
+
+
+_TRUNKS = {
+    "efficientnet_lite1": _Trunk(EfficientNetStages, CHANNELS, 192),
+    "resnet18": _Trunk(lambda: ResNetStages(saved=True), STAGES, 128),
+}
 # Lower bound of a feature's standard deviation, as a share of the mean one.
 FLOOR = 1e-3
 # Images whose features are computed at once; more do not fit into a core's cache.
@@ -38,7 +59,9 @@ class RealismJudge(nn.Module):
     Args:
         num_classes: number of labels.
         components: number of principal components of each class.
-        side: side in pixels to which images are resized for the ImageNet network.
+        side: side in pixels to which images are resized for the ImageNet network; None for its usual one.
+        trunk: ImageNet network, ``efficientnet_lite1`` or ``resnet18``; its weights are random until `load_imagenet` or
+            a state dict is loaded.
     """
 
     if TYPE_CHECKING:
@@ -48,31 +71,37 @@ class RealismJudge(nn.Module):
         variances: Tensor
         typical: Tensor
 
-    def __init__(self, num_classes: int, components: int = 16, side: int = 192) -> None:
+    def __init__(
+        self, num_classes: int, components: int = 16, side: int | None = None, trunk: str = "efficientnet_lite1"
+    ) -> None:
         super().__init__()
-        self.arguments = {"num_classes": num_classes, "components": components, "side": side}
-        self.side = side
-        self.trunk = EfficientNetStages()
-        self.register_buffer("mean", torch.zeros(num_classes, FEATURES))
-        self.register_buffer("deviation", torch.ones(FEATURES))
-        self.register_buffer("directions", torch.zeros(num_classes, components, FEATURES))
+        kind = _TRUNKS[trunk]
+        self.num_classes = num_classes
+        self.side = kind.side if side is None else side
+        self.arguments = {"num_classes": num_classes, "components": components, "side": self.side, "trunk": trunk}
+        self.trunk = kind.build()
+        # Mean and standard deviation of each channel.
+        features = 2 * sum(kind.channels[1:])
+        self.register_buffer("mean", torch.zeros(num_classes, features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.register_buffer("directions", torch.zeros(num_classes, components, features))
         self.register_buffer("variances", torch.ones(num_classes, components))
         self.register_buffer("typical", torch.ones(num_classes, 2))
 
     def load_imagenet(self, file: str | os.PathLike[str] | None = None) -> None:
-        """See `EfficientNetStages.load_imagenet`."""
+        """Loads the ImageNet weights, see the method of the same name of `EfficientNetStages` and `ResNetStages`."""
         self.trunk.load_imagenet(file)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Maps images [N, C, H, W] in [-1, 1] to features [N, 304], in blocks."""
+        """Maps images [N, C, H, W] in [-1, 1] to features [N, F], in blocks and without gradient."""
         return torch.cat([self._features(block) for block in images.split(BLOCK)])
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """Sets means, components and typical distances from real images.
 
         Args:
-            features: features of the training images, [N, 304].
+            features: features of the training images, [N, F].
             labels: their labels, [N]; every class must have more images than there are components.
         """
         deviation = features.std(dim=0)
@@ -87,16 +116,22 @@ class RealismJudge(nn.Module):
             self.typical[label] = torch.stack(self._distances(own * self.deviation, label), dim=1).median(dim=0).values
 
     def standardised(self, features: Tensor) -> Tensor:
-        """Divides features [N, 304] by their standard deviation over the training images."""
+        """Divides features [N, F] by their standard deviation over the training images."""
         return features / self.deviation
 
     def distance(self, features: Tensor, label: int) -> Tensor:
-        """Returns the distance [N] of features [N, 304] from the real images of a class; 1 is typical of these."""
+        """Returns the distance [N] of features [N, F] from the real images of a class; 1 is typical of these."""
         return (torch.stack(self._distances(features, label), dim=1) / self.typical[label]).mean(dim=1)
 
-    def forward(self, images: Tensor, label: int) -> Tensor:
-        """Returns the distance [N] of images [N, C, H, W] in [-1, 1] from the real images of a class."""
-        return self.distance(self.features(images), label)
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images [N, C, H, W] in [-1, 1] to log(1 + d), [N, classes], of their distances d from each class.
+
+        Unlike `features`, it passes gradients to the images.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            features = self._features(images.float())
+            distances = [self.distance(features, label) for label in range(self.num_classes)]
+        return torch.stack(distances, dim=1).log1p()
 
     def _features(self, images: Tensor) -> Tensor:
         maps = [x.float().flatten(2) for x in self.trunk(resized(images, self.side))[1:]]

@@ -14,16 +14,22 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 __all__ = [
     "AUDIT_CHANGES",
+    "GATE_BLEND",
     "GATE_CHANGES",
     "GUIDE_CHANGES",
     "augment_for_audit",
     "augment_for_gate",
     "augment_for_guide",
+    "blend_patients",
     "mix_patients",
 ]
+
+# Images that are blurred alike: a blur takes as long for four images as for one.
+BLURRED = 4
 
 #: Augmentations of the guides, with their largest strength.
 GUIDE_CHANGES: dict[str, float] = {
@@ -49,10 +55,14 @@ GATE_CHANGES: dict[str, float] = {
     "scale": 1.35,  # larger, or smaller by its inverse
     "gamma": 1.8,  # exponent, or its inverse
     "clipped": 0.6,  # cut off the darkest and brightest values, in units of [-1, 1]; half of the images each
-    "blur": 1.0,  # share of a 3 x 3 mean
-    "sharpening": 0.5,
+    "sharpening": 0.5,  # share of the difference from a 3 x 3 mean
+    "blur": 0.02,  # standard deviation of a Gaussian, as a share of the side, for two images in three
     "erased": 0.4,  # side of the erased square, as a share of the image's side
 }
+
+#: Largest share of another patient that is blended into every second image of the gate's identity network, which keeps
+#: its identity: images of a generator may be copies that are blurred and partly of somebody else.
+GATE_BLEND = 0.4
 
 #: Augmentations of the audit networks, with their largest strength. JPEG compression is left out on purpose: the
 #: audit's positive controls include it, as a change that the networks were not trained on.
@@ -97,8 +107,14 @@ def augment_for_gate(images: Tensor) -> Tensor:
     dark, bright = (_uniform(images, -change["clipped"], change["clipped"]).clamp_min(0.0) for _ in range(2))
     images = images.clamp(_per_image(dark) - 1.0, _per_image(1.0 - bright))
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel_size=3, stride=1)
-    share = _per_image(_uniform(images, -change["sharpening"], change["blur"]))
-    return (images + share * (blurred - images)).clamp(-1.0, 1.0)
+    share = _per_image(_uniform(images, 0.0, change["sharpening"]))
+    return _blur((images + share * (images - blurred)).clamp(-1.0, 1.0), change["blur"])
+
+
+def blend_patients(images: Tensor, most: float) -> Tensor:
+    """Blends up to the share ``most`` of another image of the batch into every second image of [B, C, H, W]."""
+    share = _per_image(_uniform(images, 0.0, most) * (torch.rand(len(images), device=images.device) < 0.5))
+    return torch.lerp(images, images.roll(1, dims=0), share)
 
 
 def augment_for_audit(images: Tensor) -> Tensor:
@@ -196,6 +212,18 @@ def _coarsen(images: Tensor, most: float) -> Tensor:
     small = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
     coarse = F.interpolate(small, size=list(images.shape[-2:]), mode="bilinear", align_corners=False)
     return torch.where(_per_image(torch.rand(len(images), device=images.device) < 0.5), coarse, images)
+
+
+def _blur(images: Tensor, most: float) -> Tensor:
+    """Blurs two of three groups of images, each with a Gaussian of its own standard deviation."""
+    parts = []
+    for part in images.split(BLURRED):
+        deviation = float(torch.rand(())) * most * images.shape[-1]
+        if float(torch.rand(())) < 2 / 3 and deviation > 0.0:
+            size = 2 * math.ceil(3.0 * deviation) + 1
+            part = gaussian_blur(part, [size, size], [deviation, deviation])
+        parts.append(part)
+    return torch.cat(parts)
 
 
 def _recolour(images: Tensor, tint: float, balance: float) -> Tensor:

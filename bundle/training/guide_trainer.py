@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +22,17 @@ from bundle.metrics.agreement import quadratic_kappa
 from bundle.metrics.recognition import highest_probability, predict, recognition_scores
 from bundle.networks.classifiers import Classifier, GateClassifier, Guide, NobodyHead
 from bundle.networks.imagenet_classifier import ImageNetClassifier
-from bundle.training.classifier_augment import augment_for_gate, augment_for_guide, mix_patients
+from bundle.networks.weights import read_info
+from bundle.training.classifier_augment import (
+    GATE_BLEND,
+    augment_for_gate,
+    augment_for_guide,
+    blend_patients,
+    mix_patients,
+)
 from bundle.training.errors import TrainingError
 from bundle.training.info import weights_info
+from bundle.training.init_from import initialise_classifier
 from bundle.training.network_trainer import NetworkTrainer, TrainingTask, role_seed
 from bundle.training.samplers import BalancedBatchSampler, BatchSampler, ShuffledBatchSampler
 
@@ -53,6 +62,7 @@ class Role:
         splits: splits to train on. Identity networks include extra, because they must know every patient whose images
             the generator was trained on; the labels of extra images are not used.
         augment: augmentation of the training images [B, C, H, W].
+        blend: largest share of another patient in an image of an identity network, see `blend_patients`.
         trunk: trunk of the `ImageNetClassifier` that replaces the network in modalities with ``pretrained``, if any.
     """
 
@@ -61,6 +71,7 @@ class Role:
     splits: tuple[str, ...]
     augment: Callable[[Tensor], Tensor]
     trunk: str = ""
+    blend: float = 0.0
 
 
 #: Role of each classifier, by the name of its weight file. The guides, which the walk differentiates, and the gate's
@@ -68,15 +79,19 @@ class Role:
 ROLES: dict[str, Role] = {
     "identity_guide": Role(Guide, True, ("train", "extra"), augment_for_guide),
     "class_guide": Role(Guide, False, ("train",), augment_for_guide, "resnet18"),
-    "gate_identity": Role(GateClassifier, True, ("train", "extra"), augment_for_gate),
+    "gate_identity": Role(GateClassifier, True, ("train", "extra"), augment_for_gate, blend=GATE_BLEND),
     "gate_class": Role(GateClassifier, False, ("train",), augment_for_gate, "squeezenet1_1"),
 }
 
 
 def new_classifier(
-    name: str, data: ImageData, seed: int, imagenet_file: str | os.PathLike[str] | None = None
+    name: str,
+    data: ImageData,
+    seed: int,
+    imagenet_file: str | os.PathLike[str] | None = None,
+    init_from: str | os.PathLike[str] | None = None,
 ) -> Classifier:
-    """Builds a classifier with random weights that depend on its name and the seed alone, or with ImageNet weights.
+    """Builds a classifier with random weights that depend on its name and the seed alone, or with trained weights.
 
     Args:
         name: one of `ROLES`.
@@ -84,10 +99,12 @@ def new_classifier(
         seed: random seed shared by the set of classifiers; each derives its own from it.
         imagenet_file: ImageNet weights of the role's trunk, for modalities with ``pretrained``; None lets torchvision
             download them.
+        init_from: folder of trained networks with one of this name, see `initialise_classifier`.
 
     Raises:
         TrainingError: the training images have fewer than two classes.
         TrunkUnavailable: the trunk's weights are unavailable.
+        WeightsError: there are no such weights in init_from.
     """
     role = ROLES[name]
     num_classes = data.n_identities if role.identity else len(data.class_names)
@@ -96,10 +113,15 @@ def new_classifier(
         raise TrainingError(f"{name} tells {what} apart and needs at least 2; the dataset has {num_classes}.")
     with torch.random.fork_rng():
         torch.manual_seed(role_seed(name, seed))
-        if not (role.trunk and data.modality.pretrained):
-            return role.network(data.modality.channels, num_classes, identity=role.identity)
-        network = ImageNetClassifier(data.modality.channels, num_classes, role.trunk)
-    network.load_imagenet(imagenet_file)
+        network: Classifier
+        if role.trunk and data.modality.pretrained:
+            network = ImageNetClassifier(data.modality.channels, num_classes, role.trunk)
+        else:
+            network = role.network(data.modality.channels, num_classes, identity=role.identity)
+    if init_from is not None:
+        initialise_classifier(network, Path(init_from) / f"{name}.pt")
+    elif isinstance(network, ImageNetClassifier):
+        network.load_imagenet(imagenet_file)
     return network
 
 
@@ -111,11 +133,13 @@ class IdentityBatch:
         augment: augmentation of images [B, C, H, W].
         num_identities: K.
         nobody: number of "nobody" images (`mix_patients`) per image of a patient.
+        blend: largest share of another patient in an image, see `blend_patients`.
     """
 
     augment: Callable[[Tensor], Tensor]
     num_identities: int
     nobody: float
+    blend: float = 0.0
 
     def __call__(
         self, batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
@@ -123,7 +147,7 @@ class IdentityBatch:
         """Returns images [B + M, C, H, W] and target probabilities [B + M, K] on the device."""
         images = torch.as_tensor(batch["image"]).to(device, torch.float32, non_blocking=non_blocking)
         identities = torch.as_tensor(batch["identity"]).to(device, torch.int64, non_blocking=non_blocking)
-        images = self.augment(images)
+        images = self.augment(blend_patients(images, self.blend) if self.blend else images)
         wanted = F.one_hot(identities, self.num_identities).float()
         mixed, shared = mix_patients(images, identities, self.num_identities)
         count = round(self.nobody * len(images))
@@ -164,6 +188,7 @@ class GuideTrainer(NetworkTrainer):
         batch_size: images of patients per batch.
         nobody: number of "nobody" images per image of a patient in an identity classifier's batch.
         seed: random seed shared by the set of classifiers; each derives its own from it.
+        init_from: folder of trained networks from which the network was initialised, if any.
         **options: further arguments of `NetworkTrainer`, at least max_epochs.
 
     Raises:
@@ -181,6 +206,7 @@ class GuideTrainer(NetworkTrainer):
         batch_size: int = 32,
         nobody: float = 0.5,
         seed: int = 0,
+        init_from: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
         role = ROLES[name]
@@ -190,11 +216,15 @@ class GuideTrainer(NetworkTrainer):
         prepare: IdentityBatch | ClassBatch
         if role.identity:
             sampler = ShuffledBatchSampler(len(images), batch_size, own_seed)
-            prepare = IdentityBatch(role.augment, network.num_classes, nobody)
+            prepare = IdentityBatch(role.augment, network.num_classes, nobody, role.blend)
         else:
             sampler = BalancedBatchSampler([record.label or 0 for record in images], batch_size, own_seed)
             prepare = ClassBatch(role.augment, network.num_classes)
-        settings = {"nobody": nobody if role.identity else None, "batch_size": batch_size}
+        settings = {
+            "nobody": nobody if role.identity else None,
+            "batch_size": batch_size,
+            "init_from_sha256": None if init_from is None else read_info(Path(init_from) / f"{name}.pt")["sha256"],
+        }
         task = TrainingTask(
             network, dataset, sampler, prepare, nn.CrossEntropyLoss(), weights_info(data, seed), settings
         )
@@ -247,7 +277,7 @@ def new_guide_trainer(
         TrainingError: see `new_classifier` and `GuideTrainer`.
         TrunkUnavailable: see `new_classifier`.
     """
-    network = new_classifier(name, options["data"], options["seed"], imagenet_file)
+    network = new_classifier(name, options["data"], options["seed"], imagenet_file, options.get("init_from"))
     return GuideTrainer(
         name, dataset=dataset, network=network, max_epochs=max_epochs, learning_rate=learning_rate, **options
     )

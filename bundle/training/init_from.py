@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Initialisation of a GAN from trained weights of the same or a lower resolution."""
+"""Initialisation of a GAN from trained weights of the same or a lower resolution, and of a classifier."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from pathlib import Path
 
 from torch import nn
 
+from bundle.networks.classifiers import Classifier
 from bundle.networks.projected import ProjectedDiscriminator
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.networks.weights import WeightsError, load_weights, read_info
 
-__all__ = ["DEFAULT_RESOLUTION", "default_resolution", "discriminator_beside", "initialise_gan"]
+__all__ = [
+    "DEFAULT_RESOLUTION",
+    "default_resolution",
+    "discriminator_beside",
+    "initialise_classifier",
+    "initialise_gan",
+]
 
 #: Side in pixels for training from random weights, which is faster at a low resolution; the result can initialise a GAN
 #: of twice the resolution.
@@ -70,6 +77,33 @@ def initialise_gan(
     return generator, discriminator
 
 
+def initialise_classifier(network: Classifier, path: Path) -> None:
+    """Initialises a classifier with trained weights, without the last layer if that is for other patients or classes.
+
+    Args:
+        network: classifier to initialise, in place.
+        path: its weights, ``<name>.pt`` with its JSON. They must not have been trained on images that are val or test
+            images now.
+
+    Raises:
+        WeightsError: files are missing or damaged, or differ in more than the number of patients or classes.
+    """
+    source, info = load_weights(path)
+    wanted, found = ({**given, "num_classes": 0} for given in (network.arguments, info["arguments"]))
+    if type(source) is not type(network) or wanted != found:
+        raise WeightsError(
+            f"{path} holds {info['network']}({info['arguments']}), which cannot start {type(network).__name__}"
+            f"({network.arguments}). Name a folder of models of the same modality."
+        )
+    _copy_equal_shapes(source, network)
+
+
+def _copy_equal_shapes(source: nn.Module, network: nn.Module) -> None:
+    own = network.state_dict()
+    given = {key: value for key, value in source.state_dict().items() if own[key].shape == value.shape}
+    network.load_state_dict({**own, **given}, strict=True)
+
+
 def _fill(network: Generator | Discriminator | ProjectedDiscriminator, path: Path) -> None:
     source, info = load_weights(path)
     wanted, found = network.arguments, info["arguments"]
@@ -82,10 +116,8 @@ def _fill(network: Generator | Discriminator | ProjectedDiscriminator, path: Pat
             f"{path} holds {info['network']}({found}), which cannot start {type(network).__name__}({wanted}). Name "
             f"weights that differ in the resolution alone, and not in a higher one."
         )
-    own = network.state_dict()
     # The width of the layer that reads the image depends on the resolution.
-    given = {key: value for key, value in source.state_dict().items() if own[key].shape == value.shape}
-    network.load_state_dict({**own, **given}, strict=True)
+    _copy_equal_shapes(source, network)
     if isinstance(network, Generator):
         for name, value in network.named_parameters():
             side = name.split(".")[2] if name.startswith("synthesis.blocks.") else "0"

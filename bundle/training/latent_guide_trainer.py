@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from bundle.files import load_tensors, save_tensors
 from bundle.networks.classifiers import NobodyHead
-from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism
+from bundle.networks.realism import RealismJudge
 from bundle.networks.sampling import sample_z
 from bundle.networks.stylegan2 import Generator
 from bundle.precision import bf16_autocast
@@ -94,7 +95,8 @@ class _Questions(Dataset[int]):
             with bf16_autocast(device):
                 image = self.generator.synthesis(few.to(device)).contiguous(memory_format=torch.channels_last)
                 for name, guide in self.guides.items():
-                    features[name].append(guide.features(image).half().cpu())  # type: ignore[operator]
+                    found = guide(image) if isinstance(guide, RealismJudge) else guide.features(image)  # type: ignore[operator]
+                    features[name].append(found.half().cpu())
         save_tensors(path, {"w": w.clone(), **{name: torch.cat(values) for name, values in features.items()}})
         return len(w)
 
@@ -189,7 +191,8 @@ class LatentGuideTrainer(NetworkTrainer):
     The student of an identity guide minimises the squared distance to its teacher's normalised feature (the
     `NobodyHead` depends on its direction alone) and that of the cosines, weighted by the head's sensitivity to them.
     The student of a class guide minimises the squared distance of the logits after subtracting their mean over classes.
-    The last layer is copied from the teacher and frozen.
+    The last layer is copied from the teacher and frozen. The student of a judge of realism minimises the squared
+    difference of log(1 + d).
 
     Args:
         name: one of `LATENT_GUIDES`, the name of the weight file.
@@ -261,6 +264,8 @@ class LatentGuideTrainer(NetworkTrainer):
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         head = self.student.head
+        if isinstance(self.student, LatentRealism):
+            return F.mse_loss(student, teacher)
         if isinstance(head, NobodyHead):
             teacher = F.normalize(teacher)
             said, wanted = head.cosine(student), head.cosine(teacher)

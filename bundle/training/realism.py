@@ -1,11 +1,12 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Fits the gate's judge of realism to the training images, in a minute and without gradients."""
+"""Fits the judges of realism to the training images, in a minute and without gradients."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ from bundle.precision import full_fp32
 from bundle.training.errors import TrainingError
 from bundle.training.info import weights_info
 
-__all__ = ["NAME", "REFUSED", "fit_realism"]
+__all__ = ["JUDGES", "REFUSED", "fit_realism"]
 
-#: Name of the weight file.
-NAME = "gate_realism"
+#: ImageNet network of each judge, by the name of its weight file. The walk's guide and the gate look at different
+#: features, so that what guides a walk does not judge it.
+JUDGES = {"realism_guide": "resnet18", "gate_realism": "efficientnet_lite1"}
 #: Share of the training images whose nearest neighbour of the same class counts as a near-duplicate.
 NEAR = 0.05
 #: Share of the validation images, those farthest from the training images, that the threshold refuses. Images of a
@@ -37,14 +39,16 @@ def fit_realism(
     data: ImageData,
     output_dir: str | os.PathLike[str],
     seed: int = 0,
+    resnet18_file: str | os.PathLike[str] | None = None,
     efficientnet_file: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Fits a `RealismJudge`, calibrates its threshold and writes it, unless the folder has it already.
+    """Fits the two `RealismJudge` of `JUDGES`, calibrates their thresholds and writes those that the folder lacks.
 
     Args:
         data: data set; labelled training images are fitted, val calibrates, test is only measured.
-        output_dir: folder that receives ``models/gate_realism.pt``.
+        output_dir: folder that receives ``models/realism_guide.pt`` and ``models/gate_realism.pt``.
         seed: seed of the set of networks, which the JSON file records; nothing here is random.
+        resnet18_file: torchvision's weights of ResNet-18; None to download them.
         efficientnet_file: weights of EfficientNet-Lite1; None for those of the installed package.
 
     Raises:
@@ -52,17 +56,23 @@ def fit_realism(
         TrunkUnavailable: the weights cannot be read.
         WeightsError: the folder holds a judge that was fitted to other images.
     """
-    path = Path(output_dir) / "models" / f"{NAME}.pt"
     info = weights_info(data, seed)
-    if path.exists():
-        _check(path, info)
-        print(f"{path} is complete and as it was written. Nothing to fit.")
-        return
+    for name, trunk in JUDGES.items():
+        path = Path(output_dir) / "models" / f"{name}.pt"
+        if path.exists():
+            _check(path, info)
+            print(f"{path} is complete and as it was written. Nothing to fit.")
+            continue
+        _fit(path, data, info, trunk, resnet18_file if trunk == "resnet18" else efficientnet_file)
+
+
+def _fit(path: Path, data: ImageData, info: dict[str, Any], trunk: str, file: str | os.PathLike[str] | None) -> None:
+    name = path.stem
     sides = {split: data.tensors(split)[:2] for split in ("train", "val", "test")}
-    judge = RealismJudge(len(data.class_names), _components(data, sides["train"][1]))
+    judge = RealismJudge(len(data.class_names), _components(name, data, sides["train"][1]), trunk=trunk)
     if not len(sides["val"][1]):
-        raise TrainingError(f"{NAME} is calibrated on val images, and the val split is empty. Give the dataset some.")
-    judge.load_imagenet(efficientnet_file)
+        raise TrainingError(f"{name} is calibrated on val images, and the val split is empty. Give the dataset some.")
+    judge.load_imagenet(file)
     judge.eval()
     features = {split: judge.features(images) for split, (images, _) in sides.items() if len(images)}
     judge.fit(features["train"], sides["train"][1])
@@ -98,12 +108,12 @@ def _apart(features: Tensor, labels: Tensor) -> list[float]:
     return found
 
 
-def _components(data: ImageData, labels: Tensor) -> int:
+def _components(name: str, data: ImageData, labels: Tensor) -> int:
     """Returns the number of principal components: half the images of the smallest class, at most `MOST_COMPONENTS`."""
     counts = labels.bincount(minlength=len(data.class_names)).tolist()
-    number, name = min(zip(counts, data.class_names, strict=True))
+    number, rarest = min(zip(counts, data.class_names, strict=True))
     if number < 2:
-        raise TrainingError(f"{NAME} needs at least 2 training images of each class; {name} has {number}.")
+        raise TrainingError(f"{name} needs at least 2 training images of each class; {rarest} has {number}.")
     return int(min(MOST_COMPONENTS, number // 2))
 
 

@@ -18,7 +18,8 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bundle.networks.projected import STAGES, ProjectedDiscriminator
+from bundle.networks.projected import ProjectedDiscriminator
+from bundle.networks.resnet import STAGES
 from bundle.networks.stylegan2 import Discriminator, Generator
 from bundle.precision import bf16_autocast
 from bundle.training.augment import AdaptiveAugment

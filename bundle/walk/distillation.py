@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from bundle.allocator import keep_freed_memory
 from bundle.files import load_tensors, save_tensors, write_json
-from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism, new_latent_guide
 from bundle.networks.model_set import ModelSet
 from bundle.networks.weights import load_weights
 from bundle.options import OptionError
@@ -31,15 +32,29 @@ from bundle.walk.guides import LatentGuides
 from bundle.walk.objective import PublishedObjective, identity_divergence
 from bundle.walk.trajectories import NewWalk, agreement, visited_latents, visits
 
-__all__ = ["LATENT_TEACHERS", "TRIAL", "Distillation"]
-
-#: Networks that the latent guides are distilled from.
-LATENT_TEACHERS = ("generator", *(teacher for teacher, _ in LATENT_GUIDES.values()))
+__all__ = ["TRIAL", "Distillation", "networks_of"]
 
 # Random streams derived from one seed: start latents to learn from, walks to learn from, walks to evaluate on, held-out
 # start latents to evaluate on.
 BEGINNINGS, VISITS, TRIAL, HELD_OUT = range(4)
 HELD_OUT_LATENTS = 4096
+# Share of n_latents and n_visited that a guide evaluates; others evaluate all. The judge of realism takes longer than
+# all else, and its values are smooth in w.
+SHARES = {"latent_realism": 1 / 16}
+
+
+# Of each student, latents [N, w_dim] and its teacher's features for them, [N, features], on the CPU.
+_Known = dict[str, tuple[Tensor, Tensor]]
+
+
+def networks_of(students: str) -> tuple[str, ...]:
+    """Returns the names of the networks that a `Distillation` needs: generator, guides and students that it keeps.
+
+    Args:
+        students: "all", or the name of the only student to train.
+    """
+    kept = () if students == "all" else (name for name in LATENT_GUIDES if name != students)
+    return ("generator", *(teacher for teacher, _ in LATENT_GUIDES.values()), *kept)
 
 
 class Distillation:
@@ -51,7 +66,7 @@ class Distillation:
     repeating finished parts.
 
     Args:
-        models: generator and guides.
+        models: the networks that `networks_of` names. Students among them are kept and steer the walks as they are.
         new_walk: factory of the walk's inferer.
         new_trainer: factory of a student's trainer, called with the arguments that only this class knows.
         tracking: factory of the handler that records a training, called with ``run_name``.
@@ -79,9 +94,17 @@ class Distillation:
         self.models, self.new_walk = models, new_walk
         self.new_trainer, self.tracking = new_trainer, tracking
         self.output_dir, self.work = Path(output_dir), Path(output_dir) / "latents"
-        self.n_latents, self.n_visited, self.rounds = n_latents, n_visited, rounds
         self.seed, self.device = seed, device
-        self.teachers = {name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items()}
+        self.students = {name: net for name, net in models.networks.items() if isinstance(net, LatentGuide)}
+        self.teachers = {
+            name: models.networks[teacher] for name, (teacher, _) in LATENT_GUIDES.items() if name not in self.students
+        }
+        shares = {name: SHARES.get(name, 1.0) for name in self.teachers}
+        most = max(shares.values())
+        # Latents that no student is trained on are not drawn.
+        self.n_latents, self.n_visited = (math.ceil(most * count) for count in (n_latents, n_visited))
+        self.shares = {name: share / most for name, share in shares.items()}
+        self.rounds = rounds
         if isinstance(new_walk.keywords["objective"], PublishedObjective):
             raise OptionError(
                 [
@@ -94,7 +117,6 @@ class Distillation:
             "objective": dataclasses.asdict(new_walk.keywords["objective"]),
             "walk": dataclasses.asdict(new_walk.keywords["settings"]),
         }
-        self.students: dict[str, LatentGuide] = {}
 
     def run(self) -> None:
         """Runs the distillation, unless its students exist already."""
@@ -106,40 +128,55 @@ class Distillation:
         cost = _Cost(self.work / "cost.json")
         generator = self.models.generator
         unseen, _ = draw_latents(generator, range(HELD_OUT_LATENTS), stream_seed(self.seed, HELD_OUT))
-        examination = _Examination(
-            self, unseen, self._ask(unseen, "held_out", "evaluating the guides: held-out latents"), cost
-        )
+        examination = _Examination(self, self._known(unseen, "held_out", "held-out latents"), cost)
         w, _ = draw_latents(generator, range(self.n_latents), stream_seed(self.seed, BEGINNINGS))
-        known = [(w.cpu(), self._ask(w, "beginnings", "evaluating the guides: start of the walks"))]
+        known = [self._known(w, "beginnings", "start of the walks")]
         cost.keep()
         for number in range(self.rounds + 1):
             if number > 0:
-                w = self._visited(number)
-                title = f"evaluating the guides: visited latents, round {number}"
-                known.append((w, self._ask(w, f"visited_{number}", title)))
+                known.append(
+                    self._known(self._visited(number), f"visited_{number}", f"visited latents, round {number}")
+                )
                 cost.keep()
-            latents = torch.cat([w for w, _ in known])
-            # Reversed because evaluating the identity student on walks requires the class student.
-            for name in reversed(LATENT_GUIDES):
-                self._fit(name, number, latents, torch.cat([said[name] for _, said in known]), examination)
+            # Reversed because evaluating the identity student on walks requires the other students.
+            for name in reversed(self.teachers):
+                latents, said = (torch.cat(parts) for parts in zip(*(part[name] for part in known), strict=True))
+                self._fit(name, number, latents, said, examination)
                 cost.keep()
         shutil.rmtree(self.work)
 
     def _is_done(self) -> bool:
         # The number of latents distinguishes these students from those of another training.
-        nothing = torch.zeros(1, 1).expand(self.n_latents + self.rounds * visits(self.n_visited)[1], 1)
-        unasked = LabelledLatents(nothing, nothing)
-        untrained = {name: self._new_student(name) for name in LATENT_GUIDES}
+        counts = (self.n_latents, *[visits(self.n_visited)[1]] * self.rounds)
+
+        def unasked(name: str) -> LabelledLatents:
+            nothing = torch.zeros(1, 1).expand(sum(self._asked(name, count) for count in counts), 1)
+            return LabelledLatents(nothing, nothing)
+
+        untrained = {name: self._new_student(name) for name in self.teachers}
         return all(
-            self._trainer(name, self.rounds, unasked, network, lambda _: {}).is_saved
+            self._trainer(name, self.rounds, unasked(name), network, lambda _: {}).is_saved
             for name, network in untrained.items()
         )
+
+    def _asked(self, name: str, count: int) -> int:
+        """Returns how many of ``count`` latents the teacher of a student evaluates."""
+        return math.ceil(self.shares[name] * count)
 
     def _new_student(self, name: str) -> LatentGuide:
         return new_latent_guide(name, self.teachers[name], self.models.generator.w_dim)
 
-    def _ask(self, w: Tensor, name: str, title: str) -> dict[str, Tensor]:
-        return ask_guides(self.models.generator, self.teachers, w, self.work / name, title)
+    def _known(self, w: Tensor, name: str, title: str) -> _Known:
+        """Evaluates the guides; returns for each student its latents and the features that its teacher gives them."""
+        known: _Known = {}
+        for number in {self._asked(student, len(w)) for student in self.teachers}:
+            asked = {
+                student: guide for student, guide in self.teachers.items() if self._asked(student, len(w)) == number
+            }
+            few, folder = w[:number], self.work / f"{name}_{'_'.join(asked)}"
+            said = ask_guides(self.models.generator, asked, few, folder, f"evaluating the guides: {title}")
+            known |= {student: (few.cpu(), features) for student, features in said.items()}
+        return known
 
     def _visited(self, number: int) -> Tensor:
         """Returns the latents that walks on the students visit in one round, from an earlier run's file if present."""
@@ -153,7 +190,7 @@ class Distillation:
     def guides(self, **students: LatentGuide) -> LatentGuides:
         """Returns the students as guides of a walk; keyword arguments replace those fitted last."""
         chosen = {**self.students, **students}
-        return LatentGuides(chosen["latent_identity"], chosen["latent_class"])
+        return LatentGuides(chosen["latent_identity"], chosen["latent_class"], chosen["latent_realism"])
 
     def _trainer(
         self,
@@ -216,21 +253,23 @@ class _Examination:
 
     Args:
         distillation: distillation that trains the students.
-        unseen: held-out latents, [N, w_dim].
-        held_out: the guides' features for these latents, by name of the student.
+        held_out: held-out latents, and the guides' features for them.
         cost: counter of the distillation's CPU seconds.
     """
 
-    def __init__(self, distillation: Distillation, unseen: Tensor, held_out: Mapping[str, Tensor], cost: _Cost) -> None:
-        self.distillation, self.unseen, self.held_out, self.cost = distillation, unseen, held_out, cost
+    def __init__(self, distillation: Distillation, held_out: _Known, cost: _Cost) -> None:
+        self.distillation, self.held_out, self.cost = distillation, held_out, cost
 
     @torch.no_grad()
     def scores(self, name: str, student: nn.Module) -> dict[str, Any]:
         """Returns the evaluation results that the student's JSON records."""
         assert isinstance(student, LatentGuide)
-        logits = student.closed_set(self.unseen).cpu()
-        wanted = student.closed_set_of(self.held_out[name].to(self.unseen.device).float()).cpu()
-        scores: dict[str, Any] = {"n": len(self.unseen)}
+        latents, features = (values.to(self.distillation.device).float() for values in self.held_out[name])
+        logits, wanted = student.closed_set(latents).cpu(), student.closed_set_of(features).cpu()
+        scores: dict[str, Any] = {"n": len(latents)}
+        if isinstance(student, LatentRealism):
+            scores["rank_correlation"] = float(spearmanr(logits.flatten(), wanted.flatten()).statistic)
+            return {"scores": {"beginnings": scores}}
         if student.arguments["identity"]:
             divergences = [identity_divergence(values) for values in (logits, wanted)]
             scores["rank_correlation"] = float(spearmanr(*divergences).statistic)

@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Guides of the walk: phi_id(G(w)) and phi_class(G(w)), computed from the image or predicted from w alone."""
+"""Guides of the walk: identity, class and realism of G(w), computed from the image or predicted from w alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bundle.networks.classifiers import Classifier
 from bundle.networks.model_set import ModelSet
 from bundle.networks.stylegan2 import Generator
 from bundle.precision import bf16_autocast
+from bundle.walk.objective import Objective
 
 __all__ = ["Guides", "ImageGuides", "LatentGuides", "walk_guides"]
 
@@ -26,10 +27,13 @@ class Guides(Protocol):
 
     points_per_call: int
 
-    def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps w [M, w_dim] to phi_id's logits [M, K] and phi_class's [M, classes], fp32, both differentiable.
+    def __call__(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps w [M, w_dim] to differentiable values in fp32.
 
-        phi_id's logits are the closed set's (`Classifier.closed_set`), whose softmax is that of the paper.
+        Returns:
+            phi_id's logits [M, K], of the closed set (`Classifier.closed_set`), whose softmax is that of the paper;
+            phi_class's logits [M, classes]; and log(1 + d) [M, classes] of the distances d from the real images of each
+            class, see `bundle.networks.realism.RealismJudge`.
         """
 
 
@@ -40,6 +44,7 @@ class ImageGuides(nn.Module):
         generator: G.
         identity_guide: phi_id, classifier of patients.
         class_guide: phi_class, classifier of diagnoses.
+        realism_guide: judge of realism; None to omit it, for objectives without L_real: its values are then 0.
         clamped_gradient: whether saturated pixels have zero gradient, as with the authors' clamp.
         amp: whether to compute in bf16 on devices that support it.
     """
@@ -51,6 +56,7 @@ class ImageGuides(nn.Module):
         generator: Generator,
         identity_guide: nn.Module,
         class_guide: nn.Module,
+        realism_guide: nn.Module | None = None,
         clamped_gradient: bool = False,
         amp: bool = True,
     ) -> None:
@@ -58,11 +64,12 @@ class ImageGuides(nn.Module):
         self.synthesis = generator.synthesis
         self.identity_guide = _classifier(identity_guide)
         self.class_guide = class_guide
+        self.realism_guide = realism_guide
         self.clamped_gradient = clamped_gradient
         self.amp = amp
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Guides.__call__`."""
         with bf16_autocast(w.device, self.amp):
             image = self.synthesis.unclamped(w)
@@ -70,7 +77,9 @@ class ImageGuides(nn.Module):
             # Straight-through estimator: the guides see the clamped image, yet saturated pixels pass gradients.
             image = clamped if self.clamped_gradient else image + (clamped - image).detach()
             image = image.contiguous(memory_format=torch.channels_last)
-            return self.identity_guide.closed_set(image), self.class_guide(image).float()
+            identity, classes = self.identity_guide.closed_set(image), self.class_guide(image).float()
+            realism = torch.zeros_like(classes) if self.realism_guide is None else self.realism_guide(image)
+            return identity, classes, realism
 
 
 def _classifier(network: nn.Module) -> Classifier:
@@ -85,33 +94,38 @@ class LatentGuides(nn.Module):
     Args:
         identity: student of phi_id, a `bundle.networks.latent_guides.LatentGuide`.
         classes: student of phi_class, likewise.
+        realism: student of the guide of realism, a `bundle.networks.latent_guides.LatentRealism`.
         amp: whether to compute in bf16 on devices that support it.
     """
 
     points_per_call = 4096
 
-    def __init__(self, identity: nn.Module, classes: nn.Module, amp: bool = True) -> None:
+    def __init__(self, identity: nn.Module, classes: nn.Module, realism: nn.Module, amp: bool = True) -> None:
         super().__init__()
         self.identity = _classifier(identity)
         self.classes = classes
+        self.realism = realism
         self.amp = amp
         self.eval().requires_grad_(False)
 
-    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Guides.__call__`."""
         with bf16_autocast(w.device, self.amp):
-            return self.identity.closed_set(w), self.classes(w).float()
+            return self.identity.closed_set(w), self.classes(w).float(), self.realism(w).float()
 
 
-def walk_guides(models: ModelSet, guides: str, clamped_gradient: bool = False) -> Guides:
+def walk_guides(models: ModelSet, guides: str, objective: Objective) -> Guides:
     """Builds the guides of a walk.
 
     Args:
         models: networks, at least those of `generation_networks`.
         guides: ``latent`` or ``image``.
-        clamped_gradient: see `ImageGuides`; applies to ``image``.
+        objective: loss that the walk minimises; with ``image``, what it does not use is not computed.
     """
     networks = models.networks
     if guides == "latent":
-        return LatentGuides(networks["latent_identity"], networks["latent_class"])
-    return ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient)
+        return LatentGuides(networks["latent_identity"], networks["latent_class"], networks["latent_realism"])
+    realism = networks["realism_guide"] if objective.realistic else None
+    return ImageGuides(
+        models.generator, networks["identity_guide"], networks["class_guide"], realism, objective.clamped_gradient
+    )

@@ -28,6 +28,7 @@ from torch import Tensor
 from bundle.options import OptionError, number_problems
 
 __all__ = [
+    "SOUND",
     "BalancedObjective",
     "Objective",
     "PublishedObjective",
@@ -35,6 +36,10 @@ __all__ = [
     "identity_divergence",
     "step_lengths",
 ]
+
+#: d_0 of L_real: images nearer to real ones are left alone. Real images have a distance of about 1; the bar is lower
+#: because walks stop just below it, where errors of the latent guide still let unrealistic images through.
+SOUND = 2 / 3
 
 
 def identity_divergence(logits: Tensor) -> Tensor:
@@ -59,8 +64,12 @@ def class_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     Returns:
         [P, n].
     """
-    target = label.view(-1, 1, 1).expand(-1, logits.shape[1], 1)
-    return -F.log_softmax(logits.float(), dim=-1).gather(2, target).squeeze(2)
+    return -_of_label(F.log_softmax(logits.float(), dim=-1), label)
+
+
+def _of_label(values: Tensor, label: Tensor) -> Tensor:
+    """Returns the values [P, n] of each path's label, from values [P, n, classes]."""
+    return values.gather(2, label.view(-1, 1, 1).expand(-1, values.shape[1], 1)).squeeze(2)
 
 
 def step_lengths(w: Tensor) -> Tensor:
@@ -75,18 +84,23 @@ class Objective(Protocol):
     Attributes:
         name: short name for manifests and tables.
         clamped_gradient: whether saturated pixels have zero gradient, see `bundle.walk.guides.ImageGuides`.
+        realistic: whether it has a term L_real, which needs the distances from real images.
     """
 
     name: ClassVar[str]
     clamped_gradient: ClassVar[bool]
+    realistic: ClassVar[bool]
 
-    def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, w: Tensor, identity: Tensor, classes: Tensor, realism: Tensor, label: Tensor, prior: Tensor
+    ) -> dict[str, Tensor]:
         """Returns the weighted terms by name and their sum as ``loss``, each [P].
 
         Args:
             w: paths, ends included, [P, N, w_dim].
             identity: phi_id's logits at the inner points, [P, n, K].
             classes: phi_class's logits at the inner points, [P, n, classes].
+            realism: log(1 + d) of the inner points' distances d from real images of each class, [P, n, classes].
             label: y of each path, [P].
             prior: distance of the inner points from the mapping network's distribution, [P, n], typically 1.
         """
@@ -117,6 +131,7 @@ class PublishedObjective:
 
     name: ClassVar[str] = "published"
     clamped_gradient: ClassVar[bool] = True
+    realistic: ClassVar[bool] = False
 
     lambda_id: float = 0.1
     lambda_dist: float = 1.0
@@ -126,8 +141,10 @@ class PublishedObjective:
     def __post_init__(self) -> None:
         _check_weights(self, {"chunk": 1}, whole=("chunk",))
 
-    def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
-        """See `Objective.__call__`; the published loss does not use the prior."""
+    def __call__(
+        self, w: Tensor, identity: Tensor, classes: Tensor, realism: Tensor, label: Tensor, prior: Tensor
+    ) -> dict[str, Tensor]:
+        """See `Objective.__call__`; the published loss uses neither realism nor prior."""
         terms = {
             "identity": self.lambda_id * self._chunked(identity_divergence(identity)),
             "distance": self.lambda_dist * (w[:, 1:] - w[:, :-1]).square().sum(dim=(1, 2)),
@@ -141,13 +158,14 @@ class PublishedObjective:
 
 @dataclass(frozen=True)
 class BalancedObjective:
-    """The paper's three terms as means that do not depend on N, and two further terms for spacing and plausibility.
+    """The paper's three terms as means that do not depend on N, and terms for spacing, plausibility and realism.
 
     With l_i the steps and d = |w_a - w_b|:
 
         L_dist  = (sum_i l_i / d)^2                length of the path relative to the straight line: 1 or more
         L_even  = (N - 1) sum_i (l_i / sum l)^2    spacing: 1 where all steps are equal, N - 1 for a single long step
         L_prior = mean_i max(0, m_i - 1)           m_i: distance from the mapping network's distribution, typically 1
+        L_real  = mean_i max(0, log((1 + d_i) / (1 + d_0)))  d_i: distance of G(w_i) from real images of class y
 
     L_dist L_even equals the published L_dist times (N - 1) / d^2. As separate terms, the spacing can have a large
     weight (points that collapse onto one location give the same image) while the path can detour around patients.
@@ -158,21 +176,26 @@ class BalancedObjective:
         lambda_class: weight of the mean of L_class.
         lambda_even: weight of L_even.
         lambda_prior: weight of L_prior.
+        lambda_real: weight of L_real, which bends paths around places where the generator's images are ruined.
     """
 
     name: ClassVar[str] = "balanced"
     clamped_gradient: ClassVar[bool] = False
+    realistic: ClassVar[bool] = True
 
     lambda_id: float = 5.0
     lambda_dist: float = 0.02
     lambda_class: float = 5.0
     lambda_even: float = 1.0
     lambda_prior: float = 1.0
+    lambda_real: float = 20.0
 
     def __post_init__(self) -> None:
         _check_weights(self)
 
-    def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, w: Tensor, identity: Tensor, classes: Tensor, realism: Tensor, label: Tensor, prior: Tensor
+    ) -> dict[str, Tensor]:
         """See `Objective.__call__`."""
         steps = step_lengths(w)
         length = steps.sum(dim=1)
@@ -183,5 +206,6 @@ class BalancedObjective:
             "class": self.lambda_class * class_cross_entropy(classes, label).mean(dim=1),
             "even": self.lambda_even * steps.shape[1] * (steps / length.unsqueeze(1)).square().sum(dim=1),
             "prior": self.lambda_prior * (prior - 1.0).clamp_min(0.0).mean(dim=1),
+            "real": self.lambda_real * (_of_label(realism, label) - math.log1p(SOUND)).clamp_min(0.0).mean(dim=1),
         }
         return {**terms, "loss": torch.stack(list(terms.values())).sum(dim=0)}

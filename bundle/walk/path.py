@@ -123,8 +123,7 @@ def walk(
             optimizer.param_groups[0]["lr"] = settings.learning_rate * float(0.5 * (1.0 + torch.cos(share)))
         with torch.enable_grad():
             path = torch.cat([w[:, :1], inner, w[:, -1:]], dim=1)
-            identity, classes = _ask(guides, inner)
-            terms = objective(path, identity, classes, label, prior(inner, label))
+            terms = objective(path, *_ask(guides, inner), label, prior(inner, label))
             (gradient,) = torch.autograd.grad(terms["loss"].sum(), [inner])
         if on_step is not None:
             on_step(inner.detach())
@@ -140,15 +139,17 @@ def walk(
     )
 
 
-def _ask(guides: Guides, inner: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the guides' logits [P, n, K] and [P, n, classes] at points [P, n, w_dim], in parts to bound memory."""
+def _ask(guides: Guides, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the guides' values [P, n, ...] at points [P, n, w_dim], in parts to bound memory."""
     points = inner.flatten(0, 1)
     if len(points) <= guides.points_per_call:
         answers = [guides(points)]
     else:  # recomputes the parts' activations in the backward pass instead of keeping them
         answers = [checkpoint(guides, part, use_reentrant=False) for part in points.split(guides.points_per_call)]
-    identity, classes = (torch.cat(parts).unflatten(0, inner.shape[:2]) for parts in zip(*answers, strict=True))
-    return identity, classes
+    identity, classes, realism = (
+        torch.cat(parts).unflatten(0, inner.shape[:2]) for parts in zip(*answers, strict=True)
+    )
+    return identity, classes, realism
 
 
 def _settled(loss_history: list[Tensor], tolerance: float) -> bool:

@@ -95,7 +95,7 @@ def visited_latents(new_walk: NewWalk, guides: Guides, generator: Generator, n_l
 def _asked(guides: Guides, points: Tensor, label: int) -> tuple[Tensor, Tensor]:
     """Returns identity divergence and class cross-entropy at points [..., w_dim] of one class, each [...]."""
     answers = [guides(part) for part in points.flatten(0, -2).split(AT_ONCE)]
-    identity, classes = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    identity, classes, _ = (torch.cat(parts) for parts in zip(*answers, strict=True))
     target = torch.tensor([label], device=points.device)
     divergence, entropy = identity_divergence(identity), class_cross_entropy(classes.unsqueeze(0), target)[0]
     return divergence.view(points.shape[:-1]).cpu(), entropy.view(points.shape[:-1]).cpu()

@@ -52,7 +52,7 @@ TURN = 16
 # Number of seeds for the comparison of students and guides.
 TRIALS = 5
 # Weights of the objective that a modality may set, as in `generate`.
-WEIGHTS = ("lambda_class", "lambda_prior")
+WEIGHTS = ("lambda_class", "lambda_prior", "lambda_real")
 
 
 def peak_memory(walk: str, models_dir: str, n_points: int) -> float:
@@ -149,7 +149,9 @@ def run(options: argparse.Namespace) -> None:
     head = f"{resolution} px, {options.n_points} points a path, seed {options.seed}; {machine()}"
     print(f"\n{head}\n\nFor a released image:\n{markdown_table(costs)}", flush=True)
     networks = models.networks
-    guides = ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], amp=False)
+    guides = ImageGuides(
+        models.generator, networks["identity_guide"], networks["class_guide"], networks["realism_guide"], amp=False
+    )
     measured = {name: quality(walker, guides, prior, objective, real_images) for name, walker in walkers.items()}
     qualities = quality_table(measured, walks)
     print(f"\nInner points:\n{markdown_table(qualities)}", flush=True)

@@ -15,8 +15,10 @@ from PIL import Image
 
 from bundle.auditing.images import RealData, RealImages, open_cohort, read_pixels
 from bundle.auditing.preprocessing import choose_preprocessing
+from bundle.cohort.export import export
 from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality, open_dataset
+from tests.cohort.test_writer import resealed
 from tests.hospital import CohortMaker, blobs
 
 XRAY = get_modality("xray")
@@ -129,6 +131,31 @@ def test_a_manifest_is_relied_on_only_where_it_holds(
     cohort = open_cohort(folder, hospital, XRAY)
     assert (cohort.holds, cohort.manifest) == (False, {})
     assert "The manifest is not relied on." in caplog.text
+
+
+def test_further_formats_of_a_cohort_are_compared_with_its_images_and_not_judged_again(
+    hospital: Path, tmp_path: Path
+) -> None:
+    folder = with_manifest(tmp_path / "cohort", {})
+    before = open_cohort(folder, hospital, XRAY)
+    export(folder, "dicom,nifti")
+    after = open_cohort(folder, hospital, XRAY)
+    assert (after.records, after.digests, after.not_judged) == (before.records, before.digests, before.not_judged)
+    assert after.holds
+    # A maker who shows other pictures in them, with a manifest that goes with them.
+    (folder / "dicom" / "normal_000001.dcm").write_bytes((folder / "dicom" / "tuberculosis_000001.dcm").read_bytes())
+    (folder / "nifti" / "normal_000001.nii.gz").write_bytes(b"no image")
+    resealed(folder)
+    with pytest.raises(DataError) as error:
+        open_cohort(folder, hospital, XRAY)
+    assert [problem.name for problem in error.value.problems] == [
+        "dicom/normal_000001.dcm",
+        "nifti/normal_000001.nii.gz",
+    ]
+    assert "does not show the pixels of normal_000001.png, which would be judged in its place" in str(error.value)
+    (folder / "dicom" / "normal_000001.dcm").unlink()
+    with pytest.raises(DataError, match=r"tuberculosis_000001\.dcm: lies in the cohort, but labels\.csv does not list"):
+        open_cohort(folder, hospital, XRAY)
 
 
 def test_every_file_of_a_cohort_is_judged_named_or_refused(new_cohort: CohortMaker, hospital: Path) -> None:

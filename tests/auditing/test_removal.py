@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from bundle.auditing.engine import AuditEngine
 from bundle.auditing.images import open_cohort
-from bundle.auditing.removal import AUDIT_DIR, COHORT_DIR, audit_without_flagged
+from bundle.auditing.removal import AUDIT_DIR, COHORT_DIR, audit_without_flagged, write_without
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.cohort.writer import read_labels, verify_cohort, write_cohort
 from bundle.data import DataError, get_modality
@@ -190,3 +191,20 @@ def test_a_manifest_whose_removals_do_not_add_up_is_refused(tmp_path: Path) -> N
     images = [(0, torch.from_numpy(image)) for image in strangers(2)]
     with pytest.raises(ValueError, match="it has 2 images, and 3 less 2 that an audit removed were asked for"):
         write_cohort(tmp_path / "cohort", images, ("a",), manifest, "")
+
+
+def test_what_is_left_of_a_cohort_has_the_formats_of_the_whole(hospital: Path, tmp_path: Path) -> None:
+    manifest = {"configuration": {"n_images": 3}, "class_names": ["normal", "tuberculosis"]}
+    images = [(label, torch.tensor(image)) for label, image in zip((0, 0, 1), strangers(3), strict=True)]
+    folder = tmp_path / "cohort"
+    write_cohort(folder, images, ("normal", "tuberculosis"), manifest, "", ("png", "dicom"))
+    cohort = open_cohort(folder, hospital, get_modality("xray"))
+    removal = {"removed": 1, "images": 3, "cohort_sha256": cohort.sha256, "networks": {}}
+    write_without(
+        replace(cohort, records=cohort.records[1:], filtered=(removal,)), tmp_path / "rest", ("normal", "tuberculosis")
+    )
+    verify_cohort(tmp_path / "rest")
+    assert contents(tmp_path / "rest" / "dicom") == {
+        "normal_000001.dcm": sha256_file(folder / "dicom" / "normal_000002.dcm"),
+        "tuberculosis_000001.dcm": sha256_file(folder / "dicom" / "tuberculosis_000001.dcm"),
+    }

@@ -71,21 +71,21 @@ def test_images_are_those_that_passed_evenly_from_all_pairs(tmp_path: Path) -> N
     assert [int(image[0, 0]) for image in book.images(1)] == [0, 3, 12]
 
 
-def test_counts_are_of_the_blocks_that_the_images_come_from(tmp_path: Path) -> None:
+def test_counts_are_of_the_inner_points_of_the_blocks_that_the_images_come_from(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     walk_on(book, [1, 0, 0, 1])
     assert book.counts(0) == {
-        "judged": 24,
+        "judged": 16,
         "passed": 8,
-        "recognised": 16,
+        "recognised": 8,
         "mislabelled": 0,
         "unrealistic": 0,
         "near_duplicates": 0,
     }
     assert book.counts(1) == {
-        "judged": 12,
+        "judged": 8,
         "passed": 4,
-        "recognised": 8,
+        "recognised": 4,
         "mislabelled": 0,
         "unrealistic": 0,
         "near_duplicates": 0,
@@ -163,7 +163,7 @@ def test_settings_are_compared_as_json_keeps_them(tmp_path: Path) -> None:
 
 def test_gate_that_lets_nothing_pass_ends_the_walk(tmp_path: Path) -> None:
     book = ledger(tmp_path, {0: 20})  # three blocks of eight if every point passed
-    expected = r"After 60 paths only 0 of 20 images of class 0 .*of 360 points 0 passed the gate"
+    expected = r"After 60 paths only 0 of 20 images of class 0 .*of 240 points 0 passed the gate"
     with pytest.raises(CohortError, match=expected):
         walk_on(book, [0, 0, 0, 0])
     assert len(list(tmp_path.rglob("pair_*.pt"))) == 3 * PATIENCE * 2

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bundle.cohort.formats import FORMATS
 from bundle.cohort.ledger import CohortError
 from bundle.cohort.writer import FORMAT, MANIFEST, MANIFEST_SHA256, verify_cohort, write_cohort
 from bundle.files import content_digest, json_text, sha256_file
@@ -117,7 +118,7 @@ def test_writing_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_behind_is_removed(tmp_path: Path) -> None:
-    half = tmp_path / ".cohort-abc"
+    half = tmp_path / ".cohort-abcd_123.tmp"
     (half / "images").mkdir(parents=True)
     (half / "images" / "normal_000001.png").write_bytes(b"half")
     write_cohort(tmp_path / "cohort", images(), NAMES, {}, "")
@@ -289,21 +290,28 @@ def test_full_disk_names_the_cohort_and_leaves_nothing(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_write_what_one_writes(tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("formats", [("png",), ("png", "dicom", "nifti")])
+def test_two_processes_write_what_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, formats: tuple[str, ...]
+) -> None:
     """The first of two processes, after the second has written its share."""
     given = images()
+    alone = tmp_path / "alone" / "cohort"
+    write_cohort(alone, given, NAMES, {"seed": 4}, "# Datasheet\n", formats)
+    stems = [f"{NAMES[label]}_{number:06d}" for label, number in ((0, 1), (0, 2), (0, 3), (1, 1), (1, 2))]
 
     def share(value: Tensor) -> Tensor:
         [folder] = tmp_path.glob("both/.cohort-*")
-        for index, (label, pixels) in enumerate(given):
-            if index % 2:
-                number = index + 1 if label == 0 else index - 2
-                path = folder / "images" / f"{NAMES[label]}_{number:06d}.png"
-                Image.fromarray(pixels.numpy()).save(path, compress_type=3)
-                value[index] = torch.tensor(list(bytes.fromhex(sha256_file(path))))
+        for index, stem in enumerate(stems):
+            for place, name in enumerate(formats):
+                path = FORMATS[name].name(stem)
+                if index % 2:
+                    (folder / path).write_bytes((alone / path).read_bytes())
+                    value[index * len(formats) + place] = torch.tensor(list(bytes.fromhex(sha256_file(alone / path))))
+                assert (folder / path).exists()
         return value
 
     monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("ignite.distributed.all_reduce", share)
-    write_cohort(tmp_path / "both" / "cohort", given, NAMES, {"seed": 4}, "# Datasheet\n")
-    assert digest(tmp_path / "both" / "cohort") == digest(cohort)
+    write_cohort(tmp_path / "both" / "cohort", given, NAMES, {"seed": 4}, "# Datasheet\n", formats)
+    assert digest(tmp_path / "both" / "cohort") == digest(alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,12 +64,40 @@ def test_nifti_2(tmp_path: Path, draw: Drawing) -> None:
     np.testing.assert_allclose(decode(tmp_path / "a.nii", 1)[0], draw() / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])])
-def test_voxels_that_are_no_grey(tmp_path: Path, dtype: type) -> None:
-    nibabel.save(nibabel.Nifti1Image(np.zeros((40, 50), dtype), None), tmp_path / "a.nii")
+def test_complex_voxels_are_refused(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((40, 50), np.complex64), None), tmp_path / "a.nii")
     with pytest.raises(ReadError) as caught:
         decode(tmp_path / "a.nii", 1)
     assert caught.value.kind == "unknown format"
+
+
+@pytest.mark.parametrize("names", ["RGB", "RGBA"])
+def test_colour_voxels_keep_every_bit_and_are_turned_upright(tmp_path: Path, draw: Drawing, names: str) -> None:
+    planes = {"R": draw(0), "G": draw(1), "B": draw(2) // 2, "A": np.full_like(draw(), 255)}
+    picture = np.stack([planes[name] for name in names], axis=-1)
+    as_type = picture.view(np.dtype([(name, "u1") for name in names]))[..., 0].T[..., None]
+    as_intent = picture.swapaxes(0, 1)[:, :, None, None]
+    for voxels, affine in itertools.product((as_type, as_intent), (None, np.eye(4))):
+        array = voxels if affine is None else np.flip(voxels, (0, 1))
+        image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine)
+        if voxels is as_intent:
+            image.header.set_intent(f"{names.lower()} vector")
+        nibabel.save(image, tmp_path / "a.nii")
+        decoded = decode(tmp_path / "a.nii", 3, strict=True)
+        np.testing.assert_array_equal(decoded, np.divide(picture[..., :3].transpose(2, 0, 1), 255.0, dtype=np.float32))
+    with pytest.raises(ReadError, match="is in colour, where the modality has one channel"):
+        decode(tmp_path / "a.nii", 1, strict=True)
+    image.header.set_intent("none")
+    nibabel.save(image, tmp_path / "b.nii")
+    with pytest.raises(ReadError, match="NIfTI of shape"):  # several grey images
+        decode(tmp_path / "b.nii", 3)
+    image = nibabel.Nifti1Image(np.zeros((40, 50, 1, 1, 3), np.int16), None)
+    image.header.set_intent("rgb vector")
+    nibabel.save(image, tmp_path / "b.nii")
+    with pytest.raises(ReadError, match="NIfTI of colour voxels of type int16"):
+        decode(tmp_path / "b.nii", 3)
+    luma = picture[..., :3] @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(decode(tmp_path / "a.nii", 1)[0], luma / 255, atol=1 / 255)
 
 
 def test_a_compressed_file_is_read_to_its_checksum(tmp_path: Path, draw: Drawing) -> None:

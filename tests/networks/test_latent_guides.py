@@ -9,7 +9,8 @@ import torch
 
 from bundle.networks.classifiers import GateClassifier, Guide
 from bundle.networks.imagenet_classifier import ImageNetClassifier
-from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, new_latent_guide
+from bundle.networks.latent_guides import LATENT_GUIDES, LatentGuide, LatentRealism, new_latent_guide
+from bundle.networks.realism import RealismJudge
 from bundle.networks.weights import load_weights, save_weights
 
 
@@ -29,6 +30,14 @@ def test_student_has_its_teachers_last_layer(name: str, teacher: Guide | ImageNe
     features = torch.randn(3, student.arguments["features"])
     torch.testing.assert_close(student.head(features), teacher.head(features))
     assert student(torch.randn(3, 5)).shape == (3, 7)
+
+
+def test_student_of_a_judge_of_realism_predicts_log_distances() -> None:
+    student = new_latent_guide("latent_realism", RealismJudge(3, components=2), w_dim=5)
+    assert isinstance(student, LatentRealism)
+    found = student(torch.randn(4, 5))
+    assert found.shape == (4, 3)
+    assert float(found.detach().min()) >= 0.0
 
 
 def test_only_a_guide_has_students() -> None:
@@ -60,4 +69,5 @@ def test_names_say_whose_students_they_are() -> None:
     assert {name: teacher for name, (teacher, _) in LATENT_GUIDES.items()} == {
         "latent_identity": "identity_guide",
         "latent_class": "class_guide",
+        "latent_realism": "realism_guide",
     }

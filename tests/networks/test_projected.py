@@ -13,7 +13,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.functional import normalize
 
 from bundle.networks.pretrained import TrunkUnavailable
-from bundle.networks.projected import ProjectedDiscriminator, ResNetStages, _with_details
+from bundle.networks.projected import ProjectedDiscriminator, _with_details
+from bundle.networks.resnet import ResNetStages
 from bundle.networks.weights import load_weights, save_weights
 
 

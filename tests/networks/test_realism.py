@@ -71,25 +71,55 @@ def test_stages_are_those_of_the_published_weights() -> None:
     )
 
 
+def distance(judge: RealismJudge, images: torch.Tensor, label: int) -> torch.Tensor:
+    """Distances [N] of images from the real images of a class."""
+    return judge.distance(judge.features(images), label)
+
+
 def test_images_of_the_class_are_near_and_others_far(judge: RealismJudge) -> None:
     own, other, noise = waves(40, 2, 2.0), waves(40, 3, 5.0), torch.rand(40, 1, 64, 64) * 2 - 1
-    near = judge(own, 0)
+    near = distance(judge, own, 0)
     assert 0.5 < float(near.median()) < 2.5
-    assert float(judge(other, 0).min()) > float(near.max())
-    assert float(judge(noise, 0).min()) > float(near.max())
-    assert float(judge(other, 1).median()) < float(judge(own, 1).median())
+    assert float(distance(judge, other, 0).min()) > float(near.max())
+    assert float(distance(judge, noise, 0).min()) > float(near.max())
+    assert float(distance(judge, other, 1).median()) < float(distance(judge, own, 1).median())
+
+
+def test_log_distances_of_all_classes_pass_gradients(judge: RealismJudge) -> None:
+    images = waves(3, 4, 2.0).requires_grad_(True)
+    found = judge(images)
+    for label in range(2):
+        torch.testing.assert_close(found[:, label], distance(judge, images, label).log1p())
+    (gradient,) = torch.autograd.grad(found[:, 0].sum(), images)
+    assert bool((gradient.abs().sum(dim=(1, 2, 3)) > 0).all())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(judge(images), found)
+
+
+def test_judges_of_both_trunks_are_different_networks_and_come_back_from_their_files(
+    resnet_file: Path, tmp_path: Path
+) -> None:
+    network = RealismJudge(2, components=4, trunk="resnet18")
+    network.load_imagenet(resnet_file)
+    labels = torch.arange(40) % 2
+    network.fit(network.features(waves(40, 1, 2.0)), labels)
+    assert network.side == 128
+    save_weights(network, tmp_path / "realism_guide.pt", {"scores": {"threshold": 2.0}})
+    again = load_weights(tmp_path / "realism_guide.pt")[0]
+    images = waves(4, 5, 2.0)
+    torch.testing.assert_close(again(images), network(images), atol=0.02, rtol=0.02)  # weights are saved in fp16
 
 
 def test_grey_and_equal_colour_channels_are_the_same_image(judge: RealismJudge) -> None:
     grey = waves(3, 4, 2.0)
-    torch.testing.assert_close(judge(grey.expand(-1, 3, -1, -1), 0), judge(grey, 0))
+    torch.testing.assert_close(judge(grey.expand(-1, 3, -1, -1)), judge(grey))
 
 
 def test_the_saved_judge_needs_no_package_and_keeps_no_image(judge: RealismJudge, tmp_path: Path) -> None:
     save_weights(judge, tmp_path / "gate_realism.pt", {"scores": {"threshold": 2.0}})
     again = load_weights(tmp_path / "gate_realism.pt")[0]
     images = waves(10, 5, 2.0)
-    torch.testing.assert_close(again(images, 0), judge(images, 0), atol=0.1, rtol=0.05)  # weights are saved in fp16
+    torch.testing.assert_close(again(images), judge(images), atol=0.1, rtol=0.05)  # weights are saved in fp16
     sizes = {name: value.numel() for name, value in judge.named_buffers() if not name.startswith("trunk")}
     assert sum(sizes.values()) < 2 * 304 * 7  # fewer numbers than the features of 80 images
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from bundle.metrics.copies import PLANTED_CHANGES
 from bundle.training.classifier_augment import (
@@ -16,6 +17,7 @@ from bundle.training.classifier_augment import (
     augment_for_audit,
     augment_for_gate,
     augment_for_guide,
+    blend_patients,
     mix_patients,
 )
 
@@ -91,6 +93,32 @@ def test_the_gate_sees_images_without_their_darkest_and_brightest_values(monkeyp
     inside = (ramp > low.view(-1, 1, 1, 1)) & (ramp < high.view(-1, 1, 1, 1))
     straight = torch.where((changed - ramp).abs() < (changed - ramp.flip(3)).abs(), ramp, ramp.flip(3))
     assert float(((changed - straight).abs() < 1e-4)[inside].double().mean()) > 0.9
+
+
+def test_two_of_three_images_of_the_gate_are_blurred_and_at_most_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rotation", "shear", "shift", "clipped", "sharpening", "erased"):
+        monkeypatch.setitem(GATE_CHANGES, name, 0.0)
+    for name in ("scale", "gamma"):
+        monkeypatch.setitem(GATE_CHANGES, name, 1.0)
+    point = torch.full((1200, 1, 64, 64), -1.0)
+    point[:, :, 32, 32] = 1.0
+    torch.manual_seed(0)
+    highest = augment_for_gate(point).amax(dim=(1, 2, 3))
+    sharp = highest > 0.99
+    assert 0.35 < float(sharp.double().mean()) < 0.6  # a third, and the weakest blurs
+    least = gaussian_blur(point[:1], [9, 9], [GATE_CHANGES["blur"] * 64] * 2).amax()
+    assert float(highest.min()) == pytest.approx(float(least), abs=0.05)
+
+
+def test_every_second_image_is_blended_with_another_one() -> None:
+    images = torch.arange(400.0).div(200).sub(1).view(400, 1, 1, 1).expand(400, 1, 4, 4)
+    torch.manual_seed(0)
+    blended = blend_patients(images, 0.4)
+    other = images.roll(1, dims=0)
+    share = ((blended - images) / (other - images))[:, 0, 0, 0]
+    assert 0.4 < float((share > 0).double().mean()) < 0.6
+    assert 0.38 < float(share.max()) <= 0.4
+    assert torch.equal(blend_patients(images, 0.0), images)
 
 
 def test_mixed_patients_have_the_squared_shares_and_the_rest_is_nobody() -> None:

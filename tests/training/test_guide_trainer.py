@@ -26,7 +26,7 @@ from bundle.metrics.recognition import (
     recognition_threshold,
 )
 from bundle.networks.classifiers import GateClassifier, Guide, NobodyHead
-from bundle.networks.weights import UnsealedError, load_weights
+from bundle.networks.weights import UnsealedError, WeightsError, load_weights
 from bundle.training.checkpoint import CheckpointError
 from bundle.training.classifier_augment import GUIDE_CHANGES
 from bundle.training.errors import TrainingError
@@ -38,6 +38,7 @@ from bundle.training.guide_trainer import (
     class_scores,
     new_classifier,
 )
+from bundle.training.init_from import initialise_classifier
 from bundle.training.memory import TooLittleMemory
 from tests.training.conftest import KillAt, Killed
 
@@ -71,7 +72,7 @@ def data(dataset_dir: Path, tmp_path: Path) -> ImageData:
 def make_trainer(data: ImageData, output_dir: Path, name: str = "gate_identity", **options: Any) -> GuideTrainer:
     options = {"max_epochs": 2, "batch_size": 4, "checkpoint_epochs": 1, **options}
     dataset = data.dataset(ROLES[name].splits)
-    network = new_classifier(name, data, options.get("seed", 0))
+    network = new_classifier(name, data, options.get("seed", 0), init_from=options.get("init_from"))
     return GuideTrainer(name, data, dataset, network, output_dir, "cpu", **options)
 
 
@@ -93,6 +94,34 @@ def test_classifiers_of_diagnoses_start_from_imagenet_weights_where_the_modality
     trainer = GuideTrainer(name, data, data.dataset(role.splits), network, tmp_path, "cpu", max_epochs=1, batch_size=4)
     trainer.run()
     assert load_weights(tmp_path / "models" / f"{name}.pt")[1]["network"] == "ImageNetClassifier"
+
+
+@pytest.mark.parametrize("name", sorted(ROLES))
+def test_training_starts_from_earlier_weights(name: str, data: ImageData, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path, name).run()
+    source, info = load_weights(tmp_path / "models" / f"{name}.pt")
+    network = new_classifier(name, data, 0, init_from=tmp_path / "models")
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+    trainer = make_trainer(data, tmp_path / "on", name, init_from=tmp_path / "models")
+    assert trainer.settings["init_from_sha256"] == info["sha256"]
+
+
+def test_start_from_other_patients_leaves_the_head_random(data: ImageData, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path).run()
+    path = tmp_path / "models" / "gate_identity.pt"
+    source, _ = load_weights(path)
+    network = GateClassifier(1, 3, identity=True)
+    head = network.head.weight.clone()
+    initialise_classifier(network, path)
+    assert torch.equal(network.head.weight, head)
+    assert isinstance(source, GateClassifier)
+    given = source.trunk.state_dict()
+    assert all(torch.equal(value, given[key]) for key, value in network.trunk.state_dict().items())
+    with pytest.raises(WeightsError, match="cannot start Guide"):
+        initialise_classifier(Guide(1, 3, identity=True), path)
+    with pytest.raises(WeightsError, match="cannot start GateClassifier"):
+        initialise_classifier(GateClassifier(3, 3, identity=True), path)
 
 
 def test_guide_and_gate_never_share_a_trunk() -> None:
@@ -261,7 +290,7 @@ def test_classifiers_of_one_set_start_apart_and_the_same_every_time(data: ImageD
 
 def test_identity_network_knows_its_patients_and_says_nobody_to_others(data: ImageData, tmp_path: Path) -> None:
     # The smaller of the two networks: the head and the training are the same.
-    trainer = make_trainer(data, tmp_path, max_epochs=160, batch_size=12)
+    trainer = make_trainer(data, tmp_path, max_epochs=220, batch_size=12)
     trainer.run()
     network, info = load_weights(tmp_path / "models" / "gate_identity.pt")
     scores = info["scores"]
@@ -356,7 +385,7 @@ def test_unseen_changes_are_other_families_than_the_guides_train_on_or_stronger(
     assert len(UNSEEN_CHANGES) - len(beyond) >= 5
 
 
-def workflow(dataset_dir: Path, output_dir: Path) -> ConfigWorkflow:
+def workflow(dataset_dir: Path, output_dir: Path, resnet_file: Path) -> ConfigWorkflow:
     return ConfigWorkflow(
         str(ROOT / "configs" / "train_guides.json"),
         meta_file=None,
@@ -364,6 +393,7 @@ def workflow(dataset_dir: Path, output_dir: Path) -> ConfigWorkflow:
         workflow_type="train",
         dataset_dir=str(dataset_dir),
         output_dir=str(output_dir),
+        resnet18_file=str(resnet_file),
         resolution=32,
         max_epochs=1,
         batch_size=4,
@@ -371,10 +401,10 @@ def workflow(dataset_dir: Path, output_dir: Path) -> ConfigWorkflow:
     )
 
 
-def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_four(
-    dataset_dir: Path, tmp_path: Path
+def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_networks(
+    dataset_dir: Path, resnet_file: Path, tmp_path: Path
 ) -> None:
-    first = workflow(dataset_dir, tmp_path)
+    first = workflow(dataset_dir, tmp_path, resnet_file)
     first.initialize()
     required = {"bundle_root", "device", "dataset_dir", "trainer", "max_epochs", "train_dataset", "train_inferer"}
     assert not required & set(first.check_properties() or [])
@@ -392,7 +422,7 @@ def test_configuration_has_the_properties_of_a_training_bundle_and_trains_all_fo
     text = json.dumps(infos)
     assert ".png" not in text
     assert "patient" not in text
-    again = workflow(dataset_dir, tmp_path)
+    again = workflow(dataset_dir, tmp_path, resnet_file)
     again.initialize()
     before = (tmp_path / "models" / "class_guide.pt").stat().st_mtime_ns
     again.run()

@@ -14,7 +14,7 @@ from bundle.data import ImageData, open_dataset
 from bundle.networks.realism import RealismJudge
 from bundle.networks.weights import WeightsError, load_weights
 from bundle.training.errors import TrainingError
-from bundle.training.realism import REFUSED, fit_realism
+from bundle.training.realism import JUDGES, REFUSED, fit_realism
 
 COUNTS = {"train": 24, "val": 20, "test": 20}
 
@@ -41,20 +41,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     return make_data(tmp_path_factory.mktemp("realism") / "data")
 
 
-def test_the_threshold_refuses_the_stated_share_of_validation_images(data: ImageData, tmp_path: Path) -> None:
-    fit_realism(data, tmp_path)
-    network, info = load_weights(tmp_path / "models" / "gate_realism.pt")
+@pytest.mark.parametrize("name", JUDGES)
+def test_the_threshold_refuses_the_stated_share_of_validation_images(
+    name: str, data: ImageData, resnet_file: Path, tmp_path: Path
+) -> None:
+    fit_realism(data, tmp_path, resnet18_file=resnet_file)
+    network, info = load_weights(tmp_path / "models" / f"{name}.pt")
     assert isinstance(network, RealismJudge)
     assert len(network.variances[0]) == 6  # half of the smaller class
     assert info["scores"]["val"] == {"n": 20, "refused": pytest.approx(REFUSED, abs=0.05)}
     images, labels, _ = data.tensors("val")
     refused = [
-        float(network(image[None], int(label))) > info["scores"]["threshold"]
+        float(network(image[None])[0, label].expm1()) > info["scores"]["threshold"]
         for image, label in zip(images, labels, strict=True)
     ]
     assert np.mean(refused) == pytest.approx(REFUSED, abs=0.11)  # weights are saved in fp16
     swapped = [
-        float(network(image[None], 1 - int(label))) > info["scores"]["threshold"]
+        float(network(image[None])[0, 1 - label].expm1()) > info["scores"]["threshold"]
         for image, label in zip(images, labels, strict=True)
     ]
     assert np.mean(swapped) > 2 * np.mean(refused)
@@ -62,15 +65,15 @@ def test_the_threshold_refuses_the_stated_share_of_validation_images(data: Image
 
 
 def test_a_fitted_judge_is_kept_and_another_one_is_not_overwritten(
-    data: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: ImageData, resnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit_realism(data, tmp_path)
+    fit_realism(data, tmp_path, resnet18_file=resnet_file)
     before = (tmp_path / "models" / "gate_realism.pt").stat().st_mtime_ns
-    fit_realism(data, tmp_path)
+    fit_realism(data, tmp_path, resnet18_file=resnet_file)
     assert "Nothing to fit" in capsys.readouterr().out
     assert (tmp_path / "models" / "gate_realism.pt").stat().st_mtime_ns == before
     with pytest.raises(WeightsError, match=r"fitted to other images \(seed differ\).*another output_dir"):
-        fit_realism(data, tmp_path, seed=1)
+        fit_realism(data, tmp_path, seed=1, resnet18_file=resnet_file)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bundle.walk.objective import (
+    SOUND,
     BalancedObjective,
     Objective,
     PublishedObjective,
@@ -26,13 +27,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def answers(n_points: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Paths, logits of both guides and distances from the prior, for N points."""
+def answers(n_points: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Paths, logits of both guides, log distances from real images and distances from the prior, for N points."""
     inner = n_points - 2
     return (
         torch.randn(PATHS, n_points, W_DIM),
         3.0 * torch.randn(PATHS, inner, IDENTITIES),
         3.0 * torch.randn(PATHS, inner, CLASSES),
+        2.0 * torch.rand(PATHS, inner, CLASSES),
         2.0 * torch.rand(PATHS, inner),
     )
 
@@ -63,8 +65,8 @@ def published_loss(w: Tensor, identity: Tensor, classes: Tensor, y: int) -> floa
 @pytest.mark.parametrize("n_points", [50, 3, 9, 15, 8])
 def test_published_objective_to_the_letter(n_points: int) -> None:
     """48 inner points are whole chunks; 1, 7, 13 and 6 leave a smaller last one."""
-    w, identity, classes, prior = answers(n_points)
-    terms = PublishedObjective()(w, identity, classes, LABEL, prior)
+    w, identity, classes, realism, prior = answers(n_points)
+    terms = PublishedObjective()(w, identity, classes, realism, LABEL, prior)
     assert set(terms) == {"identity", "distance", "class", "loss"}
     for path in range(PATHS):
         expected = published_loss(w[path], identity[path], classes[path], int(LABEL[path]))
@@ -72,8 +74,8 @@ def test_published_objective_to_the_letter(n_points: int) -> None:
 
 
 def test_published_guides_weigh_n_over_4_times_the_mean() -> None:
-    w, identity, classes, prior = answers(50)
-    terms = PublishedObjective()(w, identity, classes, LABEL, prior)
+    w, identity, classes, realism, prior = answers(50)
+    terms = PublishedObjective()(w, identity, classes, realism, LABEL, prior)
     torch.testing.assert_close(terms["identity"], 0.1 * 12 * identity_divergence(identity).mean(dim=1))
     torch.testing.assert_close(terms["class"], 12 * class_cross_entropy(classes, LABEL).mean(dim=1))
 
@@ -102,9 +104,9 @@ def test_coinciding_points_can_part() -> None:
 
 @pytest.mark.parametrize("n_points", [3, 10, 50])
 def test_default_on_the_straight_line(n_points: int) -> None:
-    _, identity, classes, _ = answers(n_points)
+    _, identity, classes, realism, _ = answers(n_points)
     prior = torch.ones(PATHS, n_points - 2)
-    terms = BalancedObjective()(straight(n_points), identity, classes, LABEL, prior)
+    terms = BalancedObjective()(straight(n_points), identity, classes, realism, LABEL, prior)
     weights = BalancedObjective()
     torch.testing.assert_close(terms["distance"], torch.full((PATHS,), weights.lambda_dist), rtol=1e-4, atol=0)
     torch.testing.assert_close(terms["even"], torch.full((PATHS,), weights.lambda_even), rtol=1e-4, atol=0)
@@ -128,6 +130,7 @@ def test_terms_mean_the_same_for_every_n() -> None:
             resampled(n_points),
             torch.tensor([1.0, 0, 0]).expand(PATHS, inner, 3),
             torch.tensor([0.0, 1, 0]).expand(PATHS, inner, 3),
+            torch.tensor([1.0, 2, 3]).expand(PATHS, inner, 3),
             LABEL,
             torch.full((PATHS, inner), 1.5),
         )
@@ -145,54 +148,66 @@ def test_terms_mean_the_same_for_every_n() -> None:
 def test_published_distance_fades_with_n() -> None:
     """Why the default is another: on the straight line it is d^2 / (N - 1)."""
     w = straight(50)
-    _, identity, classes, prior = answers(50)
+    _, identity, classes, realism, prior = answers(50)
     d = (w[:, -1] - w[:, 0]).norm(dim=1)
-    torch.testing.assert_close(PublishedObjective()(w, identity, classes, LABEL, prior)["distance"], d.square() / 49)
+    torch.testing.assert_close(
+        PublishedObjective()(w, identity, classes, realism, LABEL, prior)["distance"], d.square() / 49
+    )
 
 
 def test_spacing_term_by_hand() -> None:
     """Steps of 1, 2 and 3: 3 (1 + 4 + 9) / 36; one step that is all: N - 1."""
     objective = BalancedObjective()
-    _, identity, classes, prior = answers(4)
+    _, identity, classes, realism, prior = answers(4)
     w = torch.tensor([0.0, 1.0, 3.0, 6.0]).view(1, 4, 1).expand(PATHS, 4, 1)
-    even = objective(w, identity, classes, LABEL, prior)["even"] / objective.lambda_even
+    even = objective(w, identity, classes, realism, LABEL, prior)["even"] / objective.lambda_even
     torch.testing.assert_close(even, torch.full((PATHS,), 3 * 14 / 36))
     jump = torch.tensor([0.0, 0.0, 0.0, 6.0]).view(1, 4, 1).expand(PATHS, 4, 1)
-    even = objective(jump, identity, classes, LABEL, prior)["even"] / objective.lambda_even
+    even = objective(jump, identity, classes, realism, LABEL, prior)["even"] / objective.lambda_even
     torch.testing.assert_close(even, torch.full((PATHS,), 3.0), rtol=1e-4, atol=0)
 
 
 def test_default_is_the_published_distance_apart() -> None:
     """L_dist L_even (d^2 / (N - 1)) is the published L_dist, whatever the path."""
-    w, identity, classes, prior = answers(9)
+    w, identity, classes, realism, prior = answers(9)
     objective = BalancedObjective()
-    terms = objective(w, identity, classes, LABEL, prior)
+    terms = objective(w, identity, classes, realism, LABEL, prior)
     product = terms["distance"] / objective.lambda_dist * terms["even"] / objective.lambda_even
     d = (w[:, -1] - w[:, 0]).norm(dim=1)
-    published = PublishedObjective()(w, identity, classes, LABEL, prior)["distance"]
+    published = PublishedObjective()(w, identity, classes, realism, LABEL, prior)["distance"]
     torch.testing.assert_close(product * d.square() / 8, published, rtol=1e-4, atol=0)
 
 
 def test_default_does_not_change_with_the_scale_of_w() -> None:
-    w, identity, classes, prior = answers(9)
-    one, other = (BalancedObjective()(scale * w, identity, classes, LABEL, prior) for scale in (1.0, 10.0))
+    w, identity, classes, realism, prior = answers(9)
+    one, other = (BalancedObjective()(scale * w, identity, classes, realism, LABEL, prior) for scale in (1.0, 10.0))
     torch.testing.assert_close(one, other)
 
 
 def test_prior_term_lets_typical_points_alone() -> None:
-    w, identity, classes, _ = answers(4)
+    w, identity, classes, realism, _ = answers(4)
     prior = torch.tensor([[0.2, 1.0], [1.0, 3.0]])
-    terms = BalancedObjective(lambda_prior=2.0)(w, identity, classes, LABEL, prior)
+    terms = BalancedObjective(lambda_prior=2.0)(w, identity, classes, realism, LABEL, prior)
     torch.testing.assert_close(terms["prior"], torch.tensor([0.0, 2.0]))
+
+
+def test_realism_term_looks_at_the_paths_class_and_lets_typical_images_alone() -> None:
+    w, identity, classes, _, prior = answers(4)
+    # Distances from real images [paths, points, classes].
+    distances = torch.tensor([[[9.0, 9.0, 0.5], [0.0, 0.0, SOUND]], [[4.0, 0.0, 0.0], [9.0, 9.0, 9.0]]])
+    objective = BalancedObjective(lambda_real=2.0)
+    terms = objective(w, identity, classes, distances.log1p(), LABEL, prior)
+    torch.testing.assert_close(terms["real"], torch.tensor([0.0, math.log(3.0) + math.log(6.0)]))
+    assert not BalancedObjective(lambda_real=0.0)(w, identity, classes, distances.log1p(), LABEL, prior)["real"].any()
 
 
 @pytest.mark.parametrize("objective", [BalancedObjective(), PublishedObjective()], ids=["balanced", "published"])
 def test_loss_is_the_sum_and_paths_are_apart(objective: Objective) -> None:
-    w, identity, classes, prior = answers(9)
-    terms = objective(w, identity, classes, LABEL, prior)
+    w, identity, classes, realism, prior = answers(9)
+    terms = objective(w, identity, classes, realism, LABEL, prior)
     torch.testing.assert_close(
         terms["loss"], torch.stack([value for key, value in terms.items() if key != "loss"]).sum(dim=0)
     )
-    alone = objective(w[1:], identity[1:], classes[1:], LABEL[1:], prior[1:])
+    alone = objective(w[1:], identity[1:], classes[1:], realism[1:], LABEL[1:], prior[1:])
     for key, value in alone.items():
         torch.testing.assert_close(value, terms[key][1:])

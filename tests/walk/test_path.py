@@ -42,7 +42,8 @@ def ends(models: ModelSet) -> tuple[Tensor, Tensor]:
 
 def guides(models: ModelSet, clamped_gradient: bool = False, amp: bool = False) -> ImageGuides:
     networks = models.networks
-    return ImageGuides(models.generator, networks["identity_guide"], networks["class_guide"], clamped_gradient, amp)
+    judges = networks["identity_guide"], networks["class_guide"], networks["realism_guide"]
+    return ImageGuides(models.generator, *judges, clamped_gradient, amp)
 
 
 def walked(
@@ -162,9 +163,9 @@ class Bowl(nn.Module):
 
     points_per_call = 64
 
-    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         zero = (w * 0.0).sum(dim=1, keepdim=True)
-        return zero.expand(-1, 3), zero.expand(-1, 2)
+        return zero.expand(-1, 3), zero.expand(-1, 2), zero.expand(-1, 2)
 
 
 class Indifferent(nn.Module):
@@ -192,8 +193,11 @@ class Linear:
 
     name: ClassVar[str] = "linear"
     clamped_gradient: ClassVar[bool] = False
+    realistic: ClassVar[bool] = False
 
-    def __call__(self, w: Tensor, identity: Tensor, classes: Tensor, label: Tensor, prior: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, w: Tensor, identity: Tensor, classes: Tensor, realism: Tensor, label: Tensor, prior: Tensor
+    ) -> dict[str, Tensor]:
         return {"loss": w.sum(dim=(1, 2))}
 
 
@@ -238,7 +242,8 @@ def test_saturated_pixels_keep_their_gradient_unless_clamped_as_published(models
     answers = {}
     for clamped in (True, False):
         networks = (models.networks["identity_guide"], models.networks["class_guide"])
-        identity, classes = ImageGuides(generator, *networks, clamped, amp=False)(w)
+        identity, classes, realism = ImageGuides(generator, *networks, clamped_gradient=clamped, amp=False)(w)
+        assert not realism.any()  # no judge of realism was given
         answers[clamped] = identity
         (gradient,) = torch.autograd.grad(identity.sum() + classes.sum(), w)
         assert (float(gradient.abs().max()) > 0.0) is not clamped
@@ -262,7 +267,7 @@ def test_inferer_walks_from_z(models: ModelSet, prior: LatentPrior) -> None:
     torch.testing.assert_close(result["w"][:, -1], w_b)
     torch.testing.assert_close(result["w_linear"], straight_path(w_a, w_b, 5))
     assert result["loss_history"].shape == (3, 5)
-    assert set(result["terms"]) == {"identity", "distance", "class", "even", "prior", "loss"}
+    assert set(result["terms"]) == {"identity", "distance", "class", "even", "prior", "real", "loss"}
 
 
 def test_a_weightier_prior_holds_the_walk_closer(models: ModelSet, prior: LatentPrior) -> None:
