@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationInfo
@@ -41,20 +41,19 @@ from bundle.training.discriminators import DISCRIMINATORS
 __all__ = ["COMMANDS", "check_options"]
 
 
-def _pattern(value: Any) -> Any:
-    if value is not None and (problem := pattern_problem(value)):
-        raise refuse(problem)
-    return value
+def _without(problem_of: Callable[[Any], str | None]) -> AfterValidator:
+    """Returns a validator that refuses values of which the function returns a problem."""
+
+    def check(value: Any) -> Any:
+        if problem := problem_of(value):
+            raise refuse(problem)
+        return value
+
+    return AfterValidator(check)
 
 
-def _formats(value: Any) -> Any:
-    if problem := formats_problem(value):
-        raise refuse(problem)
-    return value
-
-
-Pattern = Annotated[Any, AfterValidator(_pattern)]
-Formats = Annotated[Any, AfterValidator(_formats)]
+Pattern = Annotated[Any, _without(lambda value: None if value is None else pattern_problem(value))]
+Formats = Annotated[Any, _without(formats_problem)]
 
 Layout = Annotated[
     Any,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,18 @@ def cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def train_on_models(config: str, models_dir: Path, output_dir: Path, **options: Any) -> None:
+    """Runs a training that needs the networks of a folder, as the command line does."""
+    monai.bundle.run(
+        config_file=str(ROOT / "configs" / f"{config}.json"),
+        bundle_root=str(ROOT),
+        models_dir=str(models_dir),
+        output_dir=str(output_dir),
+        device="cpu",
+        **options,
+    )
 
 
 def edit_info(path: Path, **changes: Any) -> None:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import pytest
 import torch
 
@@ -28,7 +27,7 @@ from bundle.walk.inferer import PlanWalkInferer
 from bundle.walk.objective import BalancedObjective, identity_divergence
 from bundle.walk.path import WalkSettings
 from bundle.walk.trajectories import NewWalk, agreement, trajectories, visited_latents
-from tests.conftest import ROOT, cause
+from tests.conftest import cause, train_on_models
 from tests.training.conftest import Killed
 
 
@@ -61,14 +60,8 @@ def new_walk(models: ModelSet) -> NewWalk:
 
 
 def train(models_dir: Path, output_dir: Path, **options: Any) -> None:
-    monai.bundle.run(
-        config_file=str(ROOT / "configs" / "train_latent_guides.json"),
-        bundle_root=str(ROOT),
-        models_dir=str(models_dir),
-        output_dir=str(output_dir),
-        device="cpu",
-        **{"n_latents": 64, "n_visited": 8, "rounds": 1, "max_epochs": 2, "batch_size": 16, **options},
-    )
+    few = {"n_latents": 64, "n_visited": 8, "rounds": 1, "max_epochs": 2, "batch_size": 16}
+    train_on_models("train_latent_guides", models_dir, output_dir, **{**few, **options})
 
 
 def test_students_are_written_and_walked_on(small: None, models_dir: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from bundle.data.records import SPLITS
 from bundle.files import write_json
 from bundle.latent.inverter import InversionError, InversionSettings, Inverter
 from bundle.latent.prior import LatentPrior
-from bundle.latent.real_latents import LATENTS, RealLatents, load_latents
+from bundle.latent.real_latents import LATENTS, RealLatents, load_latents, spread_out
 from bundle.latent.reconstruction import nearest_of_others, reconstruction_scores, synthesise
 from bundle.markup import markdown_table, three_digits
 from bundle.metrics.lpips import lpips_model
@@ -199,7 +199,7 @@ def compare_starts(
     """
     encoder = models.networks["encoder"]
     assert isinstance(encoder, Encoder)
-    chosen = list(members[:: max(1, len(members) // COMPARED)][:COMPARED])
+    chosen = spread_out(members, COMPARED)
     images, labels = originals[chosen], torch.tensor(latents.labels)[chosen]
     settings = InversionSettings(**{key: latents.settings[key] for key in InversionSettings.__dataclass_fields__})
     inverter = Inverter(models.generator, encoder, settings, squeezenet_file)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from bundle.data.splits import splits_home
 from bundle.figures import image_grid, save_png
 from bundle.files import content_digest, private_folder, sweep_temporary
 from bundle.latent.inverter import InversionError, InversionSettings, Inverter
-from bundle.latent.real_latents import LATENTS, PARTS, RealLatents, load_latents, save_latents
+from bundle.latent.real_latents import LATENTS, PARTS, RealLatents, load_latents, save_latents, spread_out
 from bundle.latent.reconstruction import synthesise
 from bundle.lock import run_lock
 from bundle.networks.encoder import Encoder
-from bundle.networks.model_set import ModelSet
+from bundle.networks.model_set import ModelInfos, ModelSet
 from bundle.steps import Step, StepEngine, Steps, Tensors
 
 __all__ = ["Inversion", "open_images"]
@@ -34,7 +34,7 @@ PAIRS = 8
 
 def open_images(
     dataset_dir: DatasetDir,
-    models: ModelSet,
+    models: ModelInfos,
     models_dir: str,
     output_dir: str,
     modality: str | Modality,
@@ -46,7 +46,7 @@ def open_images(
 
     Args:
         dataset_dir: path of the folder of images, or of several.
-        models: the generator, whose JSON names modality, resolution and seed of the splits.
+        models: description of the generator, whose JSON names modality, resolution and seed of the splits.
         models_dir: folder of the models, in whose parent the training may have stored its split file.
         output_dir: output folder of this command.
         modality: preset of the kind of image, or its name.
@@ -219,7 +219,7 @@ class Inversion:
     def _draw_pairs(self, latents: RealLatents) -> None:
         """Writes images above their inversions: of the training in the first two rows, and others in the last two."""
         groups = [latents.indices(("train", "extra")), latents.indices(("val", "test"))]
-        groups = [_some(group) for group in groups if group]
+        groups = [spread_out(group, PAIRS) for group in groups if group]
         columns = min(map(len, groups))
         rows, names = [], []
         for group in groups:
@@ -228,11 +228,6 @@ class Inversion:
             rows += [torch.as_tensor(originals), synthesise(self.models.generator, latents.w[chosen])]
             names += [latents.splits[chosen[0]], "inverted"]
         save_png(image_grid(torch.cat(rows), columns, names), self.private / "pairs.png")
-
-
-def _some(indices: Sequence[int]) -> list[int]:
-    """Returns up to `PAIRS` indices that are spread over all."""
-    return list(indices[:: max(1, len(indices) // PAIRS)][:PAIRS])
 
 
 def _summary(latents: RealLatents) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bundle.latent.prior import LatentPrior
-from bundle.latent.reconstruction import image_errors, reproduce
+from bundle.latent.reconstruction import descend, image_errors, reproduce
 from bundle.metrics.lpips import embed, lpips_model
 from bundle.networks.encoder import Encoder
 from bundle.networks.stylegan2 import Generator
@@ -129,8 +129,8 @@ class Inverter:
     def descend(self, images: Tensor, labels: Tensor, start: Tensor) -> dict[str, Tensor]:
         """Improves latents of images by Adam, in fp32.
 
-        Adam treats every component of every image apart, so an image's result does not depend on the others of its
-        batch but for the last bits, which are those of matrix products of another size.
+        An image's result does not depend on the others of its batch but for the last bits, which are those of matrix
+        products of another size.
 
         Args:
             images: images [N, C, H, W] in [-1, 1].
@@ -144,20 +144,15 @@ class Inverter:
         mean, deviation = self.encoder.mean, self.encoder.deviation
         with torch.no_grad():
             perceived = embed(goal, self.model)
-        u = ((start.to(self.device) - mean) / deviation).detach().requires_grad_(True)
-        optimizer = torch.optim.Adam([u], lr=self.settings.learning_rate)
-        steps = self.settings.steps
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-        for _ in range(steps):
-            optimizer.zero_grad()
+
+        def loss(u: Tensor) -> Tensor:
             w = mean + deviation * u
             distance, squared = image_errors(reproduce(self.generator, w), goal, perceived, self.model)
-            outside = self.prior(w, label).mean(dim=1)
-            (distance + squared + self.settings.lambda_prior * outside).sum().backward()
-            optimizer.step()
-            schedule.step()
+            return distance + squared + self.settings.lambda_prior * self.prior(w, label).mean(dim=1)
+
+        standardised = (start.to(self.device) - mean) / deviation
+        w = mean + deviation * descend(loss, standardised, self.settings.steps, self.settings.learning_rate)
         with torch.no_grad():
-            w = mean + deviation * u
             distance, squared = image_errors(self.generator.synthesis(w), goal, perceived, self.model)
         found = {"w": w, "lpips": distance, "pixels": squared.sqrt()}
         return {name: value.detach().cpu() for name, value in found.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bundle.networks.sampling import sample_z
+from bundle.networks.sampling import fixed_latents
 
 __all__ = ["labelled_latents"]
 
@@ -26,8 +26,7 @@ def labelled_latents(n_images: int, z_dim: int, num_classes: int, seed: int) -> 
         Dictionaries with ``image`` (z concatenated with the one-hot label, ``[z_dim + num_classes]`` float32),
         ``label`` (class index) and ``name`` (``"000000"``, ``"000001"``, ...).
     """
-    latents = sample_z(range(n_images), z_dim, seed)
-    labels = torch.arange(n_images) % num_classes
+    latents, labels = fixed_latents(n_images, z_dim, num_classes, seed)
     vectors = torch.cat([latents, torch.nn.functional.one_hot(labels, num_classes).float()], dim=1)
     return [
         {"image": vector, "label": int(label), "name": f"{index:06d}"}

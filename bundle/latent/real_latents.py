@@ -15,7 +15,7 @@ from torch import Tensor
 from bundle.files import DamagedError, load_tensors, save_tensors
 from bundle.latent.inverter import InversionError
 
-__all__ = ["LATENTS", "PARTS", "RealLatents", "load_latents", "save_latents"]
+__all__ = ["LATENTS", "PARTS", "RealLatents", "load_latents", "save_latents", "spread_out"]
 
 #: File of the latents, and folder of the parts of an inversion that has not ended, in the private folder.
 LATENTS, PARTS = "latents.pt", "inversion_parts"
@@ -56,6 +56,11 @@ class RealLatents:
     def indices(self, splits: Sequence[str]) -> list[int]:
         """Returns the indices of the images of some splits."""
         return [index for index, split in enumerate(self.splits) if split in splits]
+
+
+def spread_out(indices: Sequence[int], most: int) -> list[int]:
+    """Returns up to ``most`` indices that are spread over all."""
+    return list(indices[:: max(1, len(indices) // most)][:most])
 
 
 def save_latents(path: str | os.PathLike[str], latents: RealLatents) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from bundle.latent.prior import LatentPrior
 from bundle.metrics.lpips import embed, pairwise
-from bundle.networks.sampling import sample_z
+from bundle.networks.sampling import fixed_latents
 from bundle.networks.stylegan2 import Generator
 from bundle.precision import full_fp32
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import lpips
 
 __all__ = [
+    "descend",
     "image_errors",
     "layer_spread",
     "mapped_samples",
@@ -37,8 +39,8 @@ BATCH = 16
 def mapped_samples(generator: Generator, seed: int, n: int = SAMPLES) -> Tensor:
     """Samples w [n, w_dim] of the mapping network, cycling through the classes, on the generator's device."""
     device = next(generator.parameters()).device
-    label = torch.arange(n, device=device) % generator.num_classes
-    return generator.mapping(sample_z(range(n), generator.z_dim, seed).to(device), label)
+    z, label = fixed_latents(n, generator.z_dim, generator.num_classes, seed)
+    return generator.mapping(z.to(device), label.to(device))
 
 
 def reproduce(generator: Generator, w: Tensor) -> Tensor:
@@ -77,6 +79,31 @@ def image_errors(image: Tensor, original: Tensor, perceived: Tensor, model: lpip
     """
     distance = (embed(image, model).float() - perceived.float()).square().sum(dim=1)
     return distance, (image.float() - original.float()).square().mean(dim=(1, 2, 3))
+
+
+def descend(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, learning_rate: float) -> Tensor:
+    """Minimises a loss of latents by Adam with a learning rate that falls as a cosine.
+
+    Adam treats every component apart, so that images do not influence each other.
+
+    Args:
+        loss: loss [N] of standardised latents [N, ...].
+        start: standardised latents [N, ...], in standard deviations of w from its mean.
+        steps: steps of Adam; 0 for the start.
+        learning_rate: Adam's first learning rate, in standard deviations of w.
+
+    Returns:
+        Standardised latents [N, ...].
+    """
+    u = start.detach().clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([u], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(u).sum().backward()
+        optimizer.step()
+        schedule.step()
+    return u.detach()
 
 
 def layer_spread(w: Tensor, deviation: Tensor) -> Tensor:

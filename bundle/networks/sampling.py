@@ -13,7 +13,7 @@ from torch import Tensor
 from bundle.networks.stylegan2 import Generator
 from bundle.precision import full_fp32
 
-__all__ = ["sample_images", "sample_z"]
+__all__ = ["fixed_latents", "sample_images", "sample_z"]
 
 
 def sample_z(indices: Iterable[int], z_dim: int, seed: int) -> Tensor:
@@ -32,6 +32,11 @@ def sample_z(indices: Iterable[int], z_dim: int, seed: int) -> Tensor:
     """
     rows = [np.random.default_rng((seed, index)).standard_normal(z_dim, dtype=np.float32) for index in indices]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, z_dim)
+
+
+def fixed_latents(n: int, z_dim: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns z [n, z_dim] ~ N(0, I) and labels [n], cycling through the classes, as a function of the arguments."""
+    return sample_z(range(n), z_dim, seed), torch.arange(n) % num_classes
 
 
 @torch.no_grad()

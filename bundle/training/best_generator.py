@@ -19,11 +19,10 @@ from bundle.files import sha256_file, sweep_temporary
 from bundle.metrics.distribution import frechet_distance, kid
 from bundle.metrics.features import FEATURES, TrunkUnavailable, squeezenet_features
 from bundle.metrics.lpips import lpips_model, mean_pairwise
-from bundle.networks.sampling import sample_images
+from bundle.networks.sampling import fixed_latents, sample_images
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import UnsealedError, WeightsError, half_state, load_weights, save_weights
 from bundle.training.core import every_kimg
-from bundle.training.samples import fixed_latents
 from bundle.training.spread import calibrate_spread
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 

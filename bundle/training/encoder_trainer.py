@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from monai.engines.utils import IterationEvents
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from bundle.data import ImageData
@@ -215,16 +214,12 @@ class EncoderTrainer(NetworkTrainer):
                 "batch_size": batch_size,
                 "real_share": real_share,
                 "lambda_delta": lambda_delta,
-                "max_norm": MAX_NORM,
                 "generator_sha256": info["sha256"],
             },
         )
-        super().__init__(ENCODER, task, output_dir, device, seed=seed, **options)
+        super().__init__(ENCODER, task, output_dir, device, seed=seed, max_norm=MAX_NORM, **options)
         self.encoder: Encoder = encoder
         self.data, self.generator = data, generator
-        self.add_event_handler(
-            IterationEvents.BACKWARD_COMPLETED, lambda: nn.utils.clip_grad_norm_(encoder.parameters(), MAX_NORM)
-        )
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:

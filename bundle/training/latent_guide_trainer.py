@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -237,20 +236,18 @@ class LatentGuideTrainer(NetworkTrainer):
             settings={
                 "batch_size": batch_size,
                 "n_latents": len(dataset),
-                "max_norm": MAX_NORM,
                 "generator_sha256": infos["generator"]["sha256"],
                 "teacher_sha256": infos[teacher]["sha256"],
                 **(settings or {}),
             },
             collate_fn=lambda batch: batch,
         )
-        super().__init__(name, task, output_dir, device, seed=seed, inferer=FeatureInferer(), **options)
+        super().__init__(
+            name, task, output_dir, device, seed=seed, inferer=FeatureInferer(), max_norm=MAX_NORM, **options
+        )
         self.student = network
         self.examine = examine
         network.head.requires_grad_(False)
-        self.add_event_handler(
-            IterationEvents.BACKWARD_COMPLETED, lambda: nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
-        )
 
     def measure(self) -> dict[str, Any]:
         """Returns the result of ``examine``."""

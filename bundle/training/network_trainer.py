@@ -116,6 +116,7 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
         max_epochs: passes over the training data.
         learning_rate: maximum learning rate of the one-cycle schedule (Smith and Topin, 2018).
         weight_decay: weight decay of AdamW.
+        max_norm: largest norm of the gradient, to which larger ones are scaled down; None for any.
         seed: random seed shared by the set of networks; each derives its own from it.
         checkpoint_epochs: epochs between two checkpoints.
         inferer: inferer that calls the network; None for `AutocastInferer`.
@@ -139,6 +140,7 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
         max_epochs: int,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.05,
+        max_norm: float | None = None,
         seed: int = 0,
         checkpoint_epochs: int = 5,
         inferer: Inferer | None = None,
@@ -178,10 +180,16 @@ class NetworkTrainer(ResumableTrainer, SupervisedTrainer):
         self.weights_path = Path(output_dir) / "models" / f"{name}.pt"
         schedule = {"max_epochs": max_epochs, "learning_rate": learning_rate, "weight_decay": weight_decay}
         of_data = {key: task.description[key] for key in ("resolution", "split_sha256")}
+        if max_norm is not None:
+            schedule["max_norm"] = max_norm
         self.settings: dict[str, Any] = {**schedule, "seed": seed, **of_data, **task.settings}
         self.add_event_handler(
             IterationEvents.BACKWARD_COMPLETED, lambda: require_finite_gradients(network, name, self.state.iteration)
         )
+        if max_norm is not None:
+            self.add_event_handler(
+                IterationEvents.BACKWARD_COMPLETED, lambda: nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+            )
         checkpoint_path = Path(output_dir) / "checkpoints" / f"{name}.pt"
         interval = checkpoint_epochs * epoch_length
         self.checkpoint = TrainingCheckpoint(checkpoint_path, self.settings, {"trainer": self}, interval)

@@ -9,19 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from bundle.figures import image_grid, save_png
-from bundle.networks.sampling import sample_images, sample_z
+from bundle.networks.sampling import fixed_latents, sample_images
 from bundle.training.core import every_kimg
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 
-__all__ = ["SampleGrid", "fixed_latents"]
-
-
-def fixed_latents(n: int, z_dim: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns z [n, z_dim] ~ N(0, I) and labels [n], cycling through the classes, as a function of the arguments."""
-    return sample_z(range(n), z_dim, seed), torch.arange(n) % num_classes
+__all__ = ["SampleGrid"]
 
 
 class SampleGrid:

@@ -18,13 +18,13 @@ from torch import Tensor
 from bundle.files import sha256_file
 from bundle.metrics.features import FEATURES, TrunkUnavailable
 from bundle.metrics.lpips import lpips_model, mean_pairwise
+from bundle.networks.sampling import fixed_latents
 from bundle.networks.stylegan2 import Generator
 from bundle.networks.weights import UnsealedError, WeightsError, load_weights
 from bundle.training import best_generator
 from bundle.training.best_generator import BestGenerator
 from bundle.training.checkpoint import TrainingCheckpoint
 from bundle.training.errors import TrainingError
-from bundle.training.samples import fixed_latents
 from bundle.training.spread import SPREADS
 from bundle.training.stylegan2_trainer import StyleGAN2Trainer
 from scripts.training import train_gan

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import pytest
 import torch
 
@@ -18,7 +17,7 @@ from bundle.networks.weights import WeightsError, load_weights
 from bundle.training.checkpoint import CheckpointError
 from bundle.training.encoder_trainer import EncoderBatch, EncoderLoss, EncoderTarget, EncoderTrainer, offset_penalty
 from bundle.training.errors import TrainingError
-from tests.conftest import ROOT, cause, edit_info
+from tests.conftest import cause, edit_info, train_on_models
 from tests.training.conftest import KillAt, Killed
 
 
@@ -152,14 +151,7 @@ def test_too_small_a_batch_and_another_generator_are_refused(
 
 
 def run(models_dir: Path, output_dir: Path, **options: Any) -> None:
-    monai.bundle.run(
-        config_file=str(ROOT / "configs" / "train_encoder.json"),
-        bundle_root=str(ROOT),
-        models_dir=str(models_dir),
-        output_dir=str(output_dir),
-        device="cpu",
-        **{"max_epochs": 1, "batch_size": 8, **options},
-    )
+    train_on_models("train_encoder", models_dir, output_dir, **{"max_epochs": 1, "batch_size": 8, **options})
 
 
 def test_command_writes_an_encoder_that_belongs_to_the_set(

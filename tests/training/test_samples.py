@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from bundle.training.samples import SampleGrid, fixed_latents
+from bundle.networks.sampling import fixed_latents
+from bundle.training.samples import SampleGrid
 from tests.training.conftest import NewTrainer
 
 

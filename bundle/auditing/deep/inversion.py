@@ -14,11 +14,12 @@ from torch import Tensor
 from bundle.auditing.controls import Control
 from bundle.auditing.deep.attack import Attack, Row, roc_estimates, roc_rows
 from bundle.auditing.deep.scores import smaller
+from bundle.latent.reconstruction import descend, image_errors, reproduce
 from bundle.metrics.lpips import embed, lpips_model, pairwise
+from bundle.networks.sampling import fixed_latents
 from bundle.networks.stylegan2 import Generator
 from bundle.precision import full_fp32
 from bundle.steps import Tensors
-from bundle.training.samples import fixed_latents
 
 __all__ = ["QUESTION", "TITLE", "choose", "inversion_attack", "invert"]
 
@@ -120,25 +121,18 @@ def _descend(
 ) -> Tensors:
     with torch.no_grad():
         wanted = embed(goal, model)
-    u = start.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([u], lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def errors() -> tuple[Tensor, Tensor]:
-        raw = generator.synthesis.unclamped(mean + scale * u, "const")
-        # The clamped image with the gradient of the other, which would be 0 at saturated pixels.
-        image = smaller(raw + (raw.clamp(-1.0, 1.0) - raw).detach(), goal.shape[-1])
-        return (embed(image, model) - wanted).square().sum(dim=1), (image - goal).square().mean(dim=(1, 2, 3))
+    def errors(u: Tensor) -> tuple[Tensor, Tensor]:
+        image = smaller(reproduce(generator, mean + scale * u), goal.shape[-1])
+        return image_errors(image, goal, wanted, model)
 
-    for _ in range(steps):
-        optimizer.zero_grad()
-        perceived, squared = errors()
-        loss = perceived + squared + PULL * u.square().mean(dim=1)
-        loss.sum().backward()
-        optimizer.step()
-        schedule.step()
+    def loss(u: Tensor) -> Tensor:
+        perceived, squared = errors(u)
+        return perceived + squared + PULL * u.square().mean(dim=1)
+
+    u = descend(loss, start, steps, RATE)
     with torch.no_grad():
-        perceived, squared = errors()
+        perceived, squared = errors(u)
     return {"lpips": perceived, "pixels": squared.sqrt()}
 
 

@@ -13,10 +13,9 @@ from bundle.figures import from_uint8, to_uint8
 from bundle.metrics.features import FEATURES, squeezenet_features
 from bundle.metrics.lpips import LPIPS_TRUNK, lpips_model, pairwise
 from bundle.metrics.recognition import predict
-from bundle.networks.sampling import sample_images
+from bundle.networks.sampling import fixed_latents, sample_images
 from bundle.networks.stylegan2 import Generator
 from bundle.steps import Tensors
-from bundle.training.samples import fixed_latents
 
 __all__ = ["EMBEDDED", "SPACES", "Scorer", "smaller"]
 
