@@ -311,6 +311,17 @@ class Evaluate(Tracked):
     squeezenet_file: File
 
 
+class BlindReading(Command):
+    """Options of configs/blind_reading.json."""
+
+    cohort_dir: RequiredFolder
+    dataset_dir: RequiredFolders
+    layout: Layout
+    models_dir: Folder
+    n_images: Count
+    seed: Seed
+
+
 class Score(Command):
     """Options of configs/score.json."""
 
@@ -325,6 +336,7 @@ class Score(Command):
 #: Model of each command, by the name that configurations use.
 COMMANDS: dict[str, type[Options]] = {
     "audit": Audit,
+    "blind_reading": BlindReading,
     "check_data": CheckData,
     "evaluate": Evaluate,
     "export": Export,
