@@ -45,7 +45,7 @@ benchmark_training: $(INSTALLED)  ## Print the table of training speeds
 	@$(PYTHON) -m scripts.tools.benchmark_training $(ARGS)
 
 lock:  ## Write requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --quiet --extra test --universal --python-version 3.11 --no-emit-index-url \
+	uv pip compile pyproject.toml --quiet --extra pacs --extra test --universal --python-version 3.11 --no-emit-index-url \
 	  --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
 
 clean:  ## Remove .venv and caches; what is in output/ stays

@@ -83,7 +83,7 @@ def test_image_of_two_releases_is_judged_once(
     assert [record.name for record in cohort.records][-2:] == ["2/0001.png", "2/0002.png"]
     assert "1 images are, pixel for pixel, in several releases" in caplog.text
     assert cohort.labels is None and len(cohort.sha256) == 64
-    assert [(n, sha256) for _, n, sha256 in cohort.releases] == [
+    assert [(n, sha256) for _, n, sha256, _ in cohort.releases] == [
         (3, open_cohort(folder, hospital, XRAY).sha256) for folder in (labelled, plain)
     ]
 
