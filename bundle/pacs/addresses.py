@@ -1,6 +1,6 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How options name a server, and the folder for what is recorded about it."""
+"""How options name a server."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from bundle.files import content_digest
 from bundle.option_types import refuse
 
-__all__ = ["AETitle", "OptionalAETitle", "OptionalHost", "OptionalUrl", "Port", "default_output_dir"]
+__all__ = ["AETitle", "OptionalAETitle", "OptionalHost", "OptionalUrl", "Port"]
 
 EXAMPLE = "http://localhost:8042/dicom-web"
-
-
-def default_output_dir(url: str, aet: str | int, host: str, port: int) -> str:
-    """Returns a folder named after a server, so that all cohorts that it stores have one record."""
-    return f"output/sent-{content_digest([url.rstrip('/')] if url else [str(aet), host, port], 10)}"
 
 
 def _ae_title(title: Any) -> Any:

@@ -72,7 +72,10 @@ class DicomWebServer:
     def store(self, dataset: Dataset) -> None:
         """See `bundle.pacs.server.Server.store`."""
         with self._explained():
-            answer = self._client.store_instances([dataset])
+            try:
+                answer = self._client.store_instances([dataset])
+            except requests.HTTPError as error:
+                answer = _refusal(error)
             self._check(answer, dataset.SOPInstanceUID)
 
     def lists(self, instance: Instance) -> bool | None:
@@ -150,22 +153,23 @@ class DicomWebServer:
         if code in _PASSING:
             return UnavailableError(f"{self.name} cannot answer now ({status})")
         if code in _OF_OBJECT:
-            return self._of_object(response) or RefusedError(status)
+            return RefusedError(status)
         return PacsError(
             f"{self.name} does not take images ({status}). Name the address of its DICOMweb service (Orthanc's ends "
             "with /dicom-web)."
         )
 
-    def _of_object(self, response: requests.Response) -> PacsError | None:
-        """Returns the error that a refusal names, if it does."""
-        try:
-            for item in Dataset.from_json(response.json()).FailedSOPSequence:
-                check_status(self.name, item.FailureReason)
-        except PacsError as error:
-            return error
-        except _OTHER_FORM:
-            pass
-        return None
+
+def _refusal(error: requests.HTTPError) -> Dataset:
+    """Returns the answer that says which objects were refused, or raises the error again if there is none."""
+    try:
+        assert error.response is not None
+        answer = Dataset.from_json(error.response.json())
+    except _OTHER_FORM:
+        raise error from None
+    if error.response.status_code not in _OF_OBJECT or "FailedSOPSequence" not in answer:
+        raise error
+    return answer
 
 
 def _with_plain_type(response: requests.Response, *_: Any, **__: Any) -> requests.Response:

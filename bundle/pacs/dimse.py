@@ -63,8 +63,9 @@ class DimseServer:
 
     def store(self, dataset: Dataset) -> None:
         """See `bundle.pacs.server.Server.store`."""
+        association = self._associated()
         try:
-            status = self._associated().send_c_store(dataset)
+            status = association.send_c_store(dataset)
         except RuntimeError as error:  # the association ended in between
             raise self._lost() from error
         if "Status" not in status:
@@ -85,6 +86,8 @@ class DimseServer:
                     is_listed |= found is not None and found.get("StudyInstanceUID") == instance.study
                 elif status.get("Status") == 0:
                     return is_listed
+                elif "Status" not in status:
+                    self._association = None
         except RuntimeError as error:
             raise self._lost() from error
         # A server that may not be searched says so, or ends the association: then it takes another one.
@@ -98,6 +101,7 @@ class DimseServer:
             _end(self._association)
 
     def _lost(self) -> UnavailableError:
+        self._association = None  # it may count as established for another moment
         return UnavailableError(f"{self.name} has ended the connection, or does not answer within {ANSWER_S} seconds")
 
     def _associated(self) -> Association:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from bundle.auditing.clearance import passed_audit
 from bundle.cohort.contents import cohort_folder
 from bundle.cohort.writer import image_names, verify_cohort
+from bundle.files import content_digest
 from bundle.lock import run_lock
 from bundle.markup import printable
 from bundle.pacs.objects import CURE, dicom_objects
@@ -23,9 +24,8 @@ from bundle.pacs.patience import Patience
 from bundle.pacs.record import StoredRecord
 from bundle.pacs.server import Instance, PacsError, RefusedError, Server
 
-__all__ = ["RECORD", "Transfer", "send"]
+__all__ = ["Transfer", "send"]
 
-RECORD = "stored.csv"
 # Number of refused objects after which the others are not tried.
 MOST_REFUSED = 10
 
@@ -47,7 +47,7 @@ def send(
     Args:
         cohort_dir: folder of the cohort, as its manifest says.
         server: server from `bundle.pacs.server.open_server`.
-        output_dir: folder of the record, for all cohorts of this server.
+        output_dir: folder of the records, of which each server has one for all cohorts.
         audit_dir: see `bundle.auditing.clearance.passed_audit`.
         unaudited: whether to send a cohort that has not passed an audit.
         retries: see `bundle.pacs.patience.Patience`.
@@ -64,10 +64,13 @@ def send(
     if not unaudited:
         print(f"Passed its audit: {printable(str(passed_audit(folder, manifest, audit_dir)))}")
     total = len(image_names(manifest["files"]))
-    with run_lock(output, output / "private" / "send.lock"), closing(server):
-        transfer = Transfer(server, StoredRecord(output / RECORD), Patience(retries), total, confirm)
+    digest = content_digest(server.name, 10)
+    with run_lock(output, output / "private" / f"send-{digest}.lock"), closing(server):
+        transfer = Transfer(server, StoredRecord(output / f"stored-{digest}.csv"), Patience(retries), total, confirm)
         transfer.run(dicom_objects(folder, manifest))
     listed = " The server lists all of them." if transfer.is_confirmed else ""
+    if confirm and not listed:
+        listed = " It was not asked what it has, since it answers no searches."
     print(
         f"{total} images of {printable(str(folder))} are stored by {server.name}: {len(transfer.sent)} were sent now, "
         f"{transfer.present} earlier.{listed}\nThe record: {transfer.record.path}"
