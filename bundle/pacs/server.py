@@ -28,7 +28,7 @@ __all__ = [
 CONNECT_S, ANSWER_S = 10, 60
 
 # What each library is called where packages are installed from.
-_PACKAGES = {"dicomweb_client": "dicomweb-client", "pynetdicom": "pynetdicom"}
+_PACKAGES = {"dicomweb_client": "dicomweb-client", "pynetdicom": "pynetdicom", "requests": "requests"}
 # Status codes of DICOM PS3.7, Annex C, and PS3.4, Table B.2-1; STOW-RS has the same (PS3.18, Table I.2-2).
 _DUPLICATE = 0x0111
 _STORED = (0x0000, 0x0001, 0x0107, _DUPLICATE, 0x0116)
@@ -140,9 +140,9 @@ def open_server(
 
         return DimseServer(str(aet), host, port, str(calling_aet), tls, ca_file)
     except ModuleNotFoundError as error:
-        if error.name not in _PACKAGES:
+        package = _PACKAGES.get(str(error.name).partition(".")[0])
+        if package is None:
             raise
-        package = _PACKAGES[error.name]
         raise PacsError(
             f"Sending needs the package {package}, which is not installed: install requirements.lock, which has it, or "
             f"run pip install {package}."
