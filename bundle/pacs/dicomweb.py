@@ -178,9 +178,10 @@ def _with_plain_type(response: requests.Response, *_: Any, **__: Any) -> request
     return response
 
 
-def _reason(error: BaseException) -> str:
-    """Returns the words of the system in the chain of causes of an error, or else those of the error."""
+def _reason(error: requests.RequestException | OSError) -> str:
+    """Returns the words of the system in the chain of causes of an error, or else those of the first cause."""
     if isinstance(error, requests.exceptions.ReadTimeout):
         return f"no answer within {ANSWER_S} seconds"
-    causes = [cause for cause in chain(error) if isinstance(cause, OSError) and cause.strerror]
-    return str(causes[-1].strerror if causes else error)
+    causes = list(chain(error))
+    words = [str(cause.strerror) for cause in causes if isinstance(cause, OSError) and cause.strerror]
+    return words[-1] if words else str(causes[-1])

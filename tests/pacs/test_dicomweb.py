@@ -52,7 +52,7 @@ def test_object_that_the_server_has_already_counts_as_stored(stow: StowServer, o
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
-        (drop, UnavailableError, "does not answer ("),
+        (drop, UnavailableError, "does not answer (Remote end closed connection without response)"),
         (say(503), UnavailableError, "cannot answer now (HTTP 503 Service Unavailable)"),
         (say(500), UnavailableError, "cannot answer now (HTTP 500 Internal Server Error)"),
         (say(429), UnavailableError, "cannot answer now (HTTP 429 Too Many Requests)"),
