@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from dicomweb_client.web import DICOMwebClient
@@ -67,6 +68,7 @@ class DicomWebServer:
         self._client = DICOMwebClient(
             self.name, session=self._session, callback=_with_plain_type, timeout=(CONNECT_S, ANSWER_S)
         )
+        self._client.host = urlsplit(self.name).netloc  # it leaves the port out of the header Host
         self._client.set_http_retry_params(retry=False)  # it would not repeat what fails without an answer
 
     def store(self, dataset: Dataset) -> None:

@@ -61,9 +61,13 @@ def send(
     """
     folder, output = cohort_folder(cohort_dir), Path(output_dir)
     manifest = verify_cohort(folder, CURE)
-    if not unaudited:
+    if unaudited:
+        print("Whether the cohort has passed an audit is not asked (--unaudited).")
+    else:
         print(f"Passed its audit: {printable(str(passed_audit(folder, manifest, audit_dir)))}")
     total = len(image_names(manifest["files"]))
+    for _ in tqdm(dicom_objects(folder, manifest), "checking", total, unit="image"):
+        pass  # whatever is wrong with one is found before any is sent
     digest = content_digest(server.name, 10)
     with run_lock(output, output / "private" / f"send-{digest}.lock"), closing(server):
         transfer = Transfer(server, StoredRecord(output / f"stored-{digest}.csv"), Patience(retries), total, confirm)

@@ -38,6 +38,7 @@ def test_object_arrives_bit_for_bit_and_is_listed_then(stow: StowServer, objects
     content = io.BytesIO()
     dcmwrite(content, dataset)
     assert stow.stored == {instance.uid: content.getvalue()}
+    assert stow.requests[0]["Host"] == f"localhost:{stow.server_port}"
     client.close()
 
 

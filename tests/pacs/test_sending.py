@@ -89,6 +89,7 @@ def test_all_images_and_nothing_else_arrive_once(
     assert server.received == uids(cohort)
     (record,) = sent.glob("stored-*.csv")
     assert capsys.readouterr().out == (
+        "Whether the cohort has passed an audit is not asked (--unaudited).\n"
         f"5 images of {cohort} are stored by {client.name}: 5 were sent now, 0 earlier. The server lists all of them.\n"
         f"The record: {record}\n"
     )
@@ -286,3 +287,13 @@ def test_folder_that_is_not_as_its_manifest_says_is_not_sent(
     with pytest.raises(CohortError, match="holds a cohort and, beside it, what is private"):
         send(cohort.parent, DicomWebServer(stow.url, None, {}), sent, unaudited=True)
     assert (stow.requests, sent.exists()) == ([], False)
+
+
+def test_one_file_that_cannot_be_sent_keeps_all_others_back(stow: StowServer, to_stow: Sender, cohort: Path) -> None:
+    export(cohort, "dicom")
+    other = (cohort / "dicom" / "normal_000001.dcm").read_bytes()
+    (cohort / "dicom" / "tuberculosis_000002.dcm").write_bytes(other)
+    resealed(cohort)
+    with pytest.raises(CohortError, match=r"tuberculosis_000002\.dcm does not show its image"):
+        to_stow()
+    assert stow.requests == []
