@@ -149,8 +149,11 @@ class Transfer:
 
     def _store(self, instance: Instance, dataset: Dataset) -> bool:
         """Stores an object, or returns False if the server turns out to have it."""
-        if self._is_in_doubt and self.is_confirmed and self.server.lists(instance):
-            return False
+        if self._is_in_doubt and self.is_confirmed:
+            listed = self.server.lists(instance)
+            self.is_confirmed = listed is not None
+            if listed:
+                return False
         self._is_in_doubt = True
         self.server.store(dataset)
         self._is_in_doubt = False
