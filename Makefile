@@ -11,7 +11,7 @@ MODALITY ?= xray
 PLAN := $(if $(filter xray,$(MODALITY)),configs/plan.json,"['configs/plan.json','configs/$(MODALITY).json']")
 
 .DEFAULT_GOAL := help
-.PHONY: help generate test benchmark benchmark_training lint format lock clean
+.PHONY: help generate test integration benchmark benchmark_training lint format lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-19s%s\n", $$1, $$2}' Makefile
@@ -27,6 +27,10 @@ generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights: X-
 # in one process, because they share what takes minutes to make.
 test: lint  ## Check format, lint and types, then run the tests
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+# What each needs is in docs/integrations.md.
+integration: $(INSTALLED)  ## Run the tests against other programs, such as Orthanc, where these are installed
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m integration -rs $(ARGS)
 
 lint: $(INSTALLED)  ## Check format, lint, the order of stages and types
 	$(PYTHON) -m ruff format --check
@@ -45,7 +49,7 @@ benchmark_training: $(INSTALLED)  ## Print the table of training speeds
 	@$(PYTHON) -m scripts.tools.benchmark_training $(ARGS)
 
 lock:  ## Write requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --quiet --extra test --universal --python-version 3.11 --no-emit-index-url \
+	uv pip compile pyproject.toml --quiet --extra pacs --extra test --universal --python-version 3.11 --no-emit-index-url \
 	  --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
 
 clean:  ## Remove .venv and caches; what is in output/ stays

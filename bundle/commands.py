@@ -36,6 +36,7 @@ from bundle.option_types import (
     refuse,
 )
 from bundle.options import Options
+from bundle.pacs.addresses import AETitle, OptionalAETitle, OptionalHost, OptionalUrl, Port
 from bundle.training.discriminators import DISCRIMINATORS
 
 __all__ = ["COMMANDS", "check_options"]
@@ -247,6 +248,26 @@ class Export(Options):
     save_execute_config: Any
 
 
+class Send(Options):
+    """Options of configs/send.json."""
+
+    bundle_root: str
+    cohort_dir: RequiredFolder
+    audit_dir: OptionalFolder
+    unaudited: bool
+    aet: OptionalAETitle
+    host: OptionalHost
+    port: Port
+    calling_aet: AETitle
+    url: OptionalUrl
+    tls: bool
+    ca_file: File
+    retries: Annotated[int, Field(ge=0, le=100)]
+    confirm: bool
+    output_dir: OutputFolder
+    save_execute_config: Any
+
+
 class Inference(Tracked):
     """Options of configs/inference.json."""
 
@@ -344,6 +365,7 @@ COMMANDS: dict[str, type[Options]] = {
     "inference": Inference,
     "invert": Invert,
     "score": Score,
+    "send": Send,
     "train_audit": TrainAudit,
     "train_encoder": TrainEncoder,
     "train_gan": TrainGan,

@@ -264,7 +264,11 @@ class AuditEngine(StepEngine):
             "cohort": {
                 "images": len(self.pixels),
                 "sha256": self.cohort.sha256,
-                "releases": [{"images": n, "sha256": sha256} for _, n, sha256 in self.cohort.releases],
+                "images_sha256": self.cohort.images_sha256,
+                "releases": [
+                    {"images": n, "sha256": sha256, "images_sha256": images}
+                    for _, n, sha256, images in self.cohort.releases
+                ],
                 "labels": None
                 if labels is None
                 else {name: int((labels == label).sum()) for label, name in enumerate(names)},

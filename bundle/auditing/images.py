@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from bundle.auditing.other_formats import copy_problem, other_formats
 from bundle.cohort.ledger import CohortError
-from bundle.cohort.writer import CURE, MANIFEST, read_filtered, verify_cohort
+from bundle.cohort.writer import CURE, MANIFEST, images_sha256, read_filtered, verify_cohort
 from bundle.data import DatasetDir, ImageData, Modality, image_transform
 from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.dataset import IDENTITY_SPLITS
@@ -71,7 +71,7 @@ class Cohort:
         holds: whether the manifest matches the files; None if there is none.
         not_judged: names of the files that are not audited: tables, texts and the contact sheet.
         filtered: removals of images by earlier audits, see `bundle.cohort.writer.read_filtered`.
-        releases: folder, number of images and SHA-256 of each release, if several are audited as one.
+        releases: folder, number of images, SHA-256 and `images_sha256` of each release, if several are audited as one.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Cohort:
     holds: bool | None = None
     not_judged: tuple[str, ...] = ()
     filtered: tuple[dict[str, Any], ...] = ()
-    releases: tuple[tuple[Path, int, str], ...] = ()
+    releases: tuple[tuple[Path, int, str, str | None], ...] = ()
 
     @property
     def labels(self) -> Tensor | None:
@@ -97,6 +97,11 @@ class Cohort:
         pairs = zip(self.digests, self.records, strict=True)
         content = sorted(([digest, record.label] for digest, record in pairs), key=str)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def images_sha256(self) -> str | None:
+        """Hash by which a cohort is recognised as the audited one, from its manifest; None unless that is valid."""
+        return images_sha256(self.manifest) if self.holds and not self.releases else None
 
 
 @dataclass(frozen=True)

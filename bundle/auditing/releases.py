@@ -102,5 +102,5 @@ def joined(cohorts: Sequence[Cohort]) -> Cohort:
         False if False in states else True if states == {True} else None,
         tuple(f"{number}/{name}" for number, cohort in enumerate(cohorts, start=1) for name in cohort.not_judged),
         tuple(entry for cohort in cohorts for entry in cohort.filtered),
-        tuple((cohort.folder, len(cohort.records), cohort.sha256) for cohort in cohorts),
+        tuple((cohort.folder, len(cohort.records), cohort.sha256, cohort.images_sha256) for cohort in cohorts),
     )

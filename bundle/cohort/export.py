@@ -9,22 +9,17 @@ that may be absent, then they are moved into the cohort, then the manifest lists
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from bundle.class_names import class_names_problem
+from bundle.cohort.contents import cohort_folder, read_images
 from bundle.cohort.formats import FORMATS, PNG, chosen_formats, formats_of
-from bundle.cohort.image import CohortImage
-from bundle.cohort.ledger import CohortError
-from bundle.cohort.writer import ADDING, MANIFEST, read_labels, sealed_manifest, verify_cohort
+from bundle.cohort.writer import ADDING, MANIFEST, image_names, sealed_manifest, verify_cohort
 from bundle.files import flush_folder, temporary_folder
 from bundle.lock import folder_lock
 from bundle.markup import printable
@@ -46,10 +41,7 @@ def export(cohort_dir: str | os.PathLike[str], formats: Any) -> None:
         InUseError: another run adds files to the cohort.
         OSError: a file cannot be written, for example because the disk is full; the cohort stays as it was.
     """
-    folder = Path(cohort_dir).resolve()
-    if (folder / "cohort" / MANIFEST).is_file():
-        raise CohortError(f"{folder} holds a cohort and, beside it, what is private. Name {folder / 'cohort'}.")
-    add_formats(folder, chosen_formats(formats), CURE)
+    add_formats(cohort_folder(cohort_dir), chosen_formats(formats), CURE)
 
 
 def is_to_change(manifest: dict[str, Any], formats: Sequence[str]) -> bool:
@@ -94,7 +86,8 @@ def _add(folder: Path, manifest: dict[str, Any], formats: Sequence[str]) -> int:
         for name in formats:
             (temporary / FORMATS[name].folder).mkdir()
         added = {}
-        for image, stem in _images(folder, manifest) if formats else ():
+        images = read_images(folder, manifest, CURE) if formats else ()
+        for image, stem in tqdm(images, "writing", len(image_names(files)), unit="image", disable=not formats):
             for form in (FORMATS[name] for name in formats):
                 content = form.encode(image)
                 (temporary / form.name(stem)).write_bytes(content)
@@ -120,19 +113,3 @@ def _remove_remains(folder: Path, manifest: dict[str, Any]) -> None:
     for parent in {str(PurePosixPath(name).parent) for name in names}:
         with suppress(OSError):  # it is absent, or holds other files
             (folder / parent).rmdir()
-
-
-def _images(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[CohortImage, str]]:
-    """Yields the images of a verified cohort with the stems of their names."""
-    rows = read_labels(folder)
-    if problem := class_names_problem(list(dict.fromkeys(label_name for *_, label_name in rows))):
-        raise CohortError(f"{folder} has names of classes that cannot be used: {problem}. {CURE}")
-    for name, label, label_name in tqdm(rows, "writing", unit="image"):
-        content = (folder / name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != manifest["files"][name]:
-            raise CohortError(f"{folder / name} was changed while it was exported. Run the same command again.")
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.format != "PNG" or picture.mode not in ("L", "RGB"):
-                raise CohortError(f"{folder / name} is no PNG of 8 bits, grey or RGB. {CURE}")
-            pixels = np.array(picture)
-        yield CohortImage(pixels, label, label_name, str(manifest.get("modality", ""))), PurePosixPath(name).stem

@@ -34,6 +34,8 @@ __all__ = [
     "FILTERED",
     "FILTERED_FILE",
     "MANIFEST",
+    "image_names",
+    "images_sha256",
     "read_filtered",
     "read_labels",
     "sealed_manifest",
@@ -51,6 +53,7 @@ ADDING = "adding"
 FILTERED = "filtered"
 #: File with the same list in folders without a manifest.
 FILTERED_FILE = "filtered.json"
+LABELS = "labels.csv"
 #: Columns of labels.csv.
 COLUMNS = ["image", "label", "label_name"]
 # Largest size of the contact sheet, for each class.
@@ -105,7 +108,7 @@ def write_cohort(
         if rank > 0:
             return
         for name, content in (
-            ("labels.csv", csv_text([COLUMNS, *rows]).encode()),
+            (LABELS, csv_text([COLUMNS, *rows]).encode()),
             ("contact_sheet.png", png_bytes(_contact_sheet(sheet, class_names), optimize=True)),
             ("datasheet.md", datasheet.encode()),
         ):
@@ -277,16 +280,33 @@ def read_labels(cohort_dir: str | os.PathLike[str]) -> list[tuple[str, int, str]
         ValueError: the columns or labels are not those of a cohort.
         csv.Error: the file is not valid CSV.
     """
-    with open(Path(cohort_dir) / "labels.csv", newline="", encoding="utf-8") as stream:
+    with open(Path(cohort_dir) / LABELS, newline="", encoding="utf-8") as stream:
         head, *rows = csv.reader(stream, strict=True)
     if head != COLUMNS:
         raise ValueError(f"labels.csv has the columns {head}")
     return [(name, int(label), csv_value(label_name)) for name, label, label_name in rows]
 
 
+def image_names(files: Iterable[str]) -> set[str]:
+    """Returns the names of the images (PNG files) among the names of a cohort's files."""
+    return {name for name in files if name.startswith(f"{FORMATS[PNG].folder}/")}
+
+
+def images_sha256(manifest: Mapping[str, Any]) -> str:
+    """Returns a hash of the names, images and labels of a cohort, taken from its manifest.
+
+    It tells whether two cohorts have the same images; further formats and the datasheet do not count.
+
+    Args:
+        manifest: manifest that was compared with the files.
+    """
+    files = manifest["files"]
+    return content_digest({name: files[name] for name in (*image_names(files), LABELS)}, 64)
+
+
 def _disagreements(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """Returns the contradictions between the labels, the images and the manifest's counts."""
-    images = {name for name in manifest["files"] if name.startswith(f"{FORMATS[PNG].folder}/")}
+    images = image_names(manifest["files"])
     try:
         labelled = read_labels(folder)
     except (OSError, ValueError, csv.Error):

@@ -60,8 +60,14 @@ def test_manifests_are_verified_one_by_one(hospital: Path, tmp_path: Path) -> No
     one, other = sealed(tmp_path / "one", seed="1", **made), sealed(tmp_path / "other", seed="2", first="3", **made)
     cohort = open_cohorts([one, other], hospital, XRAY)
     assert cohort.holds is True and cohort.manifest["split_sha256"] == "a" and "seed" not in cohort.manifest
+    assert cohort.images_sha256 is None
+    assert [images for *_, images in cohort.releases] == [
+        open_cohort(folder, hospital, XRAY).images_sha256 for folder in (one, other)
+    ]
+    assert len({images for *_, images in cohort.releases} - {None}) == 2
     (other / "contact_sheet.png").unlink()
     altered = open_cohorts([one, other], hospital, XRAY)
+    assert [images is None for *_, images in altered.releases] == [False, True]
     assert altered.holds is False and altered.manifest == {"split_sha256": "a", "preprocessing": None}
 
 
@@ -83,7 +89,7 @@ def test_image_of_two_releases_is_judged_once(
     assert [record.name for record in cohort.records][-2:] == ["2/0001.png", "2/0002.png"]
     assert "1 images are, pixel for pixel, in several releases" in caplog.text
     assert cohort.labels is None and len(cohort.sha256) == 64
-    assert [(n, sha256) for _, n, sha256 in cohort.releases] == [
+    assert [(n, sha256) for _, n, sha256, _ in cohort.releases] == [
         (3, open_cohort(folder, hospital, XRAY).sha256) for folder in (labelled, plain)
     ]
 

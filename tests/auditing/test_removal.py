@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from bundle.auditing.clearance import passed_audit
 from bundle.auditing.engine import AuditEngine
 from bundle.auditing.images import open_cohort
 from bundle.auditing.removal import AUDIT_DIR, COHORT_DIR, audit_without_flagged, write_without
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
+from bundle.cohort.ledger import CohortError
 from bundle.cohort.writer import read_labels, verify_cohort, write_cohort
 from bundle.data import DataError, get_modality
 from bundle.files import sha256_file
@@ -94,6 +96,10 @@ def test_a_sealed_cohort_stays_sealed_and_says_what_was_removed(
     assert "An audit removed 2 of 50 images before this one" in report
     assert "come\nfrom another training" in report
     assert retrained.seeds == [1]
+    # What may be given away is the new cohort.
+    assert passed_audit(made, written) == tmp_path / "audit" / AUDIT_DIR
+    with pytest.raises(CohortError, match="does not clear the cohort: NOT TO BE RELEASED"):
+        passed_audit(folder, verify_cohort(folder), tmp_path / "audit")
 
 
 def test_a_plain_folder_keeps_its_files_and_their_names(

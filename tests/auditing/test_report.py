@@ -39,7 +39,7 @@ def test_names_in_the_private_table_are_no_formulas_and_break_no_picture(tmp_pat
         cohort=torch.zeros(2, 32, 32, dtype=torch.uint8),
         lpips_to_train=lambda: torch.rand(2),
     )
-    cohort: Any = SimpleNamespace(records=synthetic, releases=((Path("/a"), 2, ""),))
+    cohort: Any = SimpleNamespace(records=synthetic, releases=((Path("/a"), 2, "", None),))
     single = SingleImages({}, torch.tensor([False, True]), {})
     rules = {"transformed": torch.tensor([False, True]), "single image": torch.tensor([False, True])}
     write_private(tmp_path / "private", distances, cohort, single, rules)
