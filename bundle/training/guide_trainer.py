@@ -244,7 +244,9 @@ class GuideTrainer(NetworkTrainer):
             calibration = calibrate_head(self.classifier, changed, identities, images["val"][0])
             scores = recognition_scores(self.network, known, identities, images["val"][0], images["test"][0])
             scores["calibration"] = calibration
-            scores["stranger_divergence"] = stranger_divergence(self.classifier, images["val"][0])
+            scores["stranger_divergence"] = stranger_divergence(
+                self.classifier, images["val"][0], self.data.modality.stranger_quantile
+            )
         else:
             sets = {"train": (known, labels), **images}
             ordered = self.data.modality.ordered

@@ -36,18 +36,19 @@ class _ClosedSet(nn.Module):
         return self.network.closed_set(image)
 
 
-def stranger_divergence(network: Classifier, strangers: Tensor) -> float:
-    """Returns the median of KL(uniform || softmax(phi_id)) over images of people whom the network does not know.
+def stranger_divergence(network: Classifier, strangers: Tensor, quantile: float) -> float:
+    """Returns a quantile of KL(uniform || softmax(phi_id)) over images of people whom the network does not know.
 
     Args:
         network: identity classifier in evaluation mode.
         strangers: validation images [N, C, H, W] in [-1, 1].
+        quantile: share of the strangers below the result, see `bundle.data.Modality`.
 
     Returns:
-        The median in nats; training patients lie far above it.
+        The divergence in nats; training patients lie far above it.
     """
     logits = predict(_ClosedSet(network), strangers, bf16=False)
-    return float(divergence_from_uniform(logits).double().median())
+    return float(divergence_from_uniform(logits).double().quantile(quantile))
 
 
 def add_stranger_divergence(data: ImageData, output_dir: str | os.PathLike[str]) -> None:
@@ -75,6 +76,6 @@ def add_stranger_divergence(data: ImageData, output_dir: str | os.PathLike[str])
     if not len(strangers):
         raise TrainingError("Strangers are val images, and the val split is empty. Give the dataset some.")
     with torch.no_grad():
-        value = stranger_divergence(network.eval(), strangers)
+        value = stranger_divergence(network.eval(), strangers, data.modality.stranger_quantile)
     write_info(path, {**info, "scores": {**info["scores"], "stranger_divergence": value}})
-    print(f"{path} has its stranger divergence now: {value:.3g} nats, the median over {len(strangers)} images.")
+    print(f"{path} has its stranger divergence now: {value:.3g} nats, by {len(strangers)} images.")

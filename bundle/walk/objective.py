@@ -171,7 +171,7 @@ class BalancedObjective:
     L_dist L_even equals the published L_dist times (N - 1) / d^2. As separate terms, the spacing can have a large
     weight (points that collapse onto one location give the same image) while the path can detour around patients.
 
-    phi_id finds some likeness to its patients in images of strangers, too. Below kappa, the median over these, the
+    phi_id finds some likeness to its patients in images of strangers, too. Below kappa, which is measured on these, the
     published L_id still falls, but only towards images that no real one resembles.
 
     Attributes:

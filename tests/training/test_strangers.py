@@ -28,7 +28,7 @@ def test_divergence_is_the_walks_median_over_strangers() -> None:
     with torch.no_grad():
         wanted = identity_divergence(guide.closed_set(images)).median()
     assert wanted > 0
-    assert stranger_divergence(guide, images) == pytest.approx(float(wanted), rel=1e-5)
+    assert stranger_divergence(guide, images, 0.5) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_a_set_of_an_earlier_version_gets_it(tiny_models: Path, tiny_dataset: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_set_of_an_earlier_version_gets_it(tiny_models: Path, tiny_dataset: Pa
     add_stranger_divergence(data, tiny_models.parent)
     network, info = load_weights(path)
     assert isinstance(network, Classifier)
-    value = stranger_divergence(network.eval(), data.tensors("val")[0])
+    value = stranger_divergence(network.eval(), data.tensors("val")[0], data.modality.stranger_quantile)
     assert info["scores"] == {"top1": 0.5, "stranger_divergence": pytest.approx(value)}
     assert kappa_of(read_infos(tiny_models, ("identity_guide",))) == pytest.approx(value)
     assert path.read_bytes() == before
