@@ -182,6 +182,7 @@ class TrainLatentGuides(Tracked):
     lambda_class: Unsigned
     lambda_prior: Unsigned
     lambda_real: Unsigned
+    kappa: Unsigned
     max_epochs: Count
     batch_size: Count
     seed: Seed
@@ -233,6 +234,7 @@ class Generate(Tracked):
     lambda_class: Unsigned
     lambda_prior: Unsigned
     lambda_real: Unsigned
+    kappa: Unsigned
     models_dir: Folder
     dataset_dir: Folders
     layout: Layout
@@ -324,6 +326,7 @@ class Evaluate(Tracked):
     lambda_class: Unsigned
     lambda_prior: Unsigned
     lambda_real: Unsigned
+    kappa: Unsigned
     n_shadows: Shadows
     max_epochs: Count
     long_points: Points

@@ -167,6 +167,7 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name: toy_student(name, generator, networks[teacher]) for name, (teacher, _) in LATENT_GUIDES.items()
         }
     scores: dict[str, Any] = {
+        "identity_guide": {"stranger_divergence": 0.0},
         "gate_identity": {"threshold": 0.999},
         "gate_realism": {"threshold": 100.0, "apart": [0.0, 0.0]},
     }

@@ -138,7 +138,8 @@ def cohort_settings(
         classes: names or labels of the classes wanted; None for all.
         objective: loss that the walk minimises.
         walk_settings: step count, learning rate and stopping rule of the optimiser.
-        weights: the options ``lambda_class``, ``lambda_prior`` and ``lambda_real``; the objective must have them.
+        weights: the options ``lambda_class``, ``lambda_prior``, ``lambda_real`` and ``kappa``; the objective must have
+            them.
         guides: ``latent`` or ``image``.
         threshold: highest identity probability that passes the gate.
         farthest: largest distance from real images that passes the gate.
@@ -152,7 +153,7 @@ def cohort_settings(
     """
     _check_modality(models, modality)
     chosen = _class_names(models.class_names, classes)
-    _check_weights(objective, weights, get_modality(modality))
+    _check_weights(objective, weights, get_modality(modality), models)
     _check_combination(objective, guides, n_images, len(chosen))
     return CohortSettings(
         n_images=n_images,
@@ -187,12 +188,17 @@ def _check_combination(
 
 
 def _check_weights(
-    objective: BalancedObjective | PublishedObjective, weights: Mapping[str, float], modality: Modality
+    objective: BalancedObjective | PublishedObjective,
+    weights: Mapping[str, float],
+    modality: Modality,
+    models: ModelInfos,
 ) -> None:
     """Raises an OptionError for a weight that does not reach the objective, as where an overlay replaces that."""
     is_published = isinstance(objective, PublishedObjective)
+    scores = models.infos["identity_guide"].get("scores", {})
     for name, value in weights.items():
-        if value != (getattr(modality, name) if is_published else getattr(objective, name)):
+        default = scores.get("stranger_divergence", value) if name == "kappa" else getattr(modality, name, value)
+        if value != (default if is_published else getattr(objective, name)):
             raise OptionError(
                 [f"--{name} {value:g} does not reach the objective. Set it in the file that changes that."]
             )

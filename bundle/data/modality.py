@@ -40,6 +40,8 @@ class Modality:
         lambda_prior: weight of L_prior, which keeps walks close to the distribution of the generator's latents; higher
             where images degrade quickly outside of it.
         lambda_real: weight of L_real, which bends walks around images that look unlike real ones.
+        stranger_quantile: share of the validation images in which the identity guide finds less of its patients than
+            the walk's bar allows; lower keeps walks farther from patients, higher nearer to real images.
         has_fixed_classes: whether data sets must not add classes, for example because trained networks know only these.
     """
 
@@ -56,6 +58,7 @@ class Modality:
     lambda_class: float = 5.0
     lambda_prior: float = 1.0
     lambda_real: float = 20.0
+    stranger_quantile: float = 0.05
     has_fixed_classes: bool = False
 
     def __post_init__(self) -> None:
@@ -137,6 +140,7 @@ MODALITIES: dict[str, Modality] = {
         lambda_class=1.0,
         lambda_prior=10.0,
         lambda_real=40.0,
+        stranger_quantile=0.5,
     ),
 }
 

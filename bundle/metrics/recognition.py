@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from bundle.precision import bf16_autocast, full_fp32
 __all__ = [
     "PERCENTILE",
     "UNSEEN_CHANGES",
+    "divergence_from_uniform",
     "highest_probability",
     "predict",
     "recognition_scores",
@@ -86,6 +86,11 @@ def highest_probability(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1).amax(dim=1)
 
 
+def divergence_from_uniform(logits: Tensor) -> Tensor:
+    """Returns KL(uniform || softmax), in nats, [N], of logits [N, K]: 0 where all identities are equally likely."""
+    return -math.log(logits.shape[1]) - logits.log_softmax(dim=1).mean(dim=1)
+
+
 def recognition_threshold(logits: Tensor) -> float:
     """Calibrates the highest probability above which the gate counts an image as a recognised patient.
 
@@ -142,7 +147,7 @@ def recognition_scores(
         "top1_unseen": {name: _accuracy(changed[name], identities) for name in changed},
         "sensitivity_unseen": {name: _share_above(changed[name], threshold) for name in changed},
         "highest_probability": {name: float(highest_probability(values).mean()) for name, values in sets.items()},
-        "identity_divergence": {name: _divergence_from_uniform(values) for name, values in sets.items()},
+        "identity_divergence": {name: float(divergence_from_uniform(values).mean()) for name, values in sets.items()},
         "threshold": threshold,
         "threshold_percentile": PERCENTILE,
         "sensitivity": {
@@ -162,11 +167,6 @@ def recognition_scores(
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).double().mean())
-
-
-def _divergence_from_uniform(logits: Tensor) -> float:
-    uniform = torch.full_like(logits, 1.0 / logits.shape[1])
-    return float(F.cross_entropy(logits, uniform)) - math.log(logits.shape[1])
 
 
 def _share_above(logits: Tensor, threshold: float) -> float:

@@ -35,6 +35,7 @@ from bundle.training.info import weights_info
 from bundle.training.init_from import initialise_classifier
 from bundle.training.network_trainer import NetworkTrainer, TrainingTask, role_seed
 from bundle.training.samplers import BalancedBatchSampler, BatchSampler, ShuffledBatchSampler
+from bundle.training.strangers import stranger_divergence
 
 __all__ = [
     "ROLES",
@@ -243,6 +244,9 @@ class GuideTrainer(NetworkTrainer):
             calibration = calibrate_head(self.classifier, changed, identities, images["val"][0])
             scores = recognition_scores(self.network, known, identities, images["val"][0], images["test"][0])
             scores["calibration"] = calibration
+            scores["stranger_divergence"] = stranger_divergence(
+                self.classifier, images["val"][0], self.data.modality.stranger_quantile
+            )
         else:
             sets = {"train": (known, labels), **images}
             ordered = self.data.modality.ordered

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.classifiers import Classifier
-from bundle.networks.model_set import ModelSet
+from bundle.networks.model_set import ModelInfos, ModelSet
 from bundle.networks.stylegan2 import Generator
+from bundle.networks.weights import WeightsError
 from bundle.precision import bf16_autocast
 from bundle.walk.objective import Objective
 
-__all__ = ["Guides", "ImageGuides", "LatentGuides", "walk_guides"]
+__all__ = ["Guides", "ImageGuides", "LatentGuides", "kappa_of", "walk_guides"]
 
 
 class Guides(Protocol):
@@ -112,6 +113,21 @@ class LatentGuides(nn.Module):
         """See `Guides.__call__`."""
         with bf16_autocast(w.device, self.amp):
             return self.identity.closed_set(w), self.classes(w).float(), self.realism(w).float()
+
+
+def kappa_of(models: ModelInfos) -> float:
+    """Returns kappa of `BalancedObjective`, as it was measured on images of strangers when phi_id was trained.
+
+    Raises:
+        WeightsError: phi_id was trained by an earlier version, which did not measure it.
+    """
+    scores = models.infos["identity_guide"].get("scores", {})
+    if "stranger_divergence" not in scores:
+        raise WeightsError(
+            "identity_guide.json has no stranger_divergence. Add it with the run `strangers` of "
+            "configs/train_guides.json, or give --kappa 0 to walk as before."
+        )
+    return float(scores["stranger_divergence"])
 
 
 def walk_guides(models: ModelSet, guides: str, objective: Objective) -> Guides:

@@ -162,6 +162,7 @@ class BalancedObjective:
 
     With l_i the steps and d = |w_a - w_b|:
 
+        L_id    = mean_i max(0, KL(uniform || softmax(phi_id(G(w_i)))) - kappa)
         L_dist  = (sum_i l_i / d)^2                length of the path relative to the straight line: 1 or more
         L_even  = (N - 1) sum_i (l_i / sum l)^2    spacing: 1 where all steps are equal, N - 1 for a single long step
         L_prior = mean_i max(0, m_i - 1)           m_i: distance from the mapping network's distribution, typically 1
@@ -170,13 +171,17 @@ class BalancedObjective:
     L_dist L_even equals the published L_dist times (N - 1) / d^2. As separate terms, the spacing can have a large
     weight (points that collapse onto one location give the same image) while the path can detour around patients.
 
+    phi_id finds some likeness to its patients in images of strangers, too. Below kappa, which is measured on these, the
+    published L_id still falls, but only towards images that no real one resembles.
+
     Attributes:
-        lambda_id: weight of the mean of L_id.
+        lambda_id: weight of L_id.
         lambda_dist: weight of L_dist.
         lambda_class: weight of the mean of L_class.
         lambda_even: weight of L_even.
         lambda_prior: weight of L_prior.
         lambda_real: weight of L_real, which bends paths around places where the generator's images are ruined.
+        kappa: identity divergence of a stranger's image, in nats; 0 lowers that of every point, as published.
     """
 
     name: ClassVar[str] = "balanced"
@@ -189,6 +194,7 @@ class BalancedObjective:
     lambda_even: float = 1.0
     lambda_prior: float = 1.0
     lambda_real: float = 20.0
+    kappa: float = 0.0
 
     def __post_init__(self) -> None:
         _check_weights(self)
@@ -200,8 +206,9 @@ class BalancedObjective:
         steps = step_lengths(w)
         length = steps.sum(dim=1)
         straight = (w[:, -1] - w[:, 0]).norm(dim=1)
+        recognised = (identity_divergence(identity) - self.kappa).clamp_min(0.0)
         terms = {
-            "identity": self.lambda_id * identity_divergence(identity).mean(dim=1),
+            "identity": self.lambda_id * recognised.mean(dim=1),
             "distance": self.lambda_dist * (length / straight).square(),
             "class": self.lambda_class * class_cross_entropy(classes, label).mean(dim=1),
             "even": self.lambda_even * steps.shape[1] * (steps / length.unsqueeze(1)).square().sum(dim=1),

@@ -39,7 +39,7 @@ from bundle.networks.training_data import open_training_data
 from bundle.networks.weights import load_weights
 from bundle.training.seeds import stream_seed
 from bundle.walk.distillation import TRIAL
-from bundle.walk.guides import ImageGuides
+from bundle.walk.guides import ImageGuides, kappa_of
 from bundle.walk.inferer import PlanWalkInferer
 from bundle.walk.objective import BalancedObjective
 from bundle.walk.trajectories import agreement
@@ -116,7 +116,8 @@ def run(options: argparse.Namespace) -> None:
     models = load_models(options.models_dir, names=generation_networks("latent"))
     given = {name: getattr(options, name) for name in WEIGHTS if getattr(options, name) is not None}
     modality = get_modality(models.infos["generator"]["modality"])
-    objective = BalancedObjective(**{name: given.get(name, getattr(modality, name)) for name in WEIGHTS})
+    weights = {name: given.get(name, getattr(modality, name)) for name in WEIGHTS}
+    objective = BalancedObjective(**weights, kappa=kappa_of(models))
     prior, gate = LatentPrior(models.generator), open_gate(models)
     walks = compared_walks(objective)
     walkers = {name: Walker(models, prior, gate, walk, options.n_points, options.seed) for name, walk in walks.items()}

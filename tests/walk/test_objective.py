@@ -184,6 +184,18 @@ def test_default_does_not_change_with_the_scale_of_w() -> None:
     torch.testing.assert_close(one, other)
 
 
+def test_identity_term_leaves_alone_what_is_like_a_strangers_image() -> None:
+    w, identity, classes, realism, prior = answers(6)
+    identity = identity.clone().requires_grad_(True)
+    divergence = identity_divergence(identity).detach()
+    kappa = float(divergence.median())
+    term = BalancedObjective(lambda_id=2.0, kappa=kappa)(w, identity, classes, realism, LABEL, prior)["identity"]
+    torch.testing.assert_close(term, 2.0 * (divergence - kappa).clamp_min(0.0).mean(dim=1))
+    (gradient,) = torch.autograd.grad(term.sum(), [identity])
+    assert torch.equal(gradient.abs().sum(dim=2) > 0, divergence > kappa)
+    assert (divergence > kappa).any() and not (divergence > kappa).all()
+
+
 def test_prior_term_lets_typical_points_alone() -> None:
     w, identity, classes, realism, _ = answers(4)
     prior = torch.tensor([[0.2, 1.0], [1.0, 3.0]])
