@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bundle.metrics.recognition import (
     UNSEEN_CHANGES,
-    _divergence_from_uniform,
+    divergence_from_uniform,
     highest_probability,
     recognition_scores,
     recognition_threshold,
@@ -38,9 +38,9 @@ def test_threshold_without_val_images_is_an_error_with_the_cure() -> None:
 
 def test_divergence_from_uniform_of_a_hand_computed_case() -> None:
     uniform, sure = torch.zeros(1, 4), torch.tensor([[math.log(0.7), *[math.log(0.1)] * 3]])
-    assert _divergence_from_uniform(uniform) == pytest.approx(0.0, abs=1e-6)
+    assert divergence_from_uniform(uniform).item() == pytest.approx(0.0, abs=1e-6)
     expected = 0.25 * math.log(0.25 / 0.7) + 0.75 * math.log(0.25 / 0.1)
-    assert _divergence_from_uniform(sure) == pytest.approx(expected, abs=1e-6)
+    assert divergence_from_uniform(sure).item() == pytest.approx(expected, abs=1e-6)
     assert highest_probability(sure).item() == pytest.approx(0.7)
 
 
