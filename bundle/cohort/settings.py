@@ -197,7 +197,7 @@ def _check_weights(
     is_published = isinstance(objective, PublishedObjective)
     scores = models.infos["identity_guide"].get("scores", {})
     for name, value in weights.items():
-        default = scores.get("stranger_divergence", value) if name == "kappa" else getattr(modality, name, value)
+        default = scores.get("stranger_divergence", value) if name == "kappa" else getattr(modality, name)
         if value != (default if is_published else getattr(objective, name)):
             raise OptionError(
                 [f"--{name} {value:g} does not reach the objective. Set it in the file that changes that."]

@@ -25,6 +25,7 @@ from bundle.data import ImageData
 from bundle.data.csv_files import read_csv
 from bundle.data.errors import DataError
 from bundle.data.records import Record
+from bundle.evaluation.tables import cell_text
 from bundle.figures import contact_sheet, from_uint8, save_png
 from bundle.files import atomic_folder, private_folder, write_json, write_text
 from bundle.markup import csv_text, markdown_table, printable
@@ -214,6 +215,4 @@ def _share(marked: Sequence[bool | None]) -> dict[str, float] | None:
 
 
 def _percent(share: dict[str, float] | None) -> str:
-    if share is None:
-        return "not estimated"
-    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    return "not estimated" if share is None else cell_text(share, is_share=True)

@@ -87,8 +87,8 @@ def highest_probability(logits: Tensor) -> Tensor:
 
 
 def divergence_from_uniform(logits: Tensor) -> Tensor:
-    """Returns KL(uniform || softmax), in nats, [N], of logits [N, K]: 0 where all identities are equally likely."""
-    return -math.log(logits.shape[1]) - logits.log_softmax(dim=1).mean(dim=1)
+    """Returns KL(uniform || softmax), in nats, [...], of logits [..., K]: 0 where all identities are equally likely."""
+    return -math.log(logits.shape[-1]) - logits.float().log_softmax(dim=-1).mean(dim=-1)
 
 
 def recognition_threshold(logits: Tensor) -> float:

@@ -20,7 +20,6 @@ from bundle.metrics.recognition import divergence_from_uniform, predict
 from bundle.networks.classifiers import Classifier
 from bundle.networks.weights import load_weights, write_info
 from bundle.training.errors import TrainingError
-from bundle.training.info import weights_info
 
 __all__ = ["add_stranger_divergence", "stranger_divergence"]
 
@@ -65,8 +64,8 @@ def add_stranger_divergence(data: ImageData, output_dir: str | os.PathLike[str])
     path = Path(output_dir) / "models" / "identity_guide.pt"
     network, info = load_weights(path)
     assert isinstance(network, Classifier)
-    wanted = weights_info(data, 0)
-    differing = [key for key in ("split_sha256", "resolution") if info.get(key) != wanted[key]]
+    wanted = {"split_sha256": data.split_sha256, "resolution": data.resolution}
+    differing = [key for key, value in wanted.items() if info.get(key) != value]
     if differing:
         raise TrainingError(
             f"{path} was trained on other images ({', '.join(differing)} differ). Name the dataset_dir, output_dir and "

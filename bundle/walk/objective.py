@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundle.metrics.recognition import divergence_from_uniform
 from bundle.options import OptionError, number_problems
 
 __all__ = [
@@ -51,7 +52,7 @@ def identity_divergence(logits: Tensor) -> Tensor:
     Returns:
         [...], in nats; 0 where all identities are equally likely.
     """
-    return -math.log(logits.shape[-1]) - F.log_softmax(logits.float(), dim=-1).mean(dim=-1)
+    return divergence_from_uniform(logits)
 
 
 def class_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
