@@ -16,12 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from bundle.data import ImageData
+from bundle.markup import markdown_table
 from bundle.metrics.recognition import divergence_from_uniform, predict
 from bundle.networks.classifiers import Classifier
 from bundle.networks.weights import load_weights, write_info
 from bundle.training.errors import TrainingError
 
 __all__ = ["add_stranger_divergence", "stranger_divergence"]
+
+# Quantiles of the divergence that are printed.
+SHOWN = (0.05, 0.5, 0.95)
 
 
 class _ClosedSet(nn.Module):
@@ -46,15 +50,20 @@ def stranger_divergence(network: Classifier, strangers: Tensor, quantile: float)
     Returns:
         The divergence in nats; training patients lie far above it.
     """
-    logits = predict(_ClosedSet(network), strangers, bf16=False)
-    return float(divergence_from_uniform(logits).double().quantile(quantile))
+    return float(_divergences(network, strangers).quantile(quantile))
+
+
+def _divergences(network: Classifier, images: Tensor) -> Tensor:
+    return divergence_from_uniform(predict(_ClosedSet(network), images, bf16=False)).double()
 
 
 def add_stranger_divergence(data: ImageData, output_dir: str | os.PathLike[str]) -> None:
     """Adds the score ``stranger_divergence`` to a set whose identity guide was trained before there was one.
 
+    Prints the divergence of training, validation and test images.
+
     Args:
-        data: data set that the guide was trained on; val is measured.
+        data: data set that the guide was trained on; val is the strangers.
         output_dir: folder of the set, which holds ``models/identity_guide.pt``.
 
     Raises:
@@ -71,10 +80,16 @@ def add_stranger_divergence(data: ImageData, output_dir: str | os.PathLike[str])
             f"{path} was trained on other images ({', '.join(differing)} differ). Name the dataset_dir, output_dir and "
             "resolution of its training."
         )
-    strangers = data.tensors("val")[0]
+    images = {split: data.tensors(split)[0] for split in ("train", "val", "test")}
+    strangers = images["val"]
     if not len(strangers):
         raise TrainingError("Strangers are val images, and the val split is empty. Give the dataset some.")
-    with torch.no_grad():
-        value = stranger_divergence(network.eval(), strangers, data.modality.stranger_quantile)
+    value = stranger_divergence(network.eval(), strangers, data.modality.stranger_quantile)
+    rows = [("identity divergence, nats", "images", *(f"{share:.0%}" for share in SHOWN))]
+    for split, shown in images.items():
+        if len(shown):
+            quantiles = _divergences(network, shown).quantile(torch.tensor(SHOWN, dtype=torch.float64))
+            rows.append((split, str(len(shown)), *(f"{float(value):.1f}" for value in quantiles)))
+    print(markdown_table(rows))
     write_info(path, {**info, "scores": {**info["scores"], "stranger_divergence": value}})
     print(f"{path} has its stranger divergence now: {value:.3g} nats, by {len(strangers)} images.")

@@ -31,7 +31,9 @@ def test_divergence_is_the_walks_median_over_strangers() -> None:
     assert stranger_divergence(guide, images, 0.5) == pytest.approx(float(wanted), rel=1e-5)
 
 
-def test_a_set_of_an_earlier_version_gets_it(tiny_models: Path, tiny_dataset: Path) -> None:
+def test_a_set_of_an_earlier_version_gets_it(
+    tiny_models: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tiny_models / "identity_guide.pt"
     edit_info(path, scores={"top1": 0.5})
     before = path.read_bytes()
@@ -39,6 +41,8 @@ def test_a_set_of_an_earlier_version_gets_it(tiny_models: Path, tiny_dataset: Pa
         kappa_of(read_infos(tiny_models, ("identity_guide",)))
     data = open_dataset(tiny_dataset, tiny_models.parent, resolution=32)
     add_stranger_divergence(data, tiny_models.parent)
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert rows == [[" train ", " 28 "], [" val ", " 4 "], [" test ", " 8 "]]
     network, info = load_weights(path)
     assert isinstance(network, Classifier)
     value = stranger_divergence(network.eval(), data.tensors("val")[0], data.modality.stranger_quantile)
