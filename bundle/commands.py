@@ -15,6 +15,8 @@ from bundle.auditing.resampling import LEAST
 from bundle.cohort.formats import formats_problem
 from bundle.data import LAYOUTS, MODALITIES, Modality
 from bundle.data.patients import pattern_problem
+from bundle.latent.centroids import METHODS
+from bundle.latent.pairs import ENDS
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.option_types import (
     Count,
@@ -23,6 +25,7 @@ from bundle.option_types import (
     Folder,
     Folders,
     Integer,
+    OptionalFilePath,
     OptionalFolder,
     OutputFolder,
     Positive,
@@ -215,6 +218,25 @@ class Invert(Command, RealImagesOptions):
     device: Device
 
 
+def _of_ksame(value: Any, info: ValidationInfo) -> Any:
+    """Refuses options of k-same without it, where they would do nothing, and k-same without them."""
+    if "ends" not in info.data:  # it is refused itself
+        return value
+    is_ksame = info.data["ends"] == "ksame"
+    if value not in (None, METHODS[0]) and not is_ksame:
+        raise refuse("is an option of k-same: give --ends ksame as well, or leave it out.")
+    if value is None and is_ksame:
+        raise refuse(_REQUIRED_OF_KSAME[str(info.field_name)])
+    return value
+
+
+_REQUIRED_OF_KSAME = {
+    "k": "must be given with --ends ksame: the smallest number of patients behind a centroid, at least 2.",
+    "latents": "must be given with --ends ksame: the file private/latents.pt that configs/invert.json writes of the "
+    "images of the generator's training (docs/inversion.md).",
+}
+
+
 class Generate(Tracked):
     """Options of configs/plan.json."""
 
@@ -223,10 +245,14 @@ class Generate(Tracked):
         "objective": "for the published algorithm, name configs/published.json behind configs/plan.json.",
     }
 
-    n_images: Count
+    n_images: Count | None
     n_points: Points
     seed: Seed
     classes: Any
+    ends: Annotated[str, one_of(ENDS)]
+    k: Annotated[Annotated[int, Field(ge=2)] | None, AfterValidator(_of_ksame)]
+    method: Annotated[str, one_of(METHODS), AfterValidator(_of_ksame)]
+    latents: Annotated[OptionalFilePath, AfterValidator(_of_ksame)]
     formats: Formats
     guides: Annotated[str, one_of(("latent", "image"))]
     lambda_class: Unsigned
