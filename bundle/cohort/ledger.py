@@ -301,12 +301,13 @@ class WalkLedger:
 
     def _check_pairs(self, label: int, quota: int, passed: int) -> None:
         """Raises an error once all pairs of a class are walked and do not suffice; until then, some are due."""
-        number = self._sums[label]["judged"] // self.released
-        if number >= (self.n_pairs or {}).get(label, 0):
+        pairs, through = self._sums[label]["judged"] // self.released, self._sums[label]["passed"]
+        if pairs >= (self.n_pairs or {}).get(label, 0):
             raise CohortError(
-                f"All {number} paths between the centroids of {self._names[label]} are walked, and {passed} of {quota} "
-                f"images can be released. Ask for at most {passed} of a class (--n_images, divided evenly among the "
-                f"classes), for more points (--n_points), or for more centroids (a smaller --k)."
+                f"All {pairs} paths between the centroids of {self._names[label]} are walked, and {passed} of {quota} "
+                f"images can be released: {through} points passed the gate, and {through - passed} of these are near-"
+                f"duplicates of others. Ask for fewer images (--n_images, divided evenly among the classes), for more "
+                f"points (--n_points), or for more centroids (a smaller --k)."
             )
 
     def _taken(self, label: int) -> Iterator[int]:
