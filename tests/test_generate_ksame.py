@@ -194,7 +194,7 @@ def test_other_processes_read_what_the_first_has_moved(
     assert torch.equal(second(range(20), 0), first(range(20), 0))
 
 
-def test_pairs_depend_on_the_seed_and_begin_again_where_a_block_asks_for_more(
+def test_pairs_depend_on_the_seed_and_begin_again_in_the_last_block(
     toy_models: Path, latents: Path, tmp_path: Path
 ) -> None:
     models = load_models(toy_models, names=("generator", "realism_guide"))
@@ -233,8 +233,12 @@ def refusal(models_dir: Path, file: Path, output_dir: Path, **options: Any) -> B
         ({"ksalsa#steps": -1}, OptionError, "steps must be a whole number of at least 0, not -1"),
         ({"k": 7}, KSameInputError, "normal has 12 patients"),
         ({"k": 5}, KSameInputError, "tuberculosis has 8 patients"),
-        ({"n_images": 40}, CohortError, "20 images of tuberculosis are wanted, and the 4 centroids"),
-        ({"n_points": 3}, CohortError, "make 6 paths of 3 points, of which 6 can be released at the most"),
+        ({"n_images": 40}, CohortError, "20 images of tuberculosis are wanted, but all paths between the 4 centroids"),
+        (
+            {"n_points": 3},
+            CohortError,
+            "16 images of tuberculosis are wanted, but all paths between the 4 centroids of that class have 6 inner",
+        ),
         ({"n_images": 1}, CohortError, "1 images cannot show 2 classes"),
     ],
 )

@@ -70,13 +70,12 @@ def ksame_settings(
     images = own if n_images is None else even_quotas(n_images, list(own))
     centroids = {class_names[label]: len(clusters.of_class(label)) for label in clusters.images}
     for name, number in images.items():
-        pairs = number_of_pairs(centroids[name])
-        if number > pairs * (n_points - 2):
+        most = number_of_pairs(centroids[name]) * (n_points - 2)
+        if number > most:
             raise CohortError(
-                f"{number} images of {name} are wanted, and the {centroids[name]} centroids of that class make {pairs} "
-                f"paths of {n_points} points, of which {pairs * (n_points - 2)} can be released at the most. Ask for "
-                f"fewer images (--n_images, divided evenly among the classes), for more points (--n_points), or for "
-                f"more centroids (a smaller --k)."
+                f"{number} images of {name} are wanted, but all paths between the {centroids[name]} centroids of that "
+                f"class have {most} inner points. Ask for fewer images (--n_images, divided evenly among the classes), "
+                f"for more points of a path (--n_points), or for more centroids (a smaller --k)."
             )
     return KSameSettings(
         k=clusters.k,

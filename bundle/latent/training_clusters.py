@@ -226,9 +226,8 @@ def _check_number(name: str, patients: int, k: int, latents: str | os.PathLike[s
         return
     smaller = f"Give a k of at most {patients // 2}, or leave" if patients >= 4 else "Leave"
     raise KSameInputError(
-        f"{name} has {patients} patients among the training images of {latents}: with k = {k}, these make "
-        f"{patients // k} centroids, and a path needs 2. {smaller} the class out (--classes), or train on more "
-        f"patients."
+        f"{name} has {patients} patients among the training images of {latents}: with k = {k}, a path between two "
+        f"centroids needs {2 * k}. {smaller} the class out (--classes), or train on more patients."
     )
 
 

@@ -48,8 +48,6 @@ def test_a_cohort_is_as_large_as_the_training_unless_a_number_is_asked_for(clust
 
 def test_more_images_than_there_are_points_on_all_paths_are_refused(clusters: TrainingClusters) -> None:
     assert settings(clusters, n_images=20, n_points=12) is not None
-    message = (
-        r"11 images of a are wanted, and the 2 centroids of that class make 1 paths of 12 points, of which 10 can be"
-    )
+    message = "11 images of a are wanted, but all paths between the 2 centroids of that class have 10 inner points"
     with pytest.raises(CohortError, match=message):
         settings(clusters, n_images=21, n_points=12)

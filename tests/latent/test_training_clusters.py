@@ -157,9 +157,9 @@ def test_people_are_found_through_others() -> None:
 @pytest.mark.parametrize(
     ("k", "words"),
     [
-        (4, r"tuberculosis has 6 patients .*: with k = 4, these make 1 centroids, .* needs 2\. Give a k of at most 3"),
-        (6, "normal has 10 patients .* with k = 6, these make 1 centroids"),
-        (11, "normal has 10 patients .* with k = 11, these make 0 centroids"),
+        (4, r"tuberculosis has 6 patients .* with k = 4, .* needs 8\. Give a k of at most 3, or leave the class out"),
+        (6, r"normal has 10 patients .* with k = 6, .* needs 12\. Give a k of at most 5"),
+        (11, r"normal has 10 patients .* with k = 11, .* needs 22"),
     ],
 )
 def test_a_class_with_too_few_patients_is_named_with_their_number(
@@ -170,7 +170,7 @@ def test_a_class_with_too_few_patients_is_named_with_their_number(
 
 
 def test_a_class_for_which_no_k_helps_is_to_be_left_out(toy_models: Path, tmp_path: Path) -> None:
-    with pytest.raises(KSameInputError, match=r"tuberculosis has 3 patients .*path needs 2\. Leave the class out"):
+    with pytest.raises(KSameInputError, match=r"tuberculosis has 3 patients .*centroids needs 4\. Leave the class out"):
         clusters(toy_models, tmp_path, PATIENTS[:16], LABELS[:16], k=2)
     assert clusters(toy_models, tmp_path, PATIENTS[:16], LABELS[:16], k=2, classes=["normal"]).images == {0: 10}
 
