@@ -306,8 +306,8 @@ class WalkLedger:
             raise CohortError(
                 f"All {pairs} paths between the centroids of {self._names[label]} are walked, and {passed} of {quota} "
                 f"images can be released: {through} points passed the gate, and {through - passed} of these are near-"
-                f"duplicates of others. Ask for fewer images (--n_images, divided evenly among the classes), for more "
-                f"points (--n_points), or for more centroids (a smaller --k)."
+                f"duplicates of others. Ask for at most --n_images {passed * len(self.quotas)}, divided evenly among "
+                f"the classes, for more points (--n_points), or for more centroids (a smaller --k)."
             )
 
     def _taken(self, label: int) -> Iterator[int]:

@@ -39,11 +39,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Images of a cohort between random samples, unless a number is asked for.
-N_IMAGES = 64
-
-
-# Settings that are left out where they say nothing, so that the same cohort has the same manifest as before them.
+# Settings that are left out where they say nothing.
 _OPTIONAL = ("changed_configuration", "ksame")
 
 
@@ -144,8 +140,7 @@ def cohort_settings(
     Args:
         models: JSON descriptions of the networks.
         modality: modality of the configuration; must be that of the models.
-        n_images: see `CohortSettings`; None for 64, or for as many as there are training images of each class in a
-            cohort between centroids.
+        n_images: see `CohortSettings`; with ``ksame``, that says it.
         n_points: see `CohortSettings`.
         seed: see `CohortSettings`.
         classes: result of `chosen_classes`.
@@ -166,8 +161,9 @@ def cohort_settings(
     """
     _check_modality(models, modality)
     _check_weights(objective, weights, get_modality(modality))
-    if n_images is None:
-        n_images = N_IMAGES if ksame is None else sum(ksame.images.values())
+    if ksame is not None:
+        n_images = sum(ksame.images.values())
+    assert n_images is not None
     _check_combination(objective, guides, n_images, len(classes))
     return CohortSettings(
         n_images=n_images,

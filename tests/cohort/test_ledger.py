@@ -199,7 +199,7 @@ def test_pairs_that_run_out_suffice_where_enough_pass(tmp_path: Path) -> None:
 def test_pairs_that_run_out_before_there_are_enough_are_told_with_what_can_be_made(tmp_path: Path) -> None:
     message = (
         r"All 3 paths between the centroids of normal are walked, and 6 of 7 images can be released: 6 points passed "
-        r"the gate, and 0 of these are near-duplicates of others\. Ask for fewer images \(--n_images.*a smaller --k"
+        r"the gate, and 0 of these are near-duplicates of others\. Ask for at most --n_images 6, .*a smaller --k"
     )
     for _ in range(2):
         book = ledger(tmp_path, {0: 7}, n_pairs={0: 3}, classes=["normal"])
