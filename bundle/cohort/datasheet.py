@@ -93,8 +93,9 @@ def _ends(ksame: dict[str, Any] | None) -> tuple[str, str]:
     )
     return ends, (
         f"- No k-anonymity of this cohort. k = {k} holds for the ends of the paths, and counts patients as the data "
-        f"name them. Generator, encoder and guides saw every record, so that an image may show more of one patient "
-        f"than the ends of its path do; and patients who look alike have a centroid that looks like each of them.\n"
+        f"name them. The walk leaves the straight line between the ends, and generator, encoder and guides saw every "
+        f"record, so that an image may show more of one patient than the ends of its path do; and patients who look "
+        f"alike have a centroid that looks like each of them.\n"
     )
 
 
