@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from bundle.commands import Evaluate
+from bundle.commands.assessment import Evaluate
 from bundle.evaluation.selection import ARM
 from bundle.evaluation.setting import Setting
 from bundle.options import validate

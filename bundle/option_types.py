@@ -22,6 +22,7 @@ __all__ = [
     "Folder",
     "Folders",
     "Integer",
+    "OptionalFilePath",
     "OptionalFolder",
     "OutputFolder",
     "Positive",
@@ -140,6 +141,12 @@ _folder = _present("folder", Path.is_dir)
 _file = _present("file", Path.is_file)
 
 
+def _file_path(value: Any) -> Any:
+    if value is not None:
+        _unusable_path(value, "file")
+    return value
+
+
 def _folders(value: Any) -> Any:
     values = _as_list(value)
     for one in values:
@@ -200,6 +207,8 @@ OptionalFolder = Annotated[Any, AfterValidator(lambda value: value if value is N
 File = Annotated[Any, AfterValidator(lambda value: value if value is None else _file(value))]
 #: Existing file; required, without a default in the configuration.
 RequiredFile = Annotated[Any, AfterValidator(_given(_file))]
+#: Path of a file that may be absent, for a command that knows better than "does not exist" why; None for none.
+OptionalFilePath = Annotated[Any, AfterValidator(_file_path)]
 #: Writable folder that exists or can be created.
 OutputFolder = Annotated[Any, AfterValidator(_writable)]
 #: Device that PyTorch finds on this machine.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchvision.models import resnet18, squeezenet1_1
 
 from bundle.data import get_modality, open_dataset
 from bundle.files import sha256_file
+from bundle.latent.real_latents import RealLatents, save_latents
 from bundle.latent.reconstruction import mapped_samples
 from bundle.networks.classifiers import GateClassifier, Guide
 from bundle.networks.encoder import new_encoder
@@ -210,6 +211,36 @@ def encoder_models(tiny_models: Path) -> Path:
     described = {**info, "training": {"generator_sha256": info["sha256"]}}
     save_weights(encoder, tiny_models / "encoder.pt", described)
     return tiny_models
+
+
+def toy_latents(
+    models_dir: Path, path: Path, patients: Sequence[str], labels: Sequence[int], **changes: Any
+) -> RealLatents:
+    """Writes latents of images that a generator could have been trained on: samples of W that vary over the layers."""
+    generator, info = load_weights(models_dir / "generator.pt")
+    assert isinstance(generator, Generator)
+    random = torch.Generator().manual_seed(0)
+    label = torch.tensor(labels)
+    with torch.no_grad():
+        w = generator.mapping(torch.randn(len(labels), generator.z_dim, generator=random), label)
+    layers = generator.synthesis.num_ws
+    spread = 0.1 * torch.randn(len(labels), layers, generator.w_dim, generator=random)
+    made: dict[str, Any] = {
+        "w": w.unsqueeze(1) + spread,
+        "lpips": torch.zeros(len(labels)),
+        "pixels": torch.zeros(len(labels)),
+        "labels": list(labels),
+        "patient_ids": list(patients),
+        "digests": [f"{number:064x}" for number in range(len(labels))],
+        "splits": ["train"] * len(labels),
+        "split_sha256": info["split_sha256"],
+        "generator_sha256": info["sha256"],
+        "class_names": info["class_names"],
+        "settings": {},
+    }
+    latents = RealLatents(**made | changes)
+    save_latents(path, latents)
+    return latents
 
 
 def toy_student(name: str, generator: Generator, teacher: torch.nn.Module) -> LatentGuide:

@@ -16,13 +16,14 @@ import torch
 from pydantic import Field, create_model
 
 from bundle.command_line import plain_errors
-from bundle.commands import Formats, Pattern, Resolution
+from bundle.commands.common import Formats, Pattern, Resolution
 from bundle.option_types import (
     Count,
     Device,
     File,
     Folder,
     Folders,
+    OptionalFilePath,
     OutputFolder,
     Positive,
     RequiredFolders,
@@ -301,6 +302,8 @@ def test_paths(tmp_path: Path) -> None:
     assert "Did you mean" in str(problem(Folder, str(tmp_path / "image")))
     assert "is not a folder" in str(problem(Folder, str(file)))
     assert problem(File, file) is problem(File, None) is None
+    assert problem(OptionalFilePath, str(tmp_path / "none.pt")) is problem(OptionalFilePath, None) is None
+    assert "path of a file" in str(problem(OptionalFilePath, 7))
     assert "is empty" in str(problem(File, ""))
     assert "does not exist" in str(problem(File, str(tmp_path / "none" / "x.pt")))
     assert problem(OutputFolder, str(tmp_path / "new" / "deep")) is None

@@ -33,6 +33,7 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
         ]
     )
     warning, bound, reach, limit = _changes(options.get("changed_configuration", {}))
+    ends, k_same = _ends(options.get("ksame"))
     return f"""# Datasheet of a synthetic cohort
 
 {options["n_images"]} synthetic {markdown_text(str(manifest["modality"]))} images of {side} x {side} pixels, \
@@ -42,7 +43,7 @@ def datasheet(manifest: dict[str, Any], licence: str) -> str:
 A generative adversarial network was trained on real images. PLAN (Pennisi et al., MICCAI 2023, arXiv 2307.02984) \
 walked between pairs of points of its latent space, {options["n_points"]} points on each path, away from places where \
 a classifier of the training patients recognises one (objective `{options["objective"]}`, seed {options["seed"]}). \
-The two ends of a path are random samples that were not walked; they are not among the images. \
+{ends} \
 A gate of three other networks, which the walk never saw, then dropped every image in which it recognised a training \
 patient more surely than {bound} (a probability above \
 {options["threshold"]:.4g}), whose class it saw otherwise than the label says, or which is farther from real images of \
@@ -61,7 +62,7 @@ validated on real images before anyone relies on it.
 ## What it does not promise
 - No differential privacy: the networks saw every training image, and no mathematical bound limits what an image \
 gives away.
-- {limit}
+{k_same}- {limit}
 - Labels are the classes that the images were generated for. They carry over whatever the training labels followed, \
 the source of an image included.
 
@@ -72,6 +73,30 @@ of every file, `contact_sheet.png` shows some of the images.
 ## Licence
 {markdown_text(licence)}
 """
+
+
+def _ends(ksame: dict[str, Any] | None) -> tuple[str, str]:
+    """Returns what the ends of the paths are, and what k-same does not promise, as an item of a list."""
+    if ksame is None:
+        return "The two ends of a path are random samples that were not walked; they are not among the images.", ""
+    k, numbers = ksame["k"], ", ".join(f"{markdown_text(name)} {n}" for name, n in ksame["centroids"].items())
+    method = {
+        "laca": "the mean of the latents (LACA, Pennisi et al., DeCaF 2022)",
+        "ksalsa": "a latent moved from the mean of the latents, until its image has the content and the local style "
+        "(k-SALSA, Jeon et al., ECCV 2022)",
+    }[ksame["method"]]
+    ends = (
+        f"The two ends of a path are k-same centroids, k = {k}: each is {method} of the images of at least {k} "
+        f"different patients of one class, and no patient stands behind two (number of centroids: {numbers}). They "
+        f"were not walked and are not among the images. Behind the two ends of a path stand at least "
+        f"{ksame['fewest_patients']} patients."
+    )
+    return ends, (
+        f"- No k-anonymity of this cohort. k = {k} holds for the ends of the paths, and counts patients as the data "
+        f"name them. The walk leaves the straight line between the ends, and generator, encoder and guides saw every "
+        f"record, so that an image may show more of one patient than the ends of its path do; and patients who look "
+        f"alike have a centroid that looks like each of them.\n"
+    )
 
 
 def _changes(changed: dict[str, Any]) -> tuple[str, str, str, str]:

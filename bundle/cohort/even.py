@@ -1,12 +1,18 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Selection of a cohort's images: evenly from all walked paths, since the points of one path resemble each other."""
+"""Selection of a cohort's images: evenly from all classes, and from all paths, whose points resemble each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["even_shares", "spread_places"]
+__all__ = ["even_quotas", "even_shares", "spread_places"]
+
+
+def even_quotas(n_images: int, names: Sequence[str]) -> dict[str, int]:
+    """Divides a number of images evenly among classes, the first of which get one more where it does not divide."""
+    share, rest = divmod(n_images, len(names))
+    return {name: share + (position < rest) for position, name in enumerate(names)}
 
 
 def even_shares(passed: Sequence[int], quota: int) -> list[int]:

@@ -28,6 +28,7 @@ from bundle.cohort.writer import CURE, verify_cohort, write_cohort
 from bundle.data import ImageData
 from bundle.files import sweep_temporary
 from bundle.gate.gate import Gate
+from bundle.latent.centroids import CentroidPairs
 from bundle.lock import run_lock
 from bundle.markup import file_size, printable
 from bundle.networks.model_set import ModelSet
@@ -64,6 +65,7 @@ def generate(
     data: ImageData | None = None,
     squeezenet_file: str | None = None,
     formats: Any = PNG,
+    centroids: CentroidPairs | None = None,
 ) -> None:
     """Makes a cohort, resumes an interrupted one, or verifies a complete one.
 
@@ -81,10 +83,11 @@ def generate(
         data: real training images, for the private figure of the distance to the nearest one.
         squeezenet_file: weights of LPIPS's SqueezeNet for that figure; None lets torchvision find them.
         formats: file formats of the images, see `bundle.cohort.formats.chosen_formats`.
+        centroids: source of the end points; None for random samples.
 
     Raises:
-        CohortError: a format is unknown, the folder holds another run's cohort or a damaged one, or hardly any image
-            passes the gate.
+        CohortError: a format is unknown, the folder holds another run's cohort or a damaged one, hardly any image
+            passes the gate, or the centroids have no more pairs.
         InUseError: another run is making a cohort there.
     """
     keep_freed_memory()
@@ -98,7 +101,7 @@ def generate(
             return
     with run_lock(output_dir, private / "generate.lock"):
         if not os.path.lexists(cohort):
-            _make(evaluator, ledger, models, gate, cohort, data, squeezenet_file, chosen)
+            _make(evaluator, ledger, models, gate, cohort, data, squeezenet_file, chosen, centroids)
         elif not is_complete:  # completed by another run in the meantime
             _verify(cohort, ledger.settings, chosen)
         else:
@@ -147,6 +150,7 @@ def _make(
     data: ImageData | None,
     squeezenet_file: str | None,
     formats: Sequence[str],
+    centroids: CentroidPairs | None,
 ) -> None:
     is_first = idist.get_rank() == 0
     private = cohort.parent / "private"
@@ -156,7 +160,11 @@ def _make(
     ledger.open()
     if is_first:
         _announce(ledger, models, cohort.parent, formats)
+        if centroids is not None:
+            print(centroids.clusters.describe(models.class_names), flush=True)
     if next(ledger.due(), None) is not None:
+        if centroids is not None:
+            centroids.make()
         evaluator.run()
     if is_first:
         look_at_paths(ledger, models, gate, private, data, squeezenet_file)
@@ -180,7 +188,8 @@ def _announce(ledger: WalkLedger, models: ModelSet, output_dir: Path, formats: S
     info = models.infos["generator"]
     pixels = info["channels"] * info["resolution"] ** 2
     block = ledger.block_size * ledger.released
-    paths = sum(-(-ledger.missing(label) // block) * ledger.block_size for label in ledger.quotas)
+    wanted_of = [-(-ledger.missing(label) // block) * ledger.block_size for label in ledger.quotas]
+    paths = sum(wanted_of if ledger.n_pairs is None else map(min, wanted_of, ledger.n_pairs.values()))
     # private/ stores the pixels and two float32 latents of each point, cohort/ the images in each format.
     released = sum(FORMATS[name].share for name in formats) * wanted * pixels
     size = paths * ledger.n_points * (pixels + 8 * models.generator.w_dim) + released

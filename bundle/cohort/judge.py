@@ -33,8 +33,13 @@ class JudgePathd(Transform):
         self.ledger = ledger
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads ``pred`` (see `PlanWalkInferer`), ``label`` and ``index``; adds ``passed`` [N]."""
+        """Reads ``pred`` (see `PlanWalkInferer`), ``label`` and ``index``; adds ``passed`` [N].
+
+        A pair that only fills up the last block of its class is left as it is.
+        """
         label, index, path = int(data["label"]), int(data["index"]), data["pred"]
+        if not self.ledger.takes(label, index):
+            return dict(data)
         pixels, verdict = draw_and_judge_path(self.generator, self.gate, path["w"], label)
         record = {
             "image": pixels,

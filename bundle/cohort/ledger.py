@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ class WalkLedger:
 
     Args:
         folder: folder of the files; private, since they include points that did not pass the gate.
-        settings: all options that the bits of the cohort depend on.
+        settings: all options that the bits of the cohort depend on; ``classes`` names the classes of the quotas.
         quotas: number of images wanted of each class, by label.
         n_points: points per path, both ends included.
         block_size: pairs that are walked together.
         apart: for each label the distance below which two images are near-duplicates, of which one is left out.
+        n_pairs: for each label the number of pairs that there are; None if they never run out.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class WalkLedger:
         n_points: int,
         block_size: int,
         apart: Sequence[float],
+        n_pairs: Mapping[int, int] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.settings = settings
@@ -78,6 +80,8 @@ class WalkLedger:
         #: Points of a path that can be released: all but its two ends.
         self.released = n_points - 2
         self.block_size = block_size
+        self.n_pairs = n_pairs
+        self._names = dict(zip(quotas, settings.get("classes", quotas), strict=False))
         self._claim = self.folder / "settings.json"
         self._settings_sha256 = content_digest(settings, 64)
         self._counts: dict[tuple[int, int], dict[str, int]] = {}
@@ -197,21 +201,28 @@ class WalkLedger:
         """Yields class and index of the blocks that would be needed even if all their points passed.
 
         Raises:
-            CohortError: hardly any image passes the gate.
+            CohortError: hardly any image passes the gate, or there are no more pairs.
         """
         for label, quota in self.quotas.items():
             passed, known, block = 0, 0, 0
             while passed < quota:
-                pairs = [(label, index) for index in self._indices(block)]
+                pairs = [(label, index) for index in self._indices(label, block)]
+                if not pairs:
+                    self._check_pairs(label, quota, known)
+                    break
                 if all(pair in self._counts for pair in pairs):
                     number = sum(self._counts[pair]["kept"] for pair in pairs)
                     known += number
                     passed += number
                 else:
                     self._check_patience(label, quota, block, known)
-                    passed += self.released * self.block_size
+                    passed += self.released * len(pairs)
                     yield label, block
                 block += 1
+
+    def takes(self, label: int, index: int) -> bool:
+        """Returns whether a pair is one of those that there are, and no padding of the last block of its class."""
+        return self.n_pairs is None or index < self.n_pairs[label]
 
     def add(self, label: int, index: int, record: dict[str, Tensor]) -> None:
         """Stores the outcome of a pair.
@@ -282,23 +293,35 @@ class WalkLedger:
         needed = -(-quota // (self.released * self.block_size))
         if block >= PATIENCE * needed and passed < LEAST_SHARE * judged:
             raise CohortError(
-                f"After {block * self.block_size} paths only {passed} of {quota} images of class {label} can be "
-                f"released: of {judged} points {through} passed the gate, and {through - passed} of these are "
+                f"After {block * self.block_size} paths only {passed} of {quota} images of class {self._names[label]} "
+                f"can be released: of {judged} points {through} passed the gate, and {through - passed} of these are "
                 "near-duplicates of others. The generator shows patients or the wrong class too often, or has too "
                 "little variety: train longer or ask for fewer images."
+            )
+
+    def _check_pairs(self, label: int, quota: int, passed: int) -> None:
+        """Raises an error once all pairs of a class are walked and do not suffice; until then, some are due."""
+        pairs, through = self._sums[label]["judged"] // self.released, self._sums[label]["passed"]
+        if pairs >= (self.n_pairs or {}).get(label, 0):
+            raise CohortError(
+                f"All {pairs} paths between the centroids of {self._names[label]} are walked, and {passed} of {quota} "
+                f"images can be released: {through} points passed the gate, and {through - passed} of these are near-"
+                f"duplicates of others. Ask for at most --n_images {passed * len(self.quotas)}, divided evenly among "
+                f"the classes, for more points (--n_points), or for more centroids (a smaller --k)."
             )
 
     def _taken(self, label: int) -> Iterator[int]:
         """Yields the indices of the pairs that supply the class's images: whole blocks, until the quota is met."""
         passed, block = 0, 0
         while passed < self.quotas[label]:
-            for index in self._indices(block):
+            for index in self._indices(label, block):
                 yield index
                 passed += self._counts[label, index]["kept"]
             block += 1
 
-    def _indices(self, block: int) -> Sequence[int]:
-        return range(block * self.block_size, (block + 1) * self.block_size)
+    def _indices(self, label: int, block: int) -> Sequence[int]:
+        indices = range(block * self.block_size, (block + 1) * self.block_size)
+        return indices if self.n_pairs is None else indices[: max(0, self.n_pairs[label] - indices.start)]
 
     def _path(self, label: int, index: int) -> Path:
         return self.folder / f"pair_{label}_{index:06d}.pt"

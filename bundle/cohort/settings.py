@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 
+from bundle.cohort.even import even_quotas
+from bundle.cohort.ksame import KSameSettings
 from bundle.cohort.ledger import CohortError, WalkLedger
 from bundle.data import Modality, get_modality
 from bundle.files import content_digest
 from bundle.gate.gate import gate_apart
 from bundle.latent.pairs import pairs_per_block
+from bundle.latent.partners import number_of_pairs
 from bundle.networks.latent_guides import LATENT_GUIDES
 from bundle.networks.model_set import GENERATION_NETWORKS, ModelInfos
 from bundle.options import OptionError
@@ -26,6 +29,7 @@ from bundle.walk.path import WalkSettings
 
 __all__ = [
     "CohortSettings",
+    "chosen_classes",
     "cohort_settings",
     "default_guides",
     "default_output_dir",
@@ -35,6 +39,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Settings that are left out where they say nothing.
+_OPTIONAL = ("changed_configuration", "ksame")
+
 
 @dataclass(frozen=True)
 class CohortSettings:
@@ -43,7 +50,7 @@ class CohortSettings:
     Attributes:
         n_images: images in the cohort.
         n_points: points per path, both ends included.
-        seed: random seed of the end points.
+        seed: random seed of the end points, or of the pairs of centroids.
         classes: names of the classes, in the order of their labels.
         objective: name of the walk's objective.
         guides: kind of guides that the walk evaluates, ``latent`` or ``image``.
@@ -59,6 +66,7 @@ class CohortSettings:
         models: SHA-256 of each network's weights.
         changed_configuration: other parts of the configuration that a call has changed, see
             `bundle.options.check_options`.
+        ksame: what a cohort between centroids depends on; None for one between random samples.
     """
 
     n_images: int
@@ -78,13 +86,12 @@ class CohortSettings:
     threads: int
     models: dict[str, str]
     changed_configuration: dict[str, Any] = field(default_factory=dict)
+    ksame: KSameSettings | None = None
 
     def content(self) -> dict[str, Any]:
-        """Returns plain values for JSON; an empty ``changed_configuration`` is left out."""
+        """Returns plain values for JSON; ``changed_configuration`` and ``ksame`` are left out if there is nothing."""
         content = dataclasses.asdict(self)
-        if not self.changed_configuration:
-            del content["changed_configuration"]
-        return content
+        return {name: value for name, value in content.items() if name not in _OPTIONAL or value}
 
 
 def default_guides(models_dir: str) -> str:
@@ -114,10 +121,10 @@ def generation_networks(guides: str) -> tuple[str, ...]:
 def cohort_settings(
     models: ModelInfos,
     modality: str | Modality,
-    n_images: int,
+    n_images: int | None,
     n_points: int,
     seed: int,
-    classes: str | int | Sequence[str | int] | None,
+    classes: Sequence[str],
     objective: BalancedObjective | PublishedObjective,
     walk_settings: WalkSettings,
     weights: Mapping[str, float],
@@ -126,16 +133,17 @@ def cohort_settings(
     farthest: float,
     device: str | torch.device,
     changed: Mapping[str, Any],
+    ksame: KSameSettings | None = None,
 ) -> CohortSettings:
     """Completes and checks the options of a cohort.
 
     Args:
         models: JSON descriptions of the networks.
         modality: modality of the configuration; must be that of the models.
-        n_images: see `CohortSettings`.
+        n_images: see `CohortSettings`; with ``ksame``, that says it.
         n_points: see `CohortSettings`.
         seed: see `CohortSettings`.
-        classes: names or labels of the classes wanted; None for all.
+        classes: result of `chosen_classes`.
         objective: loss that the walk minimises.
         walk_settings: step count, learning rate and stopping rule of the optimiser.
         weights: the options ``lambda_class``, ``lambda_prior``, ``lambda_real`` and ``kappa``; the objective must have
@@ -145,21 +153,24 @@ def cohort_settings(
         farthest: largest distance from real images that passes the gate.
         device: device that computes the walk.
         changed: result of `bundle.options.check_options`.
+        ksame: result of `bundle.cohort.ksame.ksame_settings`.
 
     Raises:
-        CohortError: the models are of another modality or lack a class, there are more classes than images, or the
-            published objective is combined with latent guides.
+        CohortError: the models are of another modality, there are more classes than images, or the published objective
+            is combined with latent guides.
         OptionError: a weight was given that the objective has not taken.
     """
     _check_modality(models, modality)
-    chosen = _class_names(models.class_names, classes)
     _check_weights(objective, weights, get_modality(modality), models)
-    _check_combination(objective, guides, n_images, len(chosen))
+    if ksame is not None:
+        n_images = sum(ksame.images.values())
+    assert n_images is not None
+    _check_combination(objective, guides, n_images, len(classes))
     return CohortSettings(
         n_images=n_images,
         n_points=n_points,
         seed=seed,
-        classes=chosen,
+        classes=list(classes),
         objective=objective.name,
         guides=guides,
         walk=walk_settings,
@@ -172,6 +183,7 @@ def cohort_settings(
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         models=models.sha256(),
+        ksame=ksame,
         **changed,
     )
 
@@ -204,8 +216,16 @@ def _check_weights(
             )
 
 
-def _class_names(names: Sequence[str], classes: str | int | Sequence[str | int] | None) -> list[str]:
-    """Returns the names of the classes wanted, each once, in the order of their labels."""
+def chosen_classes(names: Sequence[str], classes: str | int | Sequence[str | int] | None) -> list[str]:
+    """Returns the names of the classes wanted, each once, in the order of their labels.
+
+    Args:
+        names: name of each label.
+        classes: names or labels of the classes wanted; None for all.
+
+    Raises:
+        CohortError: the models do not know such a class, or none is wanted.
+    """
     several = isinstance(classes, list | tuple)
     wanted: list[Any] = list(names) if classes is None else list(classes) if several else [classes]  # type: ignore[arg-type]
     if not wanted:
@@ -235,10 +255,17 @@ def default_output_dir(modality: str, settings: CohortSettings) -> str:
 
 
 def plan_ledger(output_dir: str, settings: CohortSettings, class_names: Sequence[str]) -> WalkLedger:
-    """Builds the ledger of a cohort, with its images distributed evenly over the classes."""
-    share, rest = divmod(settings.n_images, len(settings.classes))
-    quotas = {
-        list(class_names).index(name): share + (position < rest) for position, name in enumerate(settings.classes)
-    }
-    folder = Path(output_dir) / "private" / "walk"
-    return WalkLedger(folder, settings.content(), quotas, settings.n_points, settings.block_size, settings.apart)
+    """Builds the ledger of a cohort: its images of each class, and the pairs of centroids that there are for them."""
+    label_of = {name: label for label, name in enumerate(class_names)}
+    ksame = settings.ksame
+    images = even_quotas(settings.n_images, settings.classes) if ksame is None else ksame.images
+    pairs = None if ksame is None else {label_of[name]: number_of_pairs(n) for name, n in ksame.centroids.items()}
+    return WalkLedger(
+        Path(output_dir) / "private" / "walk",
+        settings.content(),
+        {label_of[name]: number for name, number in images.items()},
+        settings.n_points,
+        settings.block_size,
+        settings.apart,
+        pairs,
+    )

@@ -1,3 +1,3 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Latent codes: samples, pairs of end points, inversions of real images, the distribution of W."""
+"""Latent codes: samples, inversions of real images, k-same centroids, pairs of end points, the distribution of W."""

@@ -37,7 +37,15 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-__all__ = ["Cluster", "Clustering", "KSameError", "Patient", "check_clusters", "cluster_patients"]
+__all__ = [
+    "Cluster",
+    "Clustering",
+    "KSameError",
+    "KSameInputError",
+    "Patient",
+    "check_clusters",
+    "cluster_patients",
+]
 
 #: Identifier of a patient; within one data set all are of the same type.
 Patient: TypeAlias = int | str
@@ -45,6 +53,10 @@ Patient: TypeAlias = int | str
 
 class KSameError(RuntimeError):
     """A clustering that breaks the guarantee; nothing that was made from it may be released."""
+
+
+class KSameInputError(ValueError):
+    """Latents, patients or a k that cannot be clustered; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +116,8 @@ def cluster_patients(latents: Tensor, patients: Sequence[Patient], labels: Seque
 
     Raises:
         TypeError: patients or labels are not plain integers or strings.
-        ValueError: k is below 2, a class has fewer than k patients, a patient has images in two classes, or latents are
-            absent, not finite, not floats [N, D], or not as many as patients and labels.
+        KSameInputError: k is below 2, a class has fewer than k patients, a patient has images in two classes, or
+            latents are absent, not finite, not floats [N, D], or not as many as patients and labels.
         KSameError: the clusters break the guarantee, by an error of this module.
     """
     _check_input(latents, patients, labels, k)
@@ -113,7 +125,7 @@ def cluster_patients(latents: Tensor, patients: Sequence[Patient], labels: Seque
     clusters = []
     for label, records_of in sorted(_patients_of_classes(patients, labels).items()):
         if len(records_of) < k:
-            raise ValueError(
+            raise KSameInputError(
                 f"Class {label} has {len(records_of)} patients, fewer than k = {k}: no centroid of this class can "
                 "stand for k patients. Give it more patients, choose a smaller k (at least 2), or leave the class out."
             )
@@ -144,7 +156,7 @@ def check_clusters(clustering: Clustering, patients: Sequence[Patient], labels: 
 
     Raises:
         TypeError: patients or labels are not plain integers or strings.
-        ValueError: k is below 2, or there are not as many patients as labels.
+        KSameInputError: k is below 2, or there are not as many patients as labels.
         KSameError: an image is in no cluster or in two, a cluster has fewer than k different patients or names others
             than its images have, its images are of another class, or a patient is in two clusters.
     """
@@ -182,20 +194,21 @@ def _check_records(clustering: Clustering, n_records: int) -> None:
 def _check_input(latents: Tensor, patients: Sequence[Patient], labels: Sequence[int], k: int) -> None:
     _check_names(patients, labels, k)
     if latents.dim() != 2 or not latents.numel() or not latents.is_floating_point():
-        raise ValueError(
+        raise KSameInputError(
             f"Latents must be floats [N, D] of at least one image, not {latents.dtype} {list(latents.shape)}. Give the "
             "latents of images, and flatten W+."
         )
     if len(latents) != len(patients):
-        raise ValueError(f"There are {len(latents)} latents of {len(patients)} images. Give one for each image.")
+        raise KSameInputError(f"There are {len(latents)} latents of {len(patients)} images. Give one for each image.")
     finite = latents.isfinite().all(dim=1)
     if not finite.all():
-        raise ValueError(f"The latent of image {int(finite.int().argmin())} is not finite. Project this image anew.")
+        image = int(finite.int().argmin())
+        raise KSameInputError(f"The latent of image {image} is not finite. Project this image anew.")
     label_of: dict[Patient, int] = {}
     for patient, label in zip(patients, labels, strict=True):
         first = label_of.setdefault(patient, label)
         if first != label:
-            raise ValueError(
+            raise KSameInputError(
                 f"Patient {patient!r} has images of the classes {min(first, label)} and {max(first, label)}, and would "
                 "be in two clusters. Keep the images of one class of such patients."
             )
@@ -203,9 +216,9 @@ def _check_input(latents: Tensor, patients: Sequence[Patient], labels: Sequence[
 
 def _check_names(patients: Sequence[Patient], labels: Sequence[int], k: int) -> None:
     if k < 2:
-        raise ValueError(f"k = {k} hides nobody: a cluster must hold at least 2 patients. Give a k of at least 2.")
+        raise KSameInputError(f"k = {k} hides nobody: a cluster must hold at least 2 patients. Give a k of at least 2.")
     if len(patients) != len(labels):
-        raise ValueError(f"There are {len(patients)} patients and {len(labels)} labels. Give both for each image.")
+        raise KSameInputError(f"There are {len(patients)} patients and {len(labels)} labels. Give both for each image.")
     # Elements of tensors are equal to no other element as keys: each image would count as a patient of its own. A
     # patient named 1 and "1" would count twice.
     for what, values, types in (("patients", patients, (int, str)), ("labels", labels, (int,))):

@@ -10,9 +10,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from bundle.latent.centroids import CentroidPairs
 from bundle.networks.sampling import sample_z
 
-__all__ = ["PairBlocks", "pair_latents", "pairs_per_block"]
+__all__ = ["ENDS", "PairBlocks", "pair_latents", "pairs_per_block"]
+
+#: Kinds of end points: random samples, and k-same centroids of the training patients.
+ENDS = ("draws", "ksame")
 
 # Points walked at once: a block holds as many pairs as fit, depending on the points per path. Larger blocks are faster,
 # but waste more points where few images are wanted.
@@ -59,6 +63,7 @@ class PairBlocks(IterableDataset[dict[str, Any]]):
         block_size: pairs in a block; the batch size of the data loader must be the same.
         next_block: returns the class and index of the next block, or None once there are enough; it is called after the
             previous block has been processed.
+        centroids: source of end points w; None for random samples z.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class PairBlocks(IterableDataset[dict[str, Any]]):
         seed: int,
         block_size: int,
         next_block: Callable[[], tuple[int, int] | None],
+        centroids: CentroidPairs | None = None,
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
@@ -75,12 +81,16 @@ class PairBlocks(IterableDataset[dict[str, Any]]):
         self.seed = seed
         self.block_size = block_size
         self.next_block = next_block
+        self.centroids = centroids
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields dictionaries of ``latent`` [2, z_dim], ``label`` and ``index``."""
+        """Yields dictionaries of ``latent`` [2, z_dim], or [2, w_dim] of centroids, ``label`` and ``index``."""
         while (wanted := self.next_block()) is not None:
             label, block = wanted
             indices = range(block * self.block_size, (block + 1) * self.block_size)
-            latents = pair_latents(indices, label, self.z_dim, self.num_classes, self.seed)
+            if self.centroids is None:
+                latents = pair_latents(indices, label, self.z_dim, self.num_classes, self.seed)
+            else:
+                latents = self.centroids(indices, label)
             for index, latent in zip(indices, latents, strict=True):
                 yield {"latent": latent, "label": label, "index": index}

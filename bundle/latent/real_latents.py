@@ -89,7 +89,10 @@ def load_latents(path: str | os.PathLike[str], generator_sha256: str | None = No
         raise InversionError(f"{path} is no file of latents of format {FORMAT}. Invert the images anew.")
     try:
         latents = RealLatents(**content)
-    except TypeError as error:
+        columns = (latents.w, latents.lpips, latents.pixels, latents.labels, latents.patient_ids, latents.digests)
+        if {len(column) for column in (*columns, latents.splits)} != {len(latents.w)}:
+            raise ValueError("the columns have different lengths")
+    except (TypeError, ValueError) as error:
         raise DamagedError(f"{path} is damaged. Remove it and run the same command again.") from error
     if generator_sha256 not in (None, latents.generator_sha256):
         raise InversionError(

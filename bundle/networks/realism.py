@@ -133,8 +133,17 @@ class RealismJudge(nn.Module):
             distances = [self.distance(features, label) for label in range(self.num_classes)]
         return torch.stack(distances, dim=1).log1p()
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Maps images [N, C, H, W] in [-1, 1], resized to ``side``, to the ImageNet network's three feature maps.
+
+        Returns:
+            [N, C, side/4, side/4] to [N, C, side/16, side/16]; gradients pass.
+        """
+        maps: list[Tensor] = self.trunk(resized(images, self.side))
+        return maps
+
     def _features(self, images: Tensor) -> Tensor:
-        maps = [x.float().flatten(2) for x in self.trunk(resized(images, self.side))[1:]]
+        maps = [x.float().flatten(2) for x in self.maps(images)[1:]]
         return torch.cat([part for x in maps for part in (x.mean(dim=2), x.std(dim=2))], dim=1)
 
     def _distances(self, features: Tensor, label: int) -> tuple[Tensor, Tensor]:

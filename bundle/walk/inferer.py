@@ -30,6 +30,7 @@ class PlanWalkInferer(Inferer):
         settings: step count, learning rate and stopping rule of the optimiser.
         n_points: points per path, both ends included.
         on_step: callback of each optimisation step, see `bundle.walk.path.walk`.
+        ends_in_w: whether the end points are w, as centroids are, rather than z.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class PlanWalkInferer(Inferer):
         settings: WalkSettings,
         n_points: int = 10,
         on_step: Callable[[Tensor], None] | None = None,
+        ends_in_w: bool = False,
     ) -> None:
         super().__init__()
         self.guides = guides
@@ -48,12 +50,13 @@ class PlanWalkInferer(Inferer):
         self.settings = settings
         self.n_points = n_points
         self.on_step = on_step
+        self.ends_in_w = ends_in_w
 
     def __call__(self, inputs: Tensor, network: Generator, label: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Walks a batch of pairs.
 
         Args:
-            inputs: end points z, [P, 2, z_dim].
+            inputs: end points z, [P, 2, z_dim], or w, [P, 2, w_dim].
             network: G.
             label: class of each pair, [P].
             **kwargs: unused; part of the interface.
@@ -62,8 +65,10 @@ class PlanWalkInferer(Inferer):
             ``w`` and ``w_linear`` [P, N, w_dim]: points of the walked and of the straight path; ``loss_history`` [P,
             steps]: loss at each step; ``terms``: weighted terms of the objective at the last step, each [P].
         """
-        with torch.no_grad():
-            ends = network.mapping(inputs.flatten(0, 1), label.repeat_interleave(2)).unflatten(0, inputs.shape[:2])
+        ends = inputs
+        if not self.ends_in_w:
+            with torch.no_grad():
+                ends = network.mapping(inputs.flatten(0, 1), label.repeat_interleave(2)).unflatten(0, inputs.shape[:2])
         path = walk(
             ends[:, 0],
             ends[:, 1],

@@ -12,7 +12,7 @@ from bundle.auditing.images import open_cohort
 from bundle.auditing.preprocessing import choose_preprocessing
 from bundle.auditing.releases import open_cohorts
 from bundle.cohort.writer import write_cohort
-from bundle.commands import Audit
+from bundle.commands.assessment import Audit
 from bundle.data import DataError, ImageData, get_modality
 from bundle.options import validate
 from tests.hospital import CohortMaker, blobs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundle.cohort.even import even_shares, spread_places
+from bundle.cohort.even import even_quotas, even_shares, spread_places
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_places_differ_and_exist() -> None:
             places = spread_places(number, wanted)
             assert len(set(places)) == wanted
             assert all(0 <= place < number for place in places)
+
+
+@pytest.mark.parametrize(("n_images", "shares"), [(6, [2, 2, 2]), (8, [3, 3, 2]), (2, [1, 1, 0])])
+def test_images_are_divided_evenly_among_classes(n_images: int, shares: list[int]) -> None:
+    assert even_quotas(n_images, ["a", "b", "c"]) == dict(zip("abc", shares, strict=True))

@@ -21,7 +21,13 @@ N = 6
 SETTINGS: dict[str, Any] = {"seed": 0, "classes": [0, 1], "models": {"generator": "ab"}}
 
 
-def ledger(tmp_path: Path, quotas: dict[int, int] | None = None, apart: float = 0.0, **settings: Any) -> WalkLedger:
+def ledger(
+    tmp_path: Path,
+    quotas: dict[int, int] | None = None,
+    apart: float = 0.0,
+    n_pairs: dict[int, int] | None = None,
+    **settings: Any,
+) -> WalkLedger:
     made = WalkLedger(
         tmp_path / "private" / "walk",
         {**SETTINGS, **settings},
@@ -29,6 +35,7 @@ def ledger(tmp_path: Path, quotas: dict[int, int] | None = None, apart: float = 
         N,
         2,
         apart=[apart, apart],
+        n_pairs=n_pairs,
     )
     made.open()
     return made
@@ -49,7 +56,7 @@ def walk_on(book: WalkLedger, passed: list[int], every: int = 1) -> list[tuple[i
     while (wanted := book.next_block()) is not None:
         blocks.append(wanted)
         label, block = wanted
-        for index in (2 * block, 2 * block + 1):
+        for index in filter(lambda index: book.takes(label, index), (2 * block, 2 * block + 1)):
             book.add(label, index, record(passed if index % every == 0 else [0] * (N - 2), value=10 * index))
     return blocks
 
@@ -173,6 +180,31 @@ def test_a_gate_that_lets_little_pass_only_takes_longer(tmp_path: Path) -> None:
     book = ledger(tmp_path, {0: 12})  # two blocks of eight if every point passed
     assert len(walk_on(book, [1, 1, 1, 1], every=20)) == 2 * PATIENCE + 1
     assert book.done() == (12, 12)
+
+
+def test_pairs_that_run_out_suffice_where_enough_pass(tmp_path: Path) -> None:
+    """Three pairs in blocks of two: the last block has only one that counts."""
+    book = ledger(tmp_path, {0: 12, 1: 3}, n_pairs={0: 3, 1: 1})
+    assert walk_on(book, [1, 1, 1, 1]) == [(0, 0), (0, 1), (1, 0)]
+    assert [book.takes(0, index) for index in range(4)] == [True, True, True, False]
+    assert book.counts(0)["judged"] == 12
+    assert len(list(book.images(0))) == 12
+    assert len(list(book.images(1))) == 3
+    assert len(list(tmp_path.rglob("pair_*.pt"))) == 4
+    again = ledger(tmp_path, {0: 12, 1: 3}, n_pairs={0: 3, 1: 1})
+    assert again.next_block() is None
+    assert len(list(again.images(0))) == 12
+
+
+def test_pairs_that_run_out_before_there_are_enough_are_told_with_what_can_be_made(tmp_path: Path) -> None:
+    message = (
+        r"All 3 paths between the centroids of normal are walked, and 6 of 7 images can be released: 6 points passed "
+        r"the gate, and 0 of these are near-duplicates of others\. Ask for at most --n_images 6, .*a smaller --k"
+    )
+    for _ in range(2):
+        book = ledger(tmp_path, {0: 7}, n_pairs={0: 3}, classes=["normal"])
+        with pytest.raises(CohortError, match=message):
+            walk_on(book, [1, 0, 0, 1])
 
 
 def test_only_tensors_are_kept_and_no_half_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bundle.commands import Send
+from bundle.commands.cohorts import Send
 from bundle.options import validate
 
 NONE: dict[str, Any] = {"aet": "", "host": "", "url": ""}

@@ -270,6 +270,14 @@ def test_inferer_walks_from_z(models: ModelSet, prior: LatentPrior) -> None:
     assert set(result["terms"]) == {"identity", "distance", "class", "even", "prior", "real", "loss"}
 
 
+def test_inferer_walks_from_w(models: ModelSet, prior: LatentPrior, ends: tuple[Tensor, Tensor]) -> None:
+    inferer = PlanWalkInferer(guides(models), prior, BalancedObjective(), SHORT, n_points=5, ends_in_w=True)
+    result = inferer(torch.stack(ends, dim=1), models.generator, LABEL)
+    assert torch.equal(result["w"][:, 0], ends[0])
+    assert torch.equal(result["w"][:, -1], ends[1])
+    assert torch.equal(result["w_linear"], straight_path(*ends, 5))
+
+
 def test_a_weightier_prior_holds_the_walk_closer(models: ModelSet, prior: LatentPrior) -> None:
     settings = WalkSettings(steps=40, learning_rate=0.3, cosine=True, tolerance=0.0)
     z = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(2))
