@@ -69,8 +69,8 @@ def audit_summary(results: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             _verdict(results["verdict"]),
-            f"Compared with real images: {_sides(results)}. Of {len(controls)} required controls, which ask whether the "
-            f"audit finds copies, {controls.count(True)} were met.",
+            f"Compared with real images: {_sides(results)}. Of {len(controls)} required controls, which ask whether "
+            f"the audit finds copies, {controls.count(True)} were met.",
             *_nearness(results),
             "In brackets: 95 % intervals.",
         ]

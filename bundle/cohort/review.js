@@ -66,7 +66,7 @@
     squares[current].classList.remove("here");
     current = Math.min(Math.max(place, 0), total - 1);
     squares[current].classList.add("here");
-    squares[current].scrollIntoView({ block: "nearest" });
+    element("map").scrollTop = squares[current].offsetTop - element("map").clientHeight / 2;
     element("picture").src = address(current);
     new Image().src = address((current + 1) % total); // decoded by the time it is wanted
     element("label").textContent = cohort.images[current].label_name;

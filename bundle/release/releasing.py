@@ -58,8 +58,8 @@ def release(
 ) -> None:
     """Writes the images of a cohort that its review did not reject into an archive; the outcome is printed.
 
-    In the archive is a cohort: images, labels, contact sheet, datasheet and manifest. Images have the names and, as PNG
-    files, the bytes that they have in the whole cohort. Equal cohorts, reviews and audits give equal bits.
+    In the archive is a cohort: images, labels, contact sheet, datasheet and manifest. Its PNG files have the bytes that
+    they have in the whole cohort, and are numbered anew. Equal cohorts, reviews and audits give equal bits.
 
     Args:
         cohort_dir: folder of the cohort, as its manifest says.
@@ -205,25 +205,32 @@ def _write_folder(
     """Writes the cohort that the archive holds.
 
     PNG files are copied, so that they are the files that were audited. The others are made of their pixels: no audit
-    answers for such files in the whole cohort.
+    answers for such files in the whole cohort. Gaps in the numbers would tell which images were rejected, beside which
+    others of the same path lie.
     """
     for form in formats:
         (target / FORMATS[form].folder).mkdir(parents=True)
-    names, files = {name for name, *_ in kept}, {}
+    names = {name for name, *_ in kept}
+    numbers: Counter[str] = Counter()
+    rows: list[tuple[str, int, str]] = []
+    files: dict[str, str] = {}
     sheet: dict[str, list[Tensor]] = {label_name: [] for *_, label_name in kept}
     total = len(image_names(manifest["files"]))
-    for image, stem in tqdm(read_images(folder, manifest, CURE), "writing", total, unit="image"):
-        name = FORMATS[PNG].name(stem)
-        if name not in names:
+    for image, old in tqdm(read_images(folder, manifest, CURE), "writing", total, unit="image"):
+        source = FORMATS[PNG].name(old)
+        if source not in names:
             continue
+        numbers[image.label_name] += 1
+        stem = f"{image.label_name}_{numbers[image.label_name]:06d}"
         for form in formats:
-            content = (folder / name).read_bytes() if form == PNG else FORMATS[form].encode(image)
+            content = (folder / source).read_bytes() if form == PNG else FORMATS[form].encode(image)
             (target / FORMATS[form].name(stem)).write_bytes(content)
-            sha256 = manifest["files"][name] if form == PNG else hashlib.sha256(content).hexdigest()
+            sha256 = manifest["files"][source] if form == PNG else hashlib.sha256(content).hexdigest()
             files[FORMATS[form].name(stem)] = sha256
+        rows.append((FORMATS[PNG].name(stem), image.label, image.label_name))
         if len(sheet[image.label_name]) < SHEET_IMAGES:
             sheet[image.label_name].append(torch.from_numpy(image.pixels))
-    seal_cohort(target, kept, [*sheet.values()], [*sheet], released, datasheet, files)
+    seal_cohort(target, rows, [*sheet.values()], [*sheet], released, datasheet, files)
 
 
 def _report(entry: dict[str, Any], target: Path, is_new: bool) -> None:
