@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -12,39 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from bundle.auditing.clearance import passed_audit
 from bundle.auditing.tables import audit_summary
-from bundle.cohort.contents import cohort_folder, read_images
-from bundle.cohort.formats import FORMATS, PNG, chosen_formats, formats_of
+from bundle.cohort.contents import cohort_folder
+from bundle.cohort.formats import chosen_formats, formats_of
 from bundle.cohort.ledger import CohortError
 from bundle.cohort.review_page import PAGE, REASONS, has_page
-from bundle.cohort.writer import (
-    ADDING,
-    MANIFEST,
-    RELEASES,
-    SHEET_IMAGES,
-    image_names,
-    images_sha256,
-    read_labels,
-    seal_cohort,
-    verify_cohort,
-)
-from bundle.files import atomic_write, sha256_file, sweep_temporary, temporary_folder
+from bundle.cohort.writer import ADDING, RELEASES, image_names, images_sha256, read_labels, verify_cohort
+from bundle.files import sha256_file
 from bundle.lock import folder_lock
 from bundle.markup import file_size, printable
-from bundle.release.archive import write_archive
 from bundle.release.datasheet import release_datasheet
+from bundle.release.package import CURE, Package
 from bundle.release.review import Review, ReviewError, read_review
 
 __all__ = ["ARCHIVE", "release"]
 
 #: Name of the archive.
 ARCHIVE = "release.zip"
-CURE = "Only a cohort as it was generated or received can be released."
 Rows = Sequence[tuple[str, int, str]]
 
 
@@ -100,10 +84,10 @@ def release(
     }
     datasheet = release_datasheet(entry, summary, (folder / "datasheet.md").read_text(encoding="utf-8"))
     chosen = formats_of(manifest["files"]) if formats is None else chosen_formats(formats)
-    released = _manifest(manifest, entry, kept)
+    package = Package(folder, manifest, frozenset(row[0] for row in kept), _manifest(manifest, entry, kept), datasheet)
     target.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(target.parent):
-        is_new = _pack(folder, manifest, kept, released, datasheet, chosen, target)
+        is_new = package.write(target, chosen)
     _report(entry, target, is_new)
 
 
@@ -161,76 +145,6 @@ def _manifest(manifest: dict[str, Any], entry: dict[str, Any], kept: Rows) -> di
         counts = Counter(label_name for *_, label_name in kept)
         released["gate"] = {name: {**other, "images": counts[name]} for name, other in manifest["gate"].items()}
     return released
-
-
-def _pack(
-    folder: Path,
-    manifest: dict[str, Any],
-    kept: Rows,
-    released: dict[str, Any],
-    datasheet: str,
-    formats: Sequence[str],
-    target: Path,
-) -> bool:
-    """Writes the archive; returns whether it was not there already.
-
-    Raises:
-        CohortError: another one was there.
-    """
-    sweep_temporary(target.parent)
-    with temporary_folder(target) as temporary, atomic_write(target) as archive:
-        _write_folder(temporary / "cohort", folder, manifest, kept, released, datasheet, formats)
-        sealed = verify_cohort(temporary / "cohort")
-        files = {**sealed["files"], MANIFEST: sha256_file(temporary / "cohort" / MANIFEST)}
-        # Whoever unpacks several releases needs folders of different names.
-        write_archive(archive, temporary / "cohort", files, f"release-{images_sha256(sealed)[:10]}")
-        is_new = not target.exists()
-        if not is_new and sha256_file(target) != sha256_file(archive):
-            raise CohortError(
-                f"{printable(str(target))} is another release: of another cohort, review, audit or choice of formats. "
-                "Name another output_dir, or move it away."
-            )
-    return is_new
-
-
-def _write_folder(
-    target: Path,
-    folder: Path,
-    manifest: dict[str, Any],
-    kept: Rows,
-    released: dict[str, Any],
-    datasheet: str,
-    formats: Sequence[str],
-) -> None:
-    """Writes the cohort that the archive holds.
-
-    PNG files are copied, so that they are the files that were audited. The others are made of their pixels: no audit
-    answers for such files in the whole cohort. Gaps in the numbers would tell which images were rejected, beside which
-    others of the same path lie.
-    """
-    for form in formats:
-        (target / FORMATS[form].folder).mkdir(parents=True)
-    names = {name for name, *_ in kept}
-    numbers: Counter[str] = Counter()
-    rows: list[tuple[str, int, str]] = []
-    files: dict[str, str] = {}
-    sheet: dict[str, list[Tensor]] = {label_name: [] for *_, label_name in kept}
-    total = len(image_names(manifest["files"]))
-    for image, old in tqdm(read_images(folder, manifest, CURE), "writing", total, unit="image"):
-        source = FORMATS[PNG].name(old)
-        if source not in names:
-            continue
-        numbers[image.label_name] += 1
-        stem = f"{image.label_name}_{numbers[image.label_name]:06d}"
-        for form in formats:
-            content = (folder / source).read_bytes() if form == PNG else FORMATS[form].encode(image)
-            (target / FORMATS[form].name(stem)).write_bytes(content)
-            sha256 = manifest["files"][source] if form == PNG else hashlib.sha256(content).hexdigest()
-            files[FORMATS[form].name(stem)] = sha256
-        rows.append((FORMATS[PNG].name(stem), image.label, image.label_name))
-        if len(sheet[image.label_name]) < SHEET_IMAGES:
-            sheet[image.label_name].append(torch.from_numpy(image.pixels))
-    seal_cohort(target, rows, [*sheet.values()], [*sheet], released, datasheet, files)
 
 
 def _report(entry: dict[str, Any], target: Path, is_new: bool) -> None:
