@@ -85,7 +85,7 @@ def test_keys_decide_and_what_is_saved_is_what_was_decided(page: Browser, cohort
     assert state(page) == (f"5 of 5: {TUBERCULOSIS[1]}", "", "4 of 5 reviewed: 1 accepted, 3 rejected")
     unfinished = review(cohort, page.saved())
     assert unfinished.undecided(NORMAL + TUBERCULOSIS) == [TUBERCULOSIS[1]]
-    assert "1 images are not reviewed yet" in page.text("notice")
+    assert "Not reviewed yet: 1." in page.text("notice")
     page.press("A")
     assert page.text("notice") == "Every image is reviewed. Save review.csv (S)."
     saved = page.saved()
@@ -188,7 +188,7 @@ def test_saved_review_continues_in_another_browser(page: Browser, cohort: Path, 
         page.reload()
         page.give("file", name)
         page.until("!document.getElementById('notice').hidden")
-        assert page.text("notice") == "3 decisions were taken over. 2 images are not reviewed yet."
+        assert page.text("notice") == "Decisions taken over: 3. Not reviewed yet: 2."
         assert state(page)[::2] == (f"4 of 5: {TUBERCULOSIS[0]}", "3 of 5 reviewed: 1 accepted, 2 rejected")
         page.press("ArrowLeft")
         assert page.value("document.getElementById('comment').value") == "+ a; b"

@@ -136,7 +136,7 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     isSaved = true;
     const open = numberOf("");
-    tell(`review.csv is saved where this browser puts downloads.${open ? ` ${open} images are not reviewed yet.` : ""}`);
+    tell(`review.csv is saved where this browser puts downloads.${open ? ` Not reviewed yet: ${open}.` : ""}`);
   }
 
   function parse(text) {
@@ -174,7 +174,7 @@
     tell(
       taken === 0
         ? "This file holds no decision about an image of this cohort."
-        : `${taken} decisions were taken over. ${numberOf("")} images are not reviewed yet.`,
+        : `Decisions taken over: ${taken}. Not reviewed yet: ${numberOf("")}.`,
     );
   }
 

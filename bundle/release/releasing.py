@@ -156,7 +156,7 @@ def _report(entry: dict[str, Any], target: Path, is_new: bool) -> None:
     print(f"{here} of {images} images: {here - unreviewed} accepted{rejected}, {unreviewed} not reviewed.")
     if named := review["reasons"].get("identifiable"):
         print(
-            f"{named} rejected images might show or name a real person. The others come from the same generator: find "
+            f"{named} of the rejected images might show or name a real person. The others come from the same generator: find "
             "out why before you hand anything over."
         )
     print(

@@ -276,7 +276,7 @@ def test_rejected_as_a_person_is_a_warning(
     cohort: Path, new_review: ReviewMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release(cohort, tmp_path / "out", new_review(normal_000001="identifiable"))
-    assert "1 rejected images might show or name a real person." in capsys.readouterr().out
+    assert "1 of the rejected images might show or name a real person." in capsys.readouterr().out
 
 
 def test_release_can_be_audited_reviewed_and_released_again(
