@@ -28,8 +28,8 @@ generate: $(INSTALLED)  ## Write a synthetic cohort from the shipped weights: X-
 test: lint  ## Check format, lint and types, then run the tests
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-# What each needs is in docs/integrations.md.
-integration: $(INSTALLED)  ## Run the tests against other programs, such as Orthanc, where these are installed
+# What each needs is in docs/integrations.md and docs/release.md.
+integration: $(INSTALLED)  ## Run the tests against other programs (Orthanc, Chromium), where these are installed
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m integration -rs $(ARGS)
 
 lint: $(INSTALLED)  ## Check format, lint, the order of stages and types

@@ -27,6 +27,7 @@ from PIL import Image
 from bundle.cohort.judge import JudgePathd
 from bundle.cohort.ledger import VERDICT, CohortError, WalkLedger
 from bundle.cohort.progress import GenerationProgress
+from bundle.cohort.review_page import PAGE, has_page
 from bundle.cohort.settings import default_guides
 from bundle.data import get_modality
 from bundle.files import content_digest, write_json
@@ -85,6 +86,19 @@ def test_cohort_holds_what_it_should(cohort: Path) -> None:
         "datasheet.md",
         "contact_sheet.png",
     }
+    assert {path.name for path in cohort.iterdir()} == {"cohort", "private", PAGE}
+    assert has_page(manifest, cohort / PAGE)
+
+
+def test_verification_writes_the_page_that_an_earlier_version_did_not_write(
+    cohort: Path, toy_models: Path, squeezenet_file: Path
+) -> None:
+    page = (cohort / PAGE).read_bytes()
+    (cohort / PAGE).unlink()
+    before = digest(cohort / "cohort")
+    generate(toy_models, cohort, squeezenet_file=str(squeezenet_file))
+    assert (cohort / PAGE).read_bytes() == page
+    assert digest(cohort / "cohort") == before
 
 
 @pytest.mark.parametrize("modality", ["xray", "fundus"])

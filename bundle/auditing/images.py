@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.auditing.other_formats import copy_problem, other_formats
+from bundle.cohort.contents import read_filtered
 from bundle.cohort.ledger import CohortError
-from bundle.cohort.writer import CURE, MANIFEST, images_sha256, read_filtered, verify_cohort
+from bundle.cohort.writer import CURE, MANIFEST, images_sha256, verify_cohort
 from bundle.data import DatasetDir, ImageData, Modality, image_transform
 from bundle.data.class_folders import has_class_folders, read_class_folders
 from bundle.data.dataset import IDENTITY_SPLITS
@@ -70,7 +71,7 @@ class Cohort:
         manifest: content of the cohort's manifest if it matches the files; otherwise empty.
         holds: whether the manifest matches the files; None if there is none.
         not_judged: names of the files that are not audited: tables, texts and the contact sheet.
-        filtered: removals of images by earlier audits, see `bundle.cohort.writer.read_filtered`.
+        filtered: removals of images by earlier audits, see `bundle.cohort.contents.read_filtered`.
         releases: folder, number of images, SHA-256 and `images_sha256` of each release, if several are audited as one.
     """
 

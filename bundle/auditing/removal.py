@@ -24,7 +24,8 @@ from bundle.auditing.engine import AuditEngine
 from bundle.auditing.images import Cohort, open_cohort
 from bundle.auditing.verdict import COPIES
 from bundle.cohort.formats import formats_of
-from bundle.cohort.writer import ADDING, COLUMNS, FILTERED, FILTERED_FILE, read_labels, write_cohort
+from bundle.cohort.review_page import PAGE, write_page
+from bundle.cohort.writer import ADDING, COLUMNS, FILTERED, FILTERED_FILE, read_labels, verify_cohort, write_cohort
 from bundle.data import DataError, DatasetDir
 from bundle.files import atomic_folder, write_json
 from bundle.markup import csv_text
@@ -162,6 +163,8 @@ def _write_sealed(kept: Cohort, target: Path, datasheet: str) -> None:
         manifest["gate"] = {name: {**entry, "images": counts[name]} for name, entry in manifest["gate"].items()}
     images = ((label, _pixels(kept.folder / name)) for name, label, _ in rows)
     write_cohort(target, images, tuple(manifest["class_names"]), manifest, datasheet, formats_of(manifest["files"]))
+    if not (page := target.parent / PAGE).exists():  # that of the whole cohort may lie there
+        write_page(target, verify_cohort(target), page)
 
 
 def _pixels(path: Path) -> Tensor:

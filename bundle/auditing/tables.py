@@ -10,7 +10,7 @@ from typing import Any
 from bundle.files import bundle_version
 from bundle.markup import markdown_table, markdown_text, three_digits
 
-__all__ = ["markdown_tables"]
+__all__ = ["audit_summary", "markdown_tables"]
 
 COLUMNS = {"cohort": "cohort", "test": "test images", "training": "training images"}
 # Number of characters of a hash.
@@ -46,19 +46,7 @@ def markdown_tables(results: Mapping[str, Any]) -> str:
         ),
         *_not_found(results["not_found"]),
         "## Nearness to members, and to people whom no network has seen",
-        "Only the difference can come from what the generator has learnt of its patients.",
-        markdown_table(
-            [
-                ["measure", "towards training images", "towards as many test images", "difference"],
-                *(
-                    [
-                        row["title"],
-                        *(_text(row[side], row["is_share"]) for side in ("members", "placebo", "difference")),
-                    ]
-                    for row in results["placebo"]
-                ),
-            ]
-        ),
+        *_nearness(results),
         "## Single images",
         f"{single['flagged']} images are nearer to a training image, as a whole or in part, than chance allows (false "
         f"alarms in {single['false_alarm_rate']:.1%} of cohorts).",
@@ -71,6 +59,47 @@ def markdown_tables(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def audit_summary(results: Mapping[str, Any]) -> str:
+    """Returns the part of `markdown_tables` that a cohort's datasheet repeats: the verdict and what it rests on.
+
+    Args:
+        results: content of results.json.
+    """
+    controls = [control["passed"] for control in results["controls"] if control["required"]]
+    return "\n\n".join(
+        [
+            _verdict(results["verdict"]),
+            f"Compared with real images: {_sides(results)}. Of {len(controls)} required controls, which ask whether "
+            f"the audit finds copies, {controls.count(True)} were met.",
+            *_nearness(results),
+            "In brackets: 95 % intervals.",
+        ]
+    )
+
+
+def _nearness(results: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [row["title"], *(_text(row[side], row["is_share"]) for side in ("members", "placebo", "difference"))]
+        for row in results["placebo"]
+    ]
+    head = ["measure", "towards training images", "towards as many test images", "difference"]
+    return [
+        "Only the difference can come from what the generator has learnt of its patients.",
+        markdown_table([head, *rows]),
+    ]
+
+
+def _sides(results: Mapping[str, Any]) -> str:
+    extra = f" ({results['extra_images']} of them extra)" if results["extra_images"] else ""
+    sides = (f"{side['images']} {role} of {side['patients']} patients" for role, side in results["real"].items())
+    return f"{', '.join(sides)}{extra}"
+
+
+def _verdict(verdict: Mapping[str, Any]) -> str:
+    title, reasons = markdown_text(verdict["title"]), markdown_text(" ".join(verdict["reasons"]))
+    return f"**Verdict {verdict['exit_code']}: {title}.** {reasons}"
+
+
 def _not_found(kinds: Sequence[str]) -> list[str]:
     if not kinds:
         return []
@@ -81,8 +110,7 @@ def _not_found(kinds: Sequence[str]) -> list[str]:
 
 
 def _heading(results: Mapping[str, Any]) -> list[str]:
-    real, cohort, verdict = results["real"], results["cohort"], results["verdict"]
-    extra = f" ({results['extra_images']} of them extra)" if results["extra_images"] else ""
+    cohort = results["cohort"]
     labels = ", ".join(f"{count} {markdown_text(name)}" for name, count in (cohort["labels"] or {}).items())
     return [
         f"# Audit: {markdown_text(results['modality'])}, {cohort['images']} synthetic images",
@@ -91,9 +119,7 @@ def _heading(results: Mapping[str, Any]) -> list[str]:
             [
                 f"- Cohort: {cohort['images']} images{f' ({labels})' if labels else ''}, sha256 "
                 f"`{cohort['sha256'][:HASH]}`, compared at {results['resolution']} px.",
-                "- Real images: "
-                + ", ".join(f"{side['images']} {role} of {side['patients']} patients" for role, side in real.items())
-                + f"{extra}.",
+                f"- Real images: {_sides(results)}.",
                 f"- Seed: {results['seed']}.",
                 f"- Version of the bundle: {bundle_version()}.",
                 "- Networks: "
@@ -102,7 +128,7 @@ def _heading(results: Mapping[str, Any]) -> list[str]:
                 f"- Features: {results['features']}; LPIPS: {results['lpips']}.",
             ]
         ),
-        f"**Verdict {verdict['exit_code']}: {verdict['title']}.** " + markdown_text(" ".join(verdict["reasons"])),
+        _verdict(results["verdict"]),
         "In brackets: 95 % intervals. A dash marks what does not apply.",
     ]
 

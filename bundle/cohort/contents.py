@@ -1,13 +1,14 @@
 # Copyright (c) the PLAN bundle contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the images of a cohort that exists, for commands that pass them on."""
+"""Reads a cohort that exists, for commands that pass it on or judge it."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,9 +18,9 @@ from PIL import Image
 from bundle.class_names import class_names_problem
 from bundle.cohort.image import CohortImage
 from bundle.cohort.ledger import CohortError
-from bundle.cohort.writer import MANIFEST, read_labels
+from bundle.cohort.writer import FILTERED, FILTERED_FILE, MANIFEST, read_labels
 
-__all__ = ["cohort_folder", "read_images"]
+__all__ = ["cohort_folder", "read_filtered", "read_images"]
 
 
 def cohort_folder(cohort_dir: str | os.PathLike[str]) -> Path:
@@ -61,3 +62,30 @@ def read_images(folder: Path, manifest: dict[str, Any], cure: str) -> Iterator[t
                 raise CohortError(f"{folder / name} is no PNG of 8 bits, grey or RGB. {cure}")
             pixels = np.array(picture)
         yield CohortImage(pixels, label, label_name, str(manifest.get("modality", ""))), PurePosixPath(name).stem
+
+
+def read_filtered(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Returns the removals of images by audits, from the manifest of a cohort or, without one, from a file in it.
+
+    A file that was not written by an audit counts as none.
+
+    Args:
+        folder: folder of the cohort.
+        manifest: content of its manifest; empty if there is none or it does not match the files.
+    """
+    if FILTERED in manifest:
+        return tuple(manifest[FILTERED])
+    try:
+        content = json.loads((folder / FILTERED_FILE).read_text(encoding="utf-8"))
+        entries = tuple(
+            {
+                "removed": int(entry["removed"]),
+                "images": int(entry["images"]),
+                "cohort_sha256": str(entry["cohort_sha256"]),
+                "networks": {str(name): str(value) for name, value in entry["networks"].items()},
+            }
+            for entry in content
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    return entries

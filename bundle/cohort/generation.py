@@ -24,6 +24,7 @@ from bundle.cohort.export import add_formats, is_to_change
 from bundle.cohort.formats import FORMATS, PNG, chosen_formats
 from bundle.cohort.ledger import CohortError, WalkLedger, differing_keys
 from bundle.cohort.paths import NEAREST, look_at_paths
+from bundle.cohort.review_page import PAGE, has_page, write_page
 from bundle.cohort.writer import CURE, verify_cohort, write_cohort
 from bundle.data import ImageData
 from bundle.files import sweep_temporary
@@ -79,7 +80,7 @@ def generate(
         ledger: record of the cohort's walked pairs.
         models: generator, guides and gate networks.
         gate: gate that evaluated the points.
-        output_dir: folder that receives ``cohort/`` and ``private/``.
+        output_dir: folder that receives ``cohort/``, ``private/`` and the page `bundle.cohort.review_page.PAGE`.
         data: real training images, for the private figure of the distance to the nearest one.
         squeezenet_file: weights of LPIPS's SqueezeNet for that figure; None lets torchvision find them.
         formats: file formats of the images, see `bundle.cohort.formats.chosen_formats`.
@@ -122,6 +123,8 @@ def _verify(cohort: Path, settings: dict[str, Any], formats: Sequence[str]) -> N
     print(f"{printable(str(cohort))} is complete: {len(manifest['files'])} files, each as the manifest says.")
     if is_to_change(manifest, formats):
         add_formats(cohort, formats, CURE)
+    if not has_page(manifest, cohort.parent / PAGE):
+        write_page(cohort, manifest, cohort.parent / PAGE)
 
 
 def _look_again(
@@ -174,11 +177,12 @@ def _make(
     write_cohort(cohort, images, models.class_names, manifest, datasheet(manifest, licence), formats)
     if not is_first:
         return
+    write_page(cohort, verify_cohort(cohort), cohort.parent / PAGE)
     judged = sum(counts["judged"] for counts in manifest["gate"].values())
     passed = sum(counts["passed"] for counts in manifest["gate"].values())
     print(
         f"{passed} of {judged} points passed the gate.\nThe cohort: {printable(str(cohort))}\n"
-        f"Not to be shared: {printable(str(private))}"
+        f"For its review: {printable(str(cohort.parent / PAGE))}\nNot to be shared: {printable(str(private))}"
     )
 
 

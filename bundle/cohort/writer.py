@@ -34,10 +34,12 @@ __all__ = [
     "FILTERED",
     "FILTERED_FILE",
     "MANIFEST",
+    "RELEASES",
+    "SHEET_IMAGES",
     "image_names",
     "images_sha256",
-    "read_filtered",
     "read_labels",
+    "seal_cohort",
     "sealed_manifest",
     "verify_cohort",
     "write_cohort",
@@ -51,13 +53,17 @@ MANIFEST_SHA256 = "manifest_sha256"
 ADDING = "adding"
 #: Entry of the manifest that lists removals of images by audits, each with the number ``removed``.
 FILTERED = "filtered"
-#: File with the same list in folders without a manifest.
+#: Entry of the manifest that lists the reviews after which images were released, each with the number ``left_out``.
+RELEASES = "releases"
+#: File with the removals by audits in folders without a manifest.
 FILTERED_FILE = "filtered.json"
 LABELS = "labels.csv"
 #: Columns of labels.csv.
 COLUMNS = ["image", "label", "label_name"]
 # Largest size of the contact sheet, for each class.
 SHEET_ROWS, SHEET_COLUMNS = 2, 12
+#: Number of images of each class that it shows at most.
+SHEET_IMAGES = SHEET_ROWS * SHEET_COLUMNS
 CURE = "Remove the folder and run the same command to make it anew."
 
 
@@ -107,15 +113,43 @@ def write_cohort(
         rows, sheet, files = _write_images(temporary, described, len(class_names), formats)
         if rank > 0:
             return
-        for name, content in (
-            (LABELS, csv_text([COLUMNS, *rows]).encode()),
-            ("contact_sheet.png", png_bytes(_contact_sheet(sheet, class_names), optimize=True)),
-            ("datasheet.md", datasheet.encode()),
-        ):
-            files[name] = _write(temporary / name, content)
-        # The hashes are those of the data in memory: hashes of the files would make the verification pointless.
-        _write(temporary / MANIFEST, sealed_manifest(manifest, files).encode())
-        verify_cohort(temporary)
+        seal_cohort(temporary, rows, sheet, class_names, manifest, datasheet, files)
+
+
+def seal_cohort(
+    folder: Path,
+    rows: Sequence[tuple[str, int, str]],
+    sheet: Sequence[Sequence[Tensor]],
+    class_names: Sequence[str],
+    manifest: Mapping[str, Any],
+    datasheet: str,
+    files: Mapping[str, str],
+) -> None:
+    """Adds labels, contact sheet, datasheet and manifest to a folder of images, and verifies the result.
+
+    Args:
+        folder: folder that holds the images.
+        rows: rows of labels.csv.
+        sheet: images for the contact sheet by class, uint8 [H, W] or [H, W, 3], at most `SHEET_IMAGES` of each.
+        class_names: names of these classes.
+        manifest: see `write_cohort`.
+        datasheet: see `write_cohort`.
+        files: SHA-256 of each image file by its name, of the data in memory: with hashes of the files, the verification
+            would be pointless.
+
+    Raises:
+        CohortError: the folder does not hold what the manifest says.
+        OSError: see `write_cohort`.
+    """
+    hashes = dict(files)
+    for name, content in (
+        (LABELS, csv_text([COLUMNS, *rows]).encode()),
+        ("contact_sheet.png", png_bytes(_contact_sheet(sheet, class_names), optimize=True)),
+        ("datasheet.md", datasheet.encode()),
+    ):
+        hashes[name] = _write(folder / name, content)
+    _write(folder / MANIFEST, sealed_manifest(manifest, hashes).encode())
+    verify_cohort(folder)
 
 
 def _described(
@@ -147,7 +181,7 @@ def _write_images(
                 hashes[len(names)] = _write(folder / form.name(stem), form.encode(image))
             names.append(form.name(stem))
         rows.append((FORMATS[PNG].name(stem), image.label, image.label_name))
-        if len(sheet[image.label]) < SHEET_ROWS * SHEET_COLUMNS:
+        if len(sheet[image.label]) < SHEET_IMAGES:
             sheet[image.label].append(torch.from_numpy(image.pixels))
     return rows, sheet, dict(zip(names, _together(hashes, len(names)), strict=True))
 
@@ -330,14 +364,17 @@ def _disagreements(folder: Path, manifest: dict[str, Any]) -> list[str]:
             if listed[name] != counted[name]:
                 problems.append(f"it has {listed[name]} images of {name}, and the manifest says {counted[name]}")
     removed = sum(entry["removed"] for entry in manifest.get(FILTERED, []))
-    wanted = manifest.get("configuration", {}).get("n_images", len(images) + removed)
-    if len(images) + removed != wanted:
+    left_out = sum(entry["left_out"] for entry in manifest.get(RELEASES, []))
+    gone = removed + left_out
+    wanted = manifest.get("configuration", {}).get("n_images", len(images) + gone)
+    if len(images) + gone != wanted:
         less = f" less {removed} that an audit removed" if removed else ""
+        less += f" less {left_out} that a review left out" if left_out else ""
         problems.append(f"it has {len(images)} images, and {wanted}{less} were asked for")
     return problems
 
 
-def _contact_sheet(sheet: list[list[Tensor]], class_names: tuple[str, ...]) -> Image.Image:
+def _contact_sheet(sheet: Sequence[Sequence[Tensor]], class_names: Sequence[str]) -> Image.Image:
     """Returns a grid of full rows with the same number of images for every class."""
     shown = [pixels for pixels in sheet if pixels]
     number = min(len(pixels) for pixels in shown)
@@ -346,30 +383,3 @@ def _contact_sheet(sheet: list[list[Tensor]], class_names: tuple[str, ...]) -> I
     pixels = torch.stack([image for images in shown for image in images[: rows * columns]])
     labels = [printable(name) for name, images in zip(class_names, sheet, strict=True) if images for _ in range(rows)]
     return image_grid(from_uint8(pixels), columns, labels)
-
-
-def read_filtered(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Returns the removals of images by audits, from the manifest of a cohort or, without one, from a file in it.
-
-    A file that was not written by an audit counts as none.
-
-    Args:
-        folder: folder of the cohort.
-        manifest: content of its manifest; empty if there is none or it does not match the files.
-    """
-    if FILTERED in manifest:
-        return tuple(manifest[FILTERED])
-    try:
-        content = json.loads((folder / FILTERED_FILE).read_text(encoding="utf-8"))
-        entries = tuple(
-            {
-                "removed": int(entry["removed"]),
-                "images": int(entry["images"]),
-                "cohort_sha256": str(entry["cohort_sha256"]),
-                "networks": {str(name): str(value) for name, value in entry["networks"].items()},
-            }
-            for entry in content
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ()
-    return entries

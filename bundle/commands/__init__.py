@@ -8,7 +8,7 @@ from typing import Any
 
 import bundle.options
 from bundle.commands.assessment import Audit, BlindReading, CheckData, Evaluate, Score
-from bundle.commands.cohorts import Export, Generate, Inference, Invert, Send
+from bundle.commands.cohorts import Export, Generate, Inference, Invert, Release, Send
 from bundle.commands.training import TrainAudit, TrainEncoder, TrainGan, TrainGuides, TrainLatentGuides
 from bundle.options import Options
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, type[Options]] = {
     "generate": Generate,
     "inference": Inference,
     "invert": Invert,
+    "release": Release,
     "score": Score,
     "send": Send,
     "train_audit": TrainAudit,

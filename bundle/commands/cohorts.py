@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from bundle.commands.common import Command, Formats, Layout, Points, RealImagesOptions, Tracked
+from bundle.commands.common import Command, Formats, Layout, OptionalFormats, Points, RealImagesOptions, Tracked
 from bundle.latent.centroids import METHODS
 from bundle.latent.pairs import ENDS
 from bundle.option_types import (
@@ -31,7 +31,7 @@ from bundle.option_types import (
 from bundle.options import Options
 from bundle.pacs.addresses import AETitle, OptionalAETitle, OptionalHost, OptionalUrl, Port
 
-__all__ = ["Export", "Generate", "Inference", "Invert", "Send"]
+__all__ = ["Export", "Generate", "Inference", "Invert", "Release", "Send"]
 
 
 class Invert(Command, RealImagesOptions):
@@ -119,6 +119,20 @@ class Send(Options):
     ca_file: File
     retries: Annotated[int, Field(ge=0, le=100)]
     confirm: bool
+    output_dir: OutputFolder
+    save_execute_config: Any
+
+
+class Release(Options):
+    """Options of configs/release.json."""
+
+    bundle_root: str
+    cohort_dir: RequiredFolder
+    review: File
+    audit_dir: OptionalFolder
+    unreviewed: bool
+    formats: OptionalFormats
+    page: OptionalFilePath
     output_dir: OutputFolder
     save_execute_config: Any
 

@@ -24,6 +24,7 @@ __all__ = [
     "Kimg",
     "Layout",
     "ModalityName",
+    "OptionalFormats",
     "Pattern",
     "Points",
     "RealImagesOptions",
@@ -47,6 +48,7 @@ def _without(problem_of: Callable[[Any], str | None]) -> AfterValidator:
 
 Pattern = Annotated[Any, _without(lambda value: None if value is None else pattern_problem(value))]
 Formats = Annotated[Any, _without(formats_problem)]
+OptionalFormats = Annotated[Any, _without(lambda value: None if value is None else formats_problem(value))]
 
 Layout = Annotated[
     Any,

@@ -41,7 +41,7 @@ def architecture_svg() -> str:
     """Returns the figure: a row for each stage, with a dot in the column of each stage that it imports."""
     purposes, graph = stages(), grimp.build_graph("bundle", cache_dir=None)
     names = list(purposes)
-    figure = Figure(figsize=(11, 0.42 * len(names) + 1.2), layout="constrained")
+    figure = Figure(figsize=(12, 0.42 * len(names) + 1.2), layout="constrained")
     axes = figure.subplots()
     for row, (name, purpose) in enumerate(purposes.items()):
         axes.text(-0.7, row, name, ha="right", va="center", weight="bold")

@@ -21,6 +21,7 @@ from PIL import Image
 from bundle.auditing.engine import AuditEngine
 from bundle.auditing.images import open_cohort
 from bundle.auditing.reference import Reference
+from bundle.auditing.tables import audit_summary
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.cohort.writer import write_cohort
 from bundle.data import DataError, ImageData, get_modality
@@ -93,6 +94,10 @@ def test_strangers_pass_and_every_measure_tells_training_images_from_test_images
         assert all(f"| {row['title']} | " in tables for row in engine.results[listed])
     assert tables.count("| yes |") == sum(control["passed"] is True for control in engine.results["controls"])
     assert not any(text in tables for text in (str(tmp_path), SURNAME, "MRN-", "0000.png"))
+    verdict, _, sentence, nearness, _ = audit_summary(engine.results).split("\n\n")
+    assert f"{verdict}\n\n" in tables
+    assert f"{sentence}\n\n{nearness}\n\n" in tables
+    assert nearness.count("\n| ") == len(engine.results["placebo"])
 
 
 @pytest.fixture

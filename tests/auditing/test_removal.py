@@ -17,6 +17,7 @@ from bundle.auditing.images import open_cohort
 from bundle.auditing.removal import AUDIT_DIR, COHORT_DIR, audit_without_flagged, write_without
 from bundle.auditing.verdict import COPIES, PASSED, UNUSABLE
 from bundle.cohort.ledger import CohortError
+from bundle.cohort.review_page import PAGE, has_page
 from bundle.cohort.writer import read_labels, verify_cohort, write_cohort
 from bundle.data import DataError, get_modality
 from bundle.files import sha256_file
@@ -78,6 +79,7 @@ def test_a_sealed_cohort_stays_sealed_and_says_what_was_removed(
     assert contents(folder) == before
     made = tmp_path / "audit" / COHORT_DIR
     written = verify_cohort(made)
+    assert has_page(written, made.parent / PAGE)
     assert [entry["images"] for entry in written["gate"].values()] == [24, 24]
     (removal,) = written["filtered"]
     assert (removal["removed"], removal["images"]) == (2, 50)
