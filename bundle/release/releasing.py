@@ -156,8 +156,8 @@ def _report(entry: dict[str, Any], target: Path, is_new: bool) -> None:
     print(f"{here} of {images} images: {here - unreviewed} accepted{rejected}, {unreviewed} not reviewed.")
     if named := review["reasons"].get("identifiable"):
         print(
-            f"{named} of the rejected images might show or name a real person. The others come from the same generator: "
-            "find out why before you hand anything over."
+            f"{named} of the rejected images might show or name a real person. The others come from the same "
+            "generator: find out why before you hand anything over."
         )
     print(
         f"The release{'' if is_new else ', which was there already'}: {printable(str(target))} "
