@@ -58,14 +58,14 @@ class Browser:
         )
         os.close(commands)
         os.close(answers)
-        self._rest, self._number, self._session = b"", 0, ""
+        self._rest, self._number, self.attached = b"", 0, ""
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads), eventsEnabled=True)
         self.new_page()
 
     def new_page(self) -> None:
         """Opens another page and turns to it."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.attached = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
             self.call(f"{domain}.enable")
 
@@ -79,8 +79,8 @@ class Browser:
         """Calls a method of the protocol and returns its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
-        if self._session and method.partition(".")[0] not in ("Browser", "Target"):
-            message["sessionId"] = self._session
+        if self.attached and method.partition(".")[0] not in ("Browser", "Target"):
+            message["sessionId"] = self.attached
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while (answer := self._receive()).get("id") != self._number:
             self.events.append(answer)

@@ -152,16 +152,16 @@ def test_progress_outlasts_a_reload_and_is_shared_between_windows(page: Browser,
     page.reload()
     assert state(page) == (f"3 of 5: {NORMAL[2]}", "", "2 of 5 reviewed: 1 accepted, 1 rejected")
     assert page.value("document.getElementById('comment').value") == "remember"
-    first = page._session
+    first = page.attached
     page.new_page()
     page.open(cohort.parent / PAGE)
     page.press("a")
     assert state(page)[2] == "3 of 5 reviewed: 2 accepted, 1 rejected"
-    second, page._session = page._session, first
+    second, page.attached = page.attached, first
     page.until("document.getElementById('counts').textContent.startsWith('3 of 5')")
     assert state(page)[2] == "3 of 5 reviewed: 2 accepted, 1 rejected"
     page.press("u")  # of this window's decisions there is none to take back
-    page._session = second
+    page.attached = second
     assert state(page)[2] == "3 of 5 reviewed: 2 accepted, 1 rejected"
 
 
